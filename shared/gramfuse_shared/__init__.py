@@ -1,0 +1,1 @@
+"""What both parties must agree on: the wire contract, the mathematics of fusion, the merge engine."""

@@ -1,0 +1,336 @@
+"""Requests and answers of the HTTP API. Paths and status codes are in the OpenAPI document and docs/wire-format.md."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.receipt import Base64, SignedReceipt
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.identifiers import Digest, FileName, JobId, OrganizationName, ProjectId
+
+Role = Literal["operator", "coordinator", "participant"]
+ContributionState = Literal["open", "sealed", "accepted", "rejected", "expired", "withdrawn"]
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ProjectState = Literal["open", "sealed", "ready", "rejected"]
+
+Item = TypeVar("Item")
+
+
+class Page(Document, Generic[Item]):
+    """A part of a list; `next_cursor` asks for the next part and is absent on the last."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None = None
+
+
+class Problem(Document):
+    """An RFC 9457 problem document. `code` is stable, `facts` are machine-readable details of this occurrence."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool = False
+    instance: str | None = None
+    facts: dict[str, Any] = {}
+
+
+# --- server and identities ---------------------------------------------------------------------------------------
+
+
+class ServerInfo(Document):
+    """What anybody may know of a server; clients pin `receipt_key` on first use."""
+
+    service: Literal["gramfuse"] = "gramfuse"
+    version: str
+    receipt_key: Base64
+
+
+class Health(Document):
+    """`ok`, and for readiness the state of each part that a request needs."""
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = {}
+
+
+class WhoAmI(Document):
+    """The caller's token. An operator's token belongs to no organization."""
+
+    organization: OrganizationName | None
+    role: Role
+    token: str
+    expires_at: datetime | None
+
+
+class OrganizationCreate(Document):
+    """Creates an organization."""
+
+    name: OrganizationName
+
+
+class Organization(Document):
+    """A tenant."""
+
+    name: OrganizationName
+    created_at: datetime
+
+
+class TokenCreate(Document):
+    """Creates a token; the operator role takes no organization, the others need one."""
+
+    role: Role
+    organization: OrganizationName | None = None
+    days: Annotated[int, Field(ge=1, le=3650)] = 90
+
+
+class TokenInfo(Document):
+    """A token without its secret."""
+
+    id: str
+    role: Role
+    organization: OrganizationName | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None = None
+
+
+class TokenCreated(TokenInfo):
+    """A new token; `token` is shown this once and cannot be recovered."""
+
+    token: str
+
+
+# --- projects ------------------------------------------------------------------------------------------------------
+
+
+class FileUpload(FileEntry):
+    """A file that is being uploaded in parts: every part but the last has `part_bytes` bytes, numbered from 0."""
+
+    part_bytes: Annotated[int, Field(ge=1)]
+    part_count: Annotated[int, Field(ge=1, le=limits.MAX_PARTS_PER_FILE)]
+    received_parts: Annotated[int, Field(ge=0)]
+
+
+class Part(Document):
+    """A part that has arrived."""
+
+    number: int
+    bytes: int
+    sha256: Digest
+
+
+class PartList(Document):
+    """The parts of a file that have arrived, so that a rerun sends only the others."""
+
+    file: FileName
+    part_bytes: int
+    part_count: int
+    parts: tuple[Part, ...]
+
+
+class ProjectCreate(Document):
+    """Creates a project: its base model's manifest and its first policy."""
+
+    base: BaseManifest
+    policy: Policy = Policy()
+
+
+class Participant(Document):
+    """A member of a project and the newest policy version that it accepted."""
+
+    organization: OrganizationName
+    invited_at: datetime
+    accepted_policy: PolicyReference | None
+
+
+class Project(Document):
+    """A project as its members see it. `ready` once the base model is uploaded and checked."""
+
+    id: ProjectId
+    coordinator: OrganizationName
+    state: ProjectState
+    reason: str | None = None
+    base: Digest
+    policy: PolicyReference
+    created_at: datetime
+    participants: tuple[Participant, ...]
+    files: tuple[FileUpload, ...]
+
+
+class PolicyVersion(Document):
+    """A version of a project's policy."""
+
+    version: int
+    digest: Digest
+    policy: Policy
+    created_at: datetime
+
+
+class Acceptance(Document):
+    """An organization's recorded acceptance of a policy version."""
+
+    organization: OrganizationName
+    policy: PolicyReference
+    token: str
+    accepted_at: datetime
+
+
+# --- contributions -------------------------------------------------------------------------------------------------
+
+
+class Contribution(Document):
+    """A contribution as the project's members see it; `reason` and `files` are its own organization's only."""
+
+    id: Digest
+    organization: OrganizationName
+    state: ContributionState
+    reason: str | None = None
+    policy: PolicyReference
+    bytes: int
+    created_at: datetime
+    sealed_at: datetime | None = None
+    decided_at: datetime | None = None
+    withdrawn_at: datetime | None = None
+    files: tuple[FileUpload, ...] = ()
+
+
+class ContributionDetail(Contribution):
+    """A contribution with its manifest, for its own organization."""
+
+    manifest: ContributionManifest | None = None
+
+
+# --- jobs ----------------------------------------------------------------------------------------------------------
+
+
+class JobCreate(Document):
+    """Submits a job. `recipe.models` names organizations or contribution ids of the cohort; empty: every
+    participant's newest accepted contribution.
+    """
+
+    recipe: Recipe
+
+
+class JobContribution(Document):
+    """A member of a job's cohort."""
+
+    organization: OrganizationName
+    contribution: Digest
+
+
+class JobError(Document):
+    """Why an attempt failed: an error's code and message."""
+
+    code: str
+    message: str
+
+
+class Job(Document):
+    """A job. `progress` runs from 0 to 1; `rate` is bytes of input a second; `estimate_seconds` is what remains."""
+
+    id: JobId
+    project: ProjectId
+    state: JobState
+    stage: str
+    attempt: int
+    progress: Annotated[float, Field(ge=0, le=1)]
+    done_tasks: int
+    total_tasks: int
+    rate: float | None = None
+    estimate_seconds: float | None = None
+    recipe: Recipe
+    cohort: tuple[JobContribution, ...]
+    error: JobError | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class JobLogEntry(Document):
+    """A line of a job's history."""
+
+    sequence: int
+    at: datetime
+    attempt: int
+    message: str
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+class Model(Document):
+    """A published model. `withdrawn_members` names organizations that withdrew after publication."""
+
+    id: JobId
+    project: ProjectId
+    created_at: datetime
+    bytes: int
+    files: tuple[FileEntry, ...]
+    withdrawn_members: tuple[OrganizationName, ...] = ()
+    deleted_at: datetime | None = None
+    receipt: SignedReceipt
+
+
+# --- operators -----------------------------------------------------------------------------------------------------
+
+
+class WorkerInfo(Document):
+    """A worker by its heartbeat."""
+
+    id: str
+    host: str
+    device: str
+    memory_bytes: int
+    version: str
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    running: tuple[str, ...] = ()
+
+
+class AdminContribution(Contribution):
+    """A contribution with its project, for operators."""
+
+    project: ProjectId
+
+
+class Storage(Document):
+    """What the blob store holds, by the database's account."""
+
+    blobs: int
+    blob_bytes: int
+    open_upload_bytes: int
+
+
+class Overview(Document):
+    """The operator's first look."""
+
+    version: str
+    workers_alive: int
+    organizations: int
+    projects: int
+    contributions: dict[str, int]
+    jobs: dict[str, int]
+    models: int
+    storage: Storage
+    recent_failures: tuple[Job, ...]
+
+
+class AuditEntry(Document):
+    """A row of the hash-chained audit log; `digest` covers the row and `previous`."""
+
+    sequence: int
+    at: datetime
+    organization: OrganizationName | None
+    token: str | None
+    action: str
+    subject: str
+    details: dict[str, Any]
+    previous: Digest
+    digest: Digest

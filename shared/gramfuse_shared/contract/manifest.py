@@ -1,0 +1,179 @@
+"""Manifests: what a base model or a contribution consists of, down to every tensor, before a byte of it travels."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, Header
+from gramfuse_shared.identifiers import Digest, FileName, OrganizationName, ProjectId, TensorName
+
+Size = Annotated[int, Field(ge=0, lt=2**53)]
+RowCount = Annotated[int, Field(ge=0, le=limits.MAX_ROWS)]
+DtypeName = Literal[
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "I64", "U64", "F64"
+]
+assert set(DtypeName.__args__) == set(DTYPE_BYTES)  # type: ignore[attr-defined] # noqa: S101 - one list, two spellings
+
+
+class FileEntry(Document):
+    """A file by name, length and digest."""
+
+    name: FileName
+    bytes: Annotated[int, Field(ge=1, le=limits.MAX_FILE_BYTES)]
+    sha256: Digest
+
+
+class TensorInfo(Document):
+    """A tensor without its values."""
+
+    name: TensorName
+    dtype: DtypeName
+    shape: Annotated[tuple[Size, ...], Field(max_length=limits.MAX_TENSOR_DIMENSIONS)]
+
+
+Tensors = Annotated[tuple[TensorInfo, ...], Field(max_length=limits.MAX_TENSORS_PER_FILE)]
+
+
+class LayerInfo(Document):
+    """A linear layer that reads a tap. `layout` is its weight's: nn.Linear stores [out, in], GPT-2's Conv1D [in, out]."""
+
+    weight: TensorName
+    layout: Literal["out_in", "in_out"] = "out_in"
+
+
+class TapInfo(Document):
+    """A tap without its values: where it is, what reads it, and how many rows went into its Gram matrix.
+
+    `rows` divides the raw sum; `distinct_rows` counts a row once per distinct example and is what the policy's
+    minimum is about. `source` says whether a row depends on its own token alone (`embeddings`), on others too
+    (`mixed`), or that this could not be found out (`unknown`, which the policy treats like `embeddings`).
+    """
+
+    name: TensorName
+    width: Annotated[int, Field(ge=1, le=limits.MAX_TAP_WIDTH)]
+    rows: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)]
+    distinct_rows: RowCount
+    source: Literal["embeddings", "mixed", "unknown"]
+    layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _rows_bound_distinct_rows(self) -> Self:
+        if self.distinct_rows > self.rows:
+            msg = "distinct_rows exceeds rows"
+            raise ValueError(msg)
+        return self
+
+
+Taps = Annotated[tuple[TapInfo, ...], Field(max_length=limits.MAX_TAPS)]
+
+
+class BaseFile(FileEntry):
+    """A file of the base model; of a safetensors file also its tensors, in file order."""
+
+    tensors: Tensors | None = None
+
+
+class BaseManifest(Document):
+    """The base model of a project: a task-ready `from_pretrained` folder. Its digest is the fingerprint."""
+
+    format: Literal["gramfuse/base/1"] = "gramfuse/base/1"
+    files: Annotated[tuple[BaseFile, ...], Field(min_length=1, max_length=limits.MAX_FILES_PER_UPLOAD)]
+    vocabulary_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="config.json's vocab_size; tensors with a dimension of it count as embeddings"
+    )
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _require_unique("file", [file.name for file in self.files])
+        _require_unique("tensor", [tensor.name for tensor in self.tensors])
+        if not any(file.name == "config.json" for file in self.files):
+            msg = "a base model holds config.json"
+            raise ValueError(msg)
+        if not self.tensors:
+            msg = "a base model holds tensors in safetensors files"
+            raise ValueError(msg)
+        if any(file.name.endswith(".safetensors") == (file.tensors is None) for file in self.files):
+            msg = "safetensors files, and only these, list their tensors"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All tensors of all files."""
+        return tuple(tensor for file in self.files for tensor in file.tensors or ())
+
+
+class PolicyReference(Document):
+    """A policy by version and digest."""
+
+    version: Annotated[int, Field(ge=1, le=1_000_000)]
+    digest: Digest
+
+
+class CollectorSettings(Document):
+    """How statistics were measured; numbers and fixed words only, never free text."""
+
+    collector_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,32}$")]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    padding: Literal["dropped", "counted"] = "dropped"
+
+
+class WeightsSection(Document):
+    """The file of weights: tensors in file order."""
+
+    file: FileEntry
+    tensors: Annotated[Tensors, Field(min_length=1)]
+
+
+class StatisticsSection(Document):
+    """The file of statistics: taps in file order."""
+
+    file: FileEntry
+    taps: Annotated[Taps, Field(min_length=1)]
+    collector: CollectorSettings
+
+
+class ContributionManifest(Document):
+    """One participant's immutable upload. Its digest is the contribution's id, so it holds no clock and no chance.
+
+    `generation` is raised to send the same content again after an earlier contribution expired or was withdrawn.
+    """
+
+    format: Literal["gramfuse/contribution/1"] = "gramfuse/contribution/1"
+    project: ProjectId
+    organization: OrganizationName
+    base: Digest
+    policy: PolicyReference
+    generation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    weights: WeightsSection
+    statistics: StatisticsSection | None = None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _require_unique("file", [file.name for file in self.files])
+        _require_unique("tensor", [tensor.name for tensor in self.weights.tensors])
+        if self.statistics is not None:
+            _require_unique("tap", [tap.name for tap in self.statistics.taps])
+            _require_unique("layer", [layer.weight for tap in self.statistics.taps for layer in tap.layers])
+        return self
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files that travel."""
+        return (self.weights.file,) if self.statistics is None else (self.weights.file, self.statistics.file)
+
+
+def tensors_of(header: Header) -> tuple[TensorInfo, ...]:
+    """List a parsed header's tensors in file order, as a manifest does."""
+    return tuple(
+        TensorInfo.model_validate({"name": entry.name, "dtype": entry.dtype, "shape": entry.shape})
+        for entry in header.tensors.values()
+    )
+
+
+def _require_unique(what: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        msg = f"a {what} is named twice"
+        raise ValueError(msg)

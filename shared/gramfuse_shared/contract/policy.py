@@ -1,0 +1,112 @@
+"""What a project allows to leave an organization and to be merged. Both sides enforce it, the client first."""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document
+
+Pattern = Annotated[str, Field(min_length=1, max_length=256)]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
+MergeMethod = Literal["linear", "regmean"]
+TensorRole = Literal["embedding", "head", "body"]
+
+DEFAULT_EMBEDDING_PARAMETERS: Final = (
+    "*word_embeddings*",
+    "*position_embeddings*",
+    "*token_type_embeddings*",
+    "*patch_embeddings*",
+    "*cls_token",
+    "*embed_tokens*",
+    "*embed_positions*",
+    "*rel_embeddings*",
+    "*wte.weight",
+    "*wpe.weight",
+    "shared.weight",
+    "lm_head.*",
+)
+DEFAULT_HEAD_PARAMETERS: Final = (
+    "classifier.*",
+    "pre_classifier.*",
+    "classification_head.*",
+    "score.*",
+    "qa_outputs.*",
+    "pooler.*",
+    "head.*",
+    "cls.*",
+)
+
+
+class Policy(Document):
+    """The rules of one project; every participant accepts a version of it by its digest.
+
+    The defaults are the safe settings. Whoever writes an unsafe one makes every participant accept it explicitly.
+    """
+
+    format: Literal["gramfuse/policy/1"] = "gramfuse/policy/1"
+    aggregation: Literal["plain"] = Field(
+        default="plain",
+        description="plain: the server sees each organization's weights and statistics, and says so",
+    )
+    methods: tuple[MergeMethod, ...] = Field(default=("linear", "regmean"), min_length=1)
+    embeddings: Literal["base", "average"] = Field(
+        default="base",
+        description="base: embeddings, and output weights tied to or shaped like them, are the base model's and none "
+        "leave. average: they leave and reveal which tokens the private text holds",
+    )
+    embedding_parameters: Patterns = DEFAULT_EMBEDDING_PARAMETERS
+    embedding_taps: Literal["withhold", "send"] = Field(
+        default="withhold",
+        description="withhold: statistics of taps that embeddings feed directly stay at home, their linears are "
+        "averaged. send: they leave and reveal the private text's token counts",
+    )
+    heads: Literal["private", "shared"] = Field(
+        default="private", description="private: task heads stay at home, the merged model has the base's"
+    )
+    head_parameters: Patterns = DEFAULT_HEAD_PARAMETERS
+    minimum_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=20.0, description="a tap with fewer distinct rows than this times its width is not sent"
+    )
+    advised_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=200.0, description="a tap with fewer distinct rows than this times its width is warned about"
+    )
+    minimum_cohort: Annotated[int, Field(ge=2, le=limits.MAX_COHORT)] = Field(
+        default=3, description="a job merges at least this many organizations"
+    )
+    cohorts: Literal["frozen", "open"] = Field(
+        default="frozen",
+        description="frozen: after a release an organization is merged only in the same set, with the same weights, "
+        "alpha and normalisation, because two merges that differ by one member reveal it. open: any cohort",
+    )
+    downloads: Literal["participants", "coordinator"] = Field(
+        default="participants", description="who may download merged models"
+    )
+
+    def role_of(self, name: str, shape: Sequence[int], vocabulary_size: int | None) -> TensorRole:
+        """Say what a parameter is to this policy.
+
+        Any tensor with a dimension of the vocabulary's size counts as an embedding, whatever its name: rows of it
+        belong to tokens, so its change reveals which tokens occurred.
+        """
+        if (vocabulary_size is not None and vocabulary_size in shape) or matches_any(name, self.embedding_parameters):
+            return "embedding"
+        if matches_any(name, self.head_parameters):
+            return "head"
+        return "body"
+
+    def may_leave(self, role: TensorRole) -> bool:
+        """Tell whether weights of this role may leave an organization."""
+        return {"embedding": self.embeddings == "average", "head": self.heads == "shared", "body": True}[role]
+
+    def minimum_rows(self, width: int) -> int:
+        """Distinct rows below which a tap of this width is not sent."""
+        return math.ceil(self.minimum_rows_per_dimension * width)
+
+
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a parameter's name matches one of the shell-style patterns, case-sensitively."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

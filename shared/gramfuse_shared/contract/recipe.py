@@ -1,0 +1,160 @@
+"""Recipes: the merge method and its parameters, with mergekit's key names where they exist."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document, describe_validation
+from gramfuse_shared.contract.policy import MergeMethod, Patterns
+from gramfuse_shared.errors import RecipeInvalidError, TooLargeError
+
+ComputeDtype = Literal["float32", "float64"]
+OutputDtype = Literal["float32", "bfloat16", "float16"]
+
+_GLOB_CHARACTERS: Final = frozenset("*?[")
+
+
+class Conditional(Document):
+    """A value for the parameters that a filter selects: a glob, or as in mergekit a part of the name; none: the rest."""
+
+    filter: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    value: float
+
+    def selects(self, name: str) -> bool:
+        """Tell whether this value is meant for the parameter."""
+        if self.filter is None:
+            return True
+        if _GLOB_CHARACTERS.isdisjoint(self.filter):
+            return self.filter in name
+        return fnmatch.fnmatchcase(name, self.filter)
+
+
+Conditionals = Annotated[tuple[Conditional, ...], Field(min_length=1, max_length=limits.MAX_PATTERNS)]
+Overridable = float | Conditionals
+"""One number, or a list of `{filter, value}` of which the first that selects a parameter's name applies."""
+
+
+def resolve(value: Overridable, name: str, *, default: float) -> float:
+    """Return the number that applies to the parameter; `default` where no filter selects it."""
+    if isinstance(value, float):
+        return value
+    return next((conditional.value for conditional in value if conditional.selects(name)), default)
+
+
+def _values(value: Overridable) -> list[float]:
+    return [value] if isinstance(value, float) else [conditional.value for conditional in value]
+
+
+class ModelParameters(Document):
+    """Parameters of one model of the merge."""
+
+    weight: Overridable = 1.0
+
+    @field_validator("weight")
+    @classmethod
+    def _weights_are_not_negative(cls, weight: Overridable) -> Overridable:
+        if any(value < 0 for value in _values(weight)):
+            msg = "a weight is not negative"
+            raise ValueError(msg)
+        return weight
+
+
+class ModelEntry(Document):
+    """One model of the merge: a folder for `gramfuse merge`; for the service an organization or a contribution's id."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    parameters: ModelParameters = ModelParameters()
+
+
+class MethodParameters(Document):
+    """Parameters of the method. `alpha` scales a Gram matrix's off-diagonal (RegMean); `normalize` says whether
+    organizations count alike (`equal`, as published) or by their rows.
+    """
+
+    alpha: Overridable = 0.9
+    normalize: Literal["equal", "rows"] = "equal"
+    exclude: Patterns = ()
+
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_is_a_share(cls, alpha: Overridable) -> Overridable:
+        if any(not 0 <= value <= 1 for value in _values(alpha)):
+            msg = "alpha lies between 0 and 1"
+            raise ValueError(msg)
+        return alpha
+
+
+class TokenizerSource(Document):
+    """Where the merged model's tokenizer comes from; only the base's is possible."""
+
+    source: Literal["base"] = "base"
+
+
+class Recipe(Document):
+    """A merge, complete enough to be repeated. Fields as in mergekit; `normalize: equal|rows` is gramfuse's own.
+
+    `dtype` is the precision of the computation (default: float32, and float64 where alpha needs it), `out_dtype`
+    that of the floating-point tensors written (default: as the base stores them). `exclude`d parameters are the base's.
+    """
+
+    merge_method: MergeMethod
+    base_model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    models: Annotated[tuple[ModelEntry, ...], Field(max_length=limits.MAX_COHORT)] = ()
+    parameters: MethodParameters = MethodParameters()
+    dtype: ComputeDtype | None = None
+    out_dtype: OutputDtype | None = None
+    tokenizer: TokenizerSource = TokenizerSource()
+
+    @model_validator(mode="after")
+    def _models_are_distinct(self) -> Self:
+        names = [entry.model for entry in self.models]
+        if len(set(names)) != len(names):
+            msg = "a model is named twice"
+            raise ValueError(msg)
+        return self
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Read a recipe from YAML (of which JSON is a part).
+
+    Raises:
+        RecipeInvalidError: not YAML, unknown keys, or values out of range; the message names the places.
+        TooLargeError: the text is over `limits.MAX_REQUEST_BYTES`.
+    """
+    if len(text) > limits.MAX_REQUEST_BYTES:
+        msg = f"the recipe has {len(text)} characters; at most {limits.MAX_REQUEST_BYTES} are read"
+        raise TooLargeError(msg)
+    try:
+        document: Any = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader without aliases
+    except (yaml.YAMLError, RecursionError) as error:
+        msg = f"the recipe is not YAML: {error}"
+        raise RecipeInvalidError(msg) from error
+    if not isinstance(document, Mapping):
+        msg = "the recipe is not a mapping; it starts with a line such as 'merge_method: regmean'"
+        raise RecipeInvalidError(msg)
+    try:
+        return Recipe.model_validate(_with_mergekit_synonyms(document))
+    except ValidationError as error:
+        raise RecipeInvalidError(describe_validation("recipe", error.errors())) from error
+
+
+def _with_mergekit_synonyms(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept mergekit's older spelling `tokenizer_source: base` for `tokenizer: {source: base}`."""
+    renamed = dict(document)
+    if "tokenizer_source" in renamed and "tokenizer" not in renamed:
+        renamed["tokenizer"] = {"source": renamed.pop("tokenizer_source")}
+    return renamed
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few nested ones unfold to gigabytes, and no recipe needs them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            msg = "aliases are not read"
+            raise yaml.YAMLError(msg)
+        return super().compose_node(parent, index)

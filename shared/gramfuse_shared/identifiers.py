@@ -1,0 +1,60 @@
+"""The forms of every name that travels, so that a path, a query or a file name is never built from anything else."""
+
+import re
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, Field
+
+from gramfuse_shared import limits
+
+_SLUG: Final = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
+
+SLUG_PATTERN: Final = rf"^{_SLUG}$"
+PROJECT_PATTERN: Final = rf"^{_SLUG}\.{_SLUG}$"
+JOB_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,63}$"
+DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
+FILE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,128}$"
+
+
+def _refuse_dots(name: str) -> str:
+    if set(name) == {"."}:
+        msg = "a file name may not consist of dots alone"
+        raise ValueError(msg)
+    return name
+
+
+def _refuse_unprintable(name: str) -> str:
+    if not name.isprintable():
+        msg = "a tensor name may hold printable characters only"
+        raise ValueError(msg)
+    return name
+
+
+OrganizationName = Annotated[str, Field(pattern=SLUG_PATTERN, examples=["globex"])]
+"""An organization's name: lower-case letters, digits and hyphens, 40 at most."""
+
+ProjectId = Annotated[str, Field(pattern=PROJECT_PATTERN, examples=["acme.tweets"])]
+"""`<coordinating organization>.<name>`: unique by construction, so that creating one reveals nothing of others'."""
+
+JobId = Annotated[str, Field(pattern=JOB_PATTERN, examples=["regmean-1"])]
+"""Chosen by the client, so that a repeated submission is the same job. A model bears its job's id."""
+
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, examples=["e3b0c44298fc1c149afbf4c8996fb924" * 2])]
+"""SHA-256 as 64 lower-case hexadecimal digits. A contribution's id is its manifest's digest."""
+
+FileName = Annotated[str, Field(pattern=FILE_PATTERN, examples=["weights.safetensors"]), AfterValidator(_refuse_dots)]
+"""One component of a path, never a path."""
+
+TensorName = Annotated[
+    str,
+    Field(min_length=1, max_length=limits.MAX_TENSOR_NAME_CHARACTERS),
+    AfterValidator(_refuse_unprintable),
+]
+"""A checkpoint's key, as `save_pretrained` writes it."""
+
+_FILE: Final = re.compile(FILE_PATTERN)
+
+
+def is_file_name(name: str) -> bool:
+    """Tell whether a name may be a file's: one path component of harmless characters."""
+    return _FILE.fullmatch(name) is not None and set(name) != {"."}

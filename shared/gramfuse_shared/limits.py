@@ -1,0 +1,32 @@
+"""Every bound on untrusted input, by name and unit. Deployments may lower some of them by settings, never raise."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+TIB: Final = 1024 * GIB
+
+# The reference library allows 100 MB of header; a 70B model's is under 200 kB.
+MAX_HEADER_BYTES: Final = 8 * MIB
+MAX_TENSORS_PER_FILE: Final = 50_000
+MAX_TENSOR_DIMENSIONS: Final = 8
+MAX_TENSOR_NAME_CHARACTERS: Final = 512
+
+MAX_DOCUMENT_BYTES: Final = 16 * MIB  # a manifest names every tensor once
+MAX_REQUEST_BYTES: Final = 256 * KIB  # every other JSON body
+MAX_FILE_BYTES: Final = 4 * TIB
+MAX_FILES_PER_UPLOAD: Final = 1_000
+
+MIN_PART_BYTES: Final = 5 * MIB  # S3's smallest part, except for the last
+MAX_PART_BYTES: Final = 256 * MIB
+MAX_PARTS_PER_FILE: Final = 10_000  # S3's largest count
+
+MAX_TAPS: Final = 20_000
+MAX_TAP_WIDTH: Final = 131_072
+MAX_ROWS: Final = 2**53 - 1  # exact in JSON's doubles
+
+MAX_COHORT: Final = 1_000
+MAX_PATTERNS: Final = 1_000
+MAX_PAGE_ITEMS: Final = 200
+DEFAULT_PAGE_ITEMS: Final = 50
