@@ -38,7 +38,7 @@ class Problem(Document):
     code: str
     retryable: bool = False
     instance: str | None = None
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = Field(default_factory=dict)
 
 
 # --- server and identities ---------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Health(Document):
     """`ok`, and for readiness the state of each part that a request needs."""
 
     status: Literal["ok", "unavailable"]
-    checks: dict[str, str] = {}
+    checks: dict[str, str] = Field(default_factory=dict)
 
 
 class WhoAmI(Document):

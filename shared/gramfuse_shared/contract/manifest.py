@@ -37,7 +37,7 @@ Tensors = Annotated[tuple[TensorInfo, ...], Field(max_length=limits.MAX_TENSORS_
 
 
 class LayerInfo(Document):
-    """A linear layer that reads a tap. `layout` is its weight's: nn.Linear stores [out, in], GPT-2's Conv1D [in, out]."""
+    """A linear layer that reads a tap, and how its weight is stored: nn.Linear [out, in], GPT-2's Conv1D [in, out]."""
 
     weight: TensorName
     layout: Literal["out_in", "in_out"] = "out_in"

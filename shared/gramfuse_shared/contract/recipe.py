@@ -19,7 +19,7 @@ _GLOB_CHARACTERS: Final = frozenset("*?[")
 
 
 class Conditional(Document):
-    """A value for the parameters that a filter selects: a glob, or as in mergekit a part of the name; none: the rest."""
+    """A value for the parameters that a filter selects: a glob, or as in mergekit a part of the name; none: all."""
 
     filter: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     value: float

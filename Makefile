@@ -1,0 +1,73 @@
+# gramfuse: everything a user or a contributor runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread per test: two test processes with two threads each would only fight over the cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+FAST := tests/unit tests/property tests/golden
+
+.PHONY: help install demo test check format lint types imports migrations-check serve worker gpu clean
+
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@printf '\nVariables: PYTHON=%s  VENV=%s  PIP_ARGS=… (passed to pip, e.g. --index-url)\n' '$(PYTHON)' '$(VENV)'
+	@printf 'Demo: DEMO_SIZE=smoke ends within a minute; KEEP=1 leaves the service up.\n'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gramfuse needs Python 3.11 or newer: make install PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip $(PIP_ARGS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	touch $@
+
+install: $(STAMP) ## Create .venv with everything pinned
+
+demo: $(STAMP) ## Three organizations merge their models through the service (DEMO_SIZE=smoke|full, KEEP=1)
+	@$(BIN)/python examples/demo/play.py
+
+test: $(STAMP) ## The whole CPU suite, on SQLite and PostgreSQL
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(FAST)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration
+	$(TEST_ENV) $(BIN)/python -m pytest tests/system
+
+check: $(STAMP) lint types imports ## Format, lint, types, import directions, migrations, tests, coverage
+	rm -f .coverage .coverage.*
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --cov --cov-report= $(FAST)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-append --cov-report= tests/integration
+	$(BIN)/python -m coverage report
+	$(TEST_ENV) $(BIN)/python -m pytest tests/system
+
+format: $(STAMP) ## Rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP) ## Format and lint, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP) ## The import directions of docs/architecture.md
+	$(BIN)/lint-imports --no-cache
+
+serve: $(STAMP) ## Start the API on loopback, port 8080, with the state in .gramfuse-server
+	$(BIN)/gramfuse-server init
+	$(BIN)/gramfuse-server serve --host 127.0.0.1 --port 8080
+
+worker: $(STAMP) ## Start one worker beside `make serve`
+	$(BIN)/gramfuse-server worker
+
+# A bare CUDA machine has no .venv of ours: any Python with torch, transformers, safetensors, numpy, pydantic, pytest.
+gpu: ## Tests that need a CUDA device (GPU_PYTHON=python3; needs no installation of gramfuse)
+	PYTHONPATH=client:server:shared $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
+		-c tests/gpu/pytest.ini --rootdir . tests/gpu
+
+clean: ## Remove what the commands above made, but not the demo's trained models
+	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
