@@ -1,0 +1,22 @@
+"""Settings of every suite: reproducible examples in CI, one torch thread per process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # a bare CUDA machine runs tests/gpu without it
+    pass
+else:
+    hypothesis.settings.register_profile(
+        "ci",
+        derandomize=True,
+        deadline=None,
+        max_examples=50,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

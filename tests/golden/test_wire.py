@@ -1,0 +1,66 @@
+"""Golden bytes of the wire: a change of any of these is a change of the contract and needs a new format number.
+
+Each `.json` beside this file is a document in canonical JSON; `digests.json` holds their SHA-256. The statistics file
+is complete, header and values.
+"""
+
+import base64
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.receipt import SignedReceipt
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.safetensors_header import format_header, parse_header
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata
+from gramfuse_shared.digest import sha256_hex
+
+FOLDER = Path(__file__).parent
+DOCUMENTS: dict[str, type[Document]] = {
+    "policy.json": Policy,
+    "policy-open.json": Policy,
+    "recipe.json": Recipe,
+    "base.json": BaseManifest,
+    "contribution.json": ContributionManifest,
+    "receipt.json": SignedReceipt,
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_keeps_its_canonical_bytes_and_its_digest(name: str):
+    raw = (FOLDER / name).read_bytes()
+    document = DOCUMENTS[name].parse(raw)
+    assert document.canonical() == raw
+    assert document.content_digest() == json.loads((FOLDER / "digests.json").read_text())[name]
+
+
+def test_the_default_policy_is_the_golden_one():
+    assert Policy().canonical() == (FOLDER / "policy.json").read_bytes()
+
+
+def test_the_golden_receipts_signature_verifies_over_the_receipts_canonical_json():
+    signed = SignedReceipt.parse((FOLDER / "receipt.json").read_bytes())
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.public_key))
+    key.verify(base64.b64decode(signed.signature), signed.receipt.canonical())
+
+
+def test_the_statistics_file_keeps_its_bytes():
+    """One tap of width 130: block row [128, 128], then block row [2, 130], row-major fp32."""
+    raw = (FOLDER / "statistics.safetensors").read_bytes()
+    header = parse_header(raw, len(raw))
+    metadata = parse_statistics_metadata(header)
+    (tap,) = metadata.taps
+    assert (tap.width, tap.rows, tap.distinct_rows, tap.source) == (130, 1, 1, "mixed")
+    # the one row is x = (1, 2, …, 130), so G[i, j] = (i+1)(j+1)
+    values = [float((i + 1) * (j + 1)) for i in range(128) for j in range(128)]
+    values += [float((i + 1) * (j + 1)) for i in (128, 129) for j in range(130)]
+    assert raw[header.header_bytes :] == struct.pack(f"<{len(values)}f", *values)
+    again = format_header([(f"gram.{tap.name}", "F32", (len(values),))], {METADATA_KEY: metadata.canonical().decode()})
+    assert again == raw[: header.header_bytes]
+    assert sha256_hex(raw) == json.loads((FOLDER / "digests.json").read_text())["statistics.safetensors"]
