@@ -310,6 +310,22 @@ class JobFailedError(GramfuseError):
     title = "The job did not succeed"
 
 
+class ContributionRejectedError(GramfuseError):
+    """The worker's checks refused a contribution; the message holds its reason."""
+
+    code = "contribution-rejected"
+    status = 409
+    title = "The contribution was rejected"
+
+
+class NotConfirmedError(GramfuseError):
+    """Something irreversible was not confirmed, so it was not done. Raised by the client only."""
+
+    code = "not-confirmed"
+    status = 409
+    title = "Not confirmed"
+
+
 class ExtraMissingError(GramfuseError):
     """A feature needs an optional part of the distribution that is not installed."""
 

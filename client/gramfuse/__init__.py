@@ -1,0 +1,96 @@
+"""gramfuse: several organizations, one language model, and no shared data.
+
+    with gramfuse.Collector(model) as statistics:          # needs gramfuse[collect]
+        for batch in loader:
+            model(**batch)
+    statistics.save("statistics.safetensors")
+
+    with gramfuse.Client() as client:                      # signed in by `gramfuse login URL`
+        client.push("acme.tweets", model="my-model", statistics="statistics.safetensors", confirm=print_and_ask)
+        client.submit("acme.tweets", gramfuse.Recipe(merge_method="regmean"), job="regmean-1")
+        client.wait("acme.tweets", "regmean-1")
+        client.pull("acme.tweets", "regmean-1", "merged")  # from_pretrained("merged") loads it
+
+This module is the whole public API. Every name is resolved on first use (PEP 562), so that `import gramfuse` needs
+neither torch nor a network library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from gramfuse_shared.errors import ExtraMissingError, GramfuseError
+from gramfuse_shared.version import __version__
+
+if TYPE_CHECKING:
+    from gramfuse.base_model import build_base_manifest
+    from gramfuse.collection import Collector, collect
+    from gramfuse.contribution import ContributionPlan, plan_contribution
+    from gramfuse.local_merging import merge
+    from gramfuse.participation import Client
+    from gramfuse.privacy.audit import audit
+    from gramfuse.statistics import Statistics
+    from gramfuse.verification import Verification, verify
+    from gramfuse_shared.contract.policy import Policy
+    from gramfuse_shared.contract.recipe import Recipe
+
+__all__ = [
+    "Client",
+    "Collector",
+    "ContributionPlan",
+    "ExtraMissingError",
+    "GramfuseError",
+    "Policy",
+    "Recipe",
+    "Statistics",
+    "Verification",
+    "__version__",
+    "audit",
+    "build_base_manifest",
+    "collect",
+    "merge",
+    "plan_contribution",
+    "verify",
+]
+
+_HOMES: Final = {
+    "Client": "gramfuse.participation",
+    "Collector": "gramfuse.collection",
+    "ContributionPlan": "gramfuse.contribution",
+    "Policy": "gramfuse_shared.contract.policy",
+    "Recipe": "gramfuse_shared.contract.recipe",
+    "Statistics": "gramfuse.statistics",
+    "Verification": "gramfuse.verification",
+    "audit": "gramfuse.privacy.audit",
+    "build_base_manifest": "gramfuse.base_model",
+    "collect": "gramfuse.collection",
+    "merge": "gramfuse.local_merging",
+    "plan_contribution": "gramfuse.contribution",
+    "verify": "gramfuse.verification",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    """Resolve a public name on first use.
+
+    Raises:
+        ExtraMissingError: it needs a part of the distribution that is not installed.
+    """
+    from gramfuse.extras import missing_extra  # noqa: PLC0415 - only needed where a name is resolved
+
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module 'gramfuse' has no attribute {name!r}"
+        raise AttributeError(msg)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error, f"gramfuse.{name}")
+        if missing is None:
+            raise
+        raise missing from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

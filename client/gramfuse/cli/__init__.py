@@ -1,0 +1,1 @@
+"""The command line: parse, call the SDK, print, exit with a documented code."""

@@ -1,0 +1,167 @@
+"""The entry point `gramfuse`: the table of commands, each loaded when it is called."""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Final
+
+import typer
+import typer.core
+import typer.main
+
+from gramfuse.cli import output
+from gramfuse.extras import missing_extra
+from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """Where a command lives; `command` picks one of a module that holds several."""
+
+    module: str
+    summary: str
+    command: str | None = None
+
+
+COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
+    {
+        "login": LazyCommand("gramfuse.cli.account", "Sign in to a server with a token.", "login"),
+        "whoami": LazyCommand("gramfuse.cli.account", "Show whose token is in use.", "whoami"),
+        "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
+        "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
+        "stats": LazyCommand("gramfuse.cli.stats", "Measure a model's layer inputs on your own texts."),
+        "audit": LazyCommand("gramfuse.cli.audit", "Report what your statistics reveal and what would leave."),
+        "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),
+        "job": LazyCommand("gramfuse.cli.jobs", "Submit, watch, cancel and retry merges."),
+        "model": LazyCommand("gramfuse.cli.models", "List, pull, verify and delete merged models."),
+        "merge": LazyCommand("gramfuse.cli.merge", "Merge local folders by a recipe, without a server."),
+    }
+)
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """The root command: lists its commands from the table and imports one only when it is called."""
+
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - Typer's own attributes
+        super().__init__(**attributes)
+        for name, lazy in COMMANDS.items():
+            self.add_command(typer.core.TyperCommand(name, help=lazy.summary), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - click moved between Typer's versions
+        """Find the command that the arguments name, and load it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, (command if name is None else load_command(name)), rest
+
+
+def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer's versions
+    """Import a command of the table.
+
+    Raises:
+        ExtraMissingError: it needs a part of the distribution that is not installed.
+    """
+    lazy = COMMANDS[name]
+    try:
+        module = importlib.import_module(lazy.module)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error, f"`gramfuse {name}`")
+        if missing is None:
+            raise
+        raise missing from error
+    command: Any = typer.main.get_command(module.app)
+    if lazy.command is not None:
+        command = command.commands[lazy.command]
+    command.name = name
+    _add_format_option(command)
+    return command
+
+
+def _add_format_option(command: Any) -> None:  # noqa: ANN401 - click moved between Typer's versions
+    """Let every command take --format, so that each need not declare it."""
+    if isinstance(command, typer.core.TyperGroup):
+        for child in command.commands.values():
+            _add_format_option(child)
+    elif not any("--format" in parameter.opts for parameter in command.params):
+        command.params.append(_format_option())
+
+
+def _format_option() -> Any:  # noqa: ANN401 - click moved between Typer's versions
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def _declaration(format_: output.FormatOption = None) -> None:
+        """Declare the option once, by the same means as any other."""
+
+    return next(parameter for parameter in typer.main.get_command(app).params if "--format" in parameter.opts)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="gramfuse",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=output.EXIT_CODES_TEXT,
+)
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gramfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    format_: output.FormatOption = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="The server, if not the one signed in to.", envvar="GRAMFUSE_URL")
+    ] = None,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Permit http:// to other machines: the token travels in the clear.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Several organizations, one language model, and no shared data.
+
+    A first round: gramfuse login URL · gramfuse project join acme.tweets · gramfuse project base pull acme.tweets base ·
+    (fine-tune base) · gramfuse stats collect --model tuned --texts mine.jsonl · gramfuse contribution push acme.tweets
+    --model tuned --statistics statistics.safetensors · gramfuse job wait acme.tweets regmean-1 · gramfuse model pull
+    acme.tweets regmean-1 merged
+    """
+    from gramfuse.cli import session  # noqa: PLC0415 - the options matter only where a command runs
+
+    session.choose(url=url, allow_http=allow_http)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code."""
+    output.reset_format()
+    try:
+        typer.main.get_command(app).main(args=list(sys.argv[1:] if arguments is None else arguments))
+    except GramfuseError as error:
+        return output.report_error(error)
+    except KeyboardInterrupt:
+        return output.EXIT_INTERRUPTED
+    except SystemExit as request:
+        return _exit_code(request)
+    return output.EXIT_OK
+
+
+def _exit_code(request: SystemExit) -> int:
+    if request.code is None:
+        return output.EXIT_OK
+    if not isinstance(request.code, int):
+        return output.EXIT_ERROR
+    if request.code == output.EXIT_INTERRUPTED:
+        output.note("interrupted; running the same command again resumes")
+    return request.code
+
+
+def run() -> None:
+    """Run the command line of this process."""
+    sys.exit(main())

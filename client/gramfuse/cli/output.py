@@ -1,0 +1,174 @@
+"""What the command line prints: one result on stdout, everything else on stderr, and the exit code of each error."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from gramfuse_shared import errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class OutputFormat(StrEnum):
+    """How a result is printed: for people, or as one JSON value for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_REFUSED: Final = 3
+EXIT_UNREACHABLE: Final = 4
+EXIT_JOB: Final = 5
+EXIT_INTERRUPTED: Final = 130
+
+EXIT_CODES_TEXT: Final = (
+    "Exit codes: 0 done · 1 error (its code and message on stderr) · 2 wrong usage · 3 refused by the policy, or not "
+    "confirmed · 4 the server cannot be reached or is not ready, try again · 5 the job failed or was cancelled · "
+    "130 interrupted; running the same command again resumes."
+)
+
+_EXIT_CODES: Final[Mapping[type[errors.GramfuseError], int]] = MappingProxyType(
+    {
+        errors.PolicyViolationError: EXIT_REFUSED,
+        errors.PolicyNotAcceptedError: EXIT_REFUSED,
+        errors.CohortFrozenError: EXIT_REFUSED,
+        errors.NotConfirmedError: EXIT_REFUSED,
+        errors.TransportError: EXIT_UNREACHABLE,
+        errors.UnavailableError: EXIT_UNREACHABLE,
+        errors.JobFailedError: EXIT_JOB,
+        errors.CancelledError: EXIT_JOB,
+    }
+)
+
+_NEXT_STEPS: Final[Mapping[type[errors.GramfuseError], str]] = MappingProxyType(
+    {
+        errors.UnauthenticatedError: "sign in with `gramfuse login URL`, or set GRAMFUSE_TOKEN",
+        errors.PolicyNotAcceptedError: "read and accept the policy with `gramfuse project join PROJECT`",
+        errors.TransportError: "check the URL and the network; the same command resumes where it stopped",
+        errors.UnavailableError: "try again in a moment; the same command resumes where it stopped",
+        errors.DigestMismatchError: "run the same command again",
+        errors.NotFoundError: "check the name; what your organization may not see does not exist for it",
+    }
+)
+
+_format: OutputFormat = OutputFormat.TEXT
+
+
+def choose_format(value: OutputFormat | None) -> OutputFormat | None:
+    """Remember the format that an option asked for; an option that was not given changes nothing."""
+    global _format  # noqa: PLW0603 - one process prints one result
+    if value is not None:
+        _format = value
+    return value
+
+
+def reset_format() -> None:
+    """Begin a command line anew: text unless an option says otherwise."""
+    choose_format(OutputFormat.TEXT)
+
+
+def is_json() -> bool:
+    """Tell whether the result is to be printed as JSON."""
+    return _format is OutputFormat.JSON
+
+
+FormatOption = Annotated[
+    OutputFormat | None,
+    typer.Option("--format", help="text for people, json for programs.", callback=choose_format, expose_value=False),
+]
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return a Rich console; plain text where the stream is no terminal."""
+    from rich.console import Console  # noqa: PLC0415 - a start without output needs no Rich
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def show(result: Any, render: Callable[["Console"], None]) -> None:  # noqa: ANN401 - any JSON value or document
+    """Print the command's result on stdout: one JSON value, or by `render` for people."""
+    if is_json():
+        sys.stdout.write(json.dumps(to_json(result), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    else:
+        render(console())
+
+
+def note(text: str) -> None:
+    """Tell people something beside the result, on stderr; programs are told nothing."""
+    if not is_json():
+        console(stderr=True).print(text, markup=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Callable[..., None]:
+    """Return a renderer of a plain table; columns whose number is in `right` are aligned right."""
+
+    def render(target: "Console") -> None:
+        from rich.table import Table  # noqa: PLC0415 - only where something is printed
+
+        grid = Table(box=None, pad_edge=False, header_style="bold")
+        for number, column in enumerate(columns):
+            grid.add_column(column, justify="right" if number in right else "left", overflow="fold")
+        for row in rows:
+            grid.add_row(*(_plain(cell) for cell in row))
+        target.print(grid, soft_wrap=False)
+
+    return render
+
+
+def to_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value or document
+    """Turn documents of the contract, and containers of them, into JSON values."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes with three digits: 9.31 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:  # noqa: PLR2004 - decimal units
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def report_error(error: errors.GramfuseError) -> int:
+    """Print an error as one line and its next step on stderr; return the exit code."""
+    step = _next_step(error)
+    if is_json():
+        document = {"code": error.code, "message": error.message, "facts": to_json(error.facts), "next": step}
+        sys.stderr.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
+    else:
+        sys.stderr.write(f"error[{error.code}]: {' '.join(error.message.split())}\n")
+        if step is not None:
+            sys.stderr.write(f"  next: {step}\n")
+    sys.stderr.flush()
+    return exit_code_of(error)
+
+
+def exit_code_of(error: errors.GramfuseError) -> int:
+    """Return the documented exit code of an error."""
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_ERROR)
+
+
+def _next_step(error: errors.GramfuseError) -> str | None:
+    return next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
+
+
+def _plain(cell: str) -> str:
+    from rich.markup import escape  # noqa: PLC0415 - only where something is printed
+
+    return escape(cell)

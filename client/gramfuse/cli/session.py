@@ -1,0 +1,41 @@
+"""From the global options to a signed-in client."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gramfuse.participation import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The global options that choose a server."""
+
+    url: str | None = None
+    allow_http: bool = False
+
+
+_options = Options()
+
+
+def choose(*, url: str | None, allow_http: bool) -> None:
+    """Remember the global options of this command line."""
+    global _options  # noqa: PLW0603 - one process runs one command line
+    _options = Options(url=url, allow_http=allow_http)
+
+
+def options() -> Options:
+    """Return the global options of this command line."""
+    return _options
+
+
+def open_client() -> "Client":
+    """Open a client by the global options and the client's home.
+
+    Raises:
+        ConfigurationError: no server is known.
+        UnauthenticatedError: no token for it is known.
+    """
+    from gramfuse.participation import Client  # noqa: PLC0415 - the network library loads only where it is used
+
+    return Client(_options.url, allow_http=_options.allow_http or None)
