@@ -1,5 +1,6 @@
 """The compose file and the Dockerfile: valid by the compose schema, and every reference exists. Neither is run here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -26,9 +27,15 @@ def dockerfile_stages() -> set[str]:
 
 def test_the_compose_file_follows_the_compose_specification(compose: dict):
     """YAML merge keys are resolved first, as the compose engine does."""
-    parsed = compose_spec.PyCompose.from_dict(compose)
+    parsed = compose_spec.PyCompose.from_json(json.dumps(compose))
     parsed.validate()
     assert sorted(parsed.service_names()) == ["api", "migrate", "postgres", "worker-cpu", "worker-gpu"]
+
+
+def test_the_schema_check_notices_a_misspelled_key(compose: dict):
+    broken = compose | {"services": {"api": compose["services"]["api"] | {"volums": []}}}
+    with pytest.raises(Exception, match="volums"):
+        compose_spec.PyCompose.from_json(json.dumps(broken)).validate()
 
 
 def test_every_volume_network_service_and_build_target_that_is_named_exists(compose: dict):
