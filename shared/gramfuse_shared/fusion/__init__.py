@@ -1,0 +1,1 @@
+"""The mathematics of merging: weighted least squares over sums. Torch only; never I/O, clock, network or settings."""

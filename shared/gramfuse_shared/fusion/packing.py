@@ -1,0 +1,130 @@
+"""Symmetric matrices as the block rows of their lower triangle, and arithmetic on them without unpacking.
+
+A packed matrix is one flat tensor: the block rows G[s:e, :e] for blocks [s, e) of `BLOCK` rows, each row-major, one
+behind the other. Half the bytes of the full matrix, and exactly what a blocked XᵀX produces. The square tile on the
+diagonal of each block row holds both of its halves.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from gramfuse_shared.contract.statistics_file import BLOCK, packed_length
+
+__all__ = [
+    "BLOCK",
+    "accumulate_rows",
+    "add_to_diagonal",
+    "block_rows",
+    "diagonal",
+    "multiply",
+    "pack",
+    "packed_length",
+    "packed_zeros",
+    "trace",
+    "unpack",
+    "unpack_lower",
+]
+
+
+def packed_zeros(
+    width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Return the zero matrix of the given width, packed: [packed_length(width)]."""
+    return torch.zeros(packed_length(width), dtype=dtype, device=device)
+
+
+def block_rows(flat: torch.Tensor, width: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (s, e, G[s:e, :e]) for each block row; the tensors are views into `flat`.
+
+    Raises:
+        ValueError: `flat` is not the packed form of a matrix of this width.
+    """
+    if flat.ndim != 1 or flat.numel() != packed_length(width):
+        msg = f"a packed matrix of width {width} is [{packed_length(width)}], not {list(flat.shape)}"
+        raise ValueError(msg)
+    offset = 0
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        length = (end - start) * end
+        yield start, end, flat[offset : offset + length].view(end - start, end)
+        offset += length
+
+
+def pack(gram: torch.Tensor) -> torch.Tensor:
+    """Pack a symmetric matrix [d, d]; what stands right of a block row's diagonal tile is not read."""
+    width = gram.shape[0]
+    flat = gram.new_empty(packed_length(width))
+    for start, end, block in block_rows(flat, width):
+        block.copy_(gram[start:end, :end])
+    return flat
+
+
+def unpack(flat: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the full matrix [d, d], exactly symmetric: the lower triangle decides."""
+    full = unpack_lower(flat, width).tril_()
+    return full.add_(full.tril(-1).T)
+
+
+def unpack_lower(flat: torch.Tensor, width: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return [d, d] whose lower triangle is the matrix's; the strict upper triangle is not meaningful."""
+    full = torch.zeros(width, width, dtype=dtype or flat.dtype, device=flat.device)
+    for start, end, block in block_rows(flat, width):
+        full[start:end, :end] = block
+    return full
+
+
+def accumulate_rows(flat: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add XᵀX in place: flat += packed(rowsᵀ rows), the lower block rows only.
+
+    Args:
+        flat: the packed sum of width d, float32 or float64.
+        rows: [n, d] of any floating dtype on the same device; n may be 0. Products of bfloat16 rows on CUDA are
+            bf16×bf16→fp32: such a product is exact in fp32. Rows of another dtype are converted to the sum's.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if rows.shape[0] == 0:
+        return
+    width = rows.shape[1]
+    exact_in_tensor_cores = rows.is_cuda and rows.dtype == torch.bfloat16 and flat.dtype == torch.float32
+    if not exact_in_tensor_cores:
+        rows = rows.to(flat.dtype)
+    for start, end, block in block_rows(flat, width):
+        left, right = rows[:, start:end].T, rows[:, :end]
+        if exact_in_tensor_cores:
+            block.add_(torch.mm(left, right, out_dtype=torch.float32))
+        else:
+            block.addmm_(left, right)
+
+
+def multiply(left: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    """Return left @ G, [m, d], in `left`'s dtype; blocks of a packed matrix of another dtype are converted singly.
+
+    Each block row B = G[s:e, :e] contributes left[:, s:e] B to the columns :e and, as its own mirror image,
+    left[:, :s] B[:, :s]ᵀ to the columns s:e.
+    """
+    product = torch.zeros_like(left)
+    for start, end, block in block_rows(flat, left.shape[1]):
+        tile = block.to(left.dtype)
+        product[:, :end].addmm_(left[:, start:end], tile)
+        if start:
+            product[:, start:end].addmm_(left[:, :start], tile[:, :start].T)
+    return product
+
+
+def diagonal(flat: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the diagonal as a new tensor [d]."""
+    return torch.cat([block[:, start:end].diagonal() for start, end, block in block_rows(flat, width)])
+
+
+def add_to_diagonal(flat: torch.Tensor, addend: torch.Tensor) -> None:
+    """Add [d] to the diagonal, in place."""
+    for start, end, block in block_rows(flat, addend.shape[0]):
+        block[:, start:end].diagonal().add_(addend[start:end])
+
+
+def trace(flat: torch.Tensor, width: int) -> float:
+    """Return the sum of the diagonal, added in float64."""
+    return float(diagonal(flat, width).double().sum())
