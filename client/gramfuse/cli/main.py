@@ -91,7 +91,7 @@ def _format_option() -> Any:  # noqa: ANN401 - click moved between Typer's versi
     app = typer.Typer(add_completion=False)
 
     @app.command()
-    def _declaration(format_: output.FormatOption = None) -> None:
+    def _declaration(_format: output.FormatOption = None) -> None:
         """Declare the option once, by the same means as any other."""
 
     return next(parameter for parameter in typer.main.get_command(app).params if "--format" in parameter.opts)
@@ -115,23 +115,34 @@ def _print_version(*, wanted: bool) -> None:
 
 @app.callback()
 def root(
-    format_: output.FormatOption = None,
+    _format: output.FormatOption = None,
     url: Annotated[
         str | None, typer.Option("--url", help="The server, if not the one signed in to.", envvar="GRAMFUSE_URL")
     ] = None,
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Permit http:// to other machines: the token travels in the clear.")
     ] = False,
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Several organizations, one language model, and no shared data.
 
-    A first round: gramfuse login URL · gramfuse project join acme.tweets · gramfuse project base pull acme.tweets base ·
-    (fine-tune base) · gramfuse stats collect --model tuned --texts mine.jsonl · gramfuse contribution push acme.tweets
-    --model tuned --statistics statistics.safetensors · gramfuse job wait acme.tweets regmean-1 · gramfuse model pull
-    acme.tweets regmean-1 merged
+    A first round, step by step:
+
+    gramfuse login https://merge.example.org
+
+    gramfuse project join acme.tweets
+
+    gramfuse project base pull acme.tweets base
+
+    gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
+
+    gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors
+
+    gramfuse job wait acme.tweets regmean-1
+
+    gramfuse model pull acme.tweets regmean-1 merged
     """
     from gramfuse.cli import session  # noqa: PLC0415 - the options matter only where a command runs
 
