@@ -1,0 +1,111 @@
+"""The audit log: an append-only chain in which every row's digest covers the row and the digest before it.
+
+Append last in a transaction: it locks the chain's end until the commit.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.database import insert_if_absent
+from gramfuse_server.tables import AuditHeadRow, AuditRow
+from gramfuse_shared.contract.http_api import AuditEntry
+from gramfuse_shared.digest import canonical_json, document_digest
+from gramfuse_shared.errors import AuditChainBrokenError
+
+GENESIS: Final = "0" * 64
+_ROWS_AT_ONCE: Final = 1_000
+
+
+def append(
+    session: Session,
+    *,
+    at: datetime,
+    organization: str | None,
+    token: str | None,
+    action: str,
+    subject: str,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Append a row. `token` is a token's id, never its secret; None is the server itself."""
+    insert_if_absent(session, AuditHeadRow, {"id": 1, "sequence": 0, "digest": GENESIS})
+    head = session.scalars(
+        select(AuditHeadRow).where(AuditHeadRow.id == 1).with_for_update().execution_options(populate_existing=True)
+    ).one()
+    row = AuditRow(
+        sequence=head.sequence + 1,
+        at=at,
+        organization=organization,
+        token=token,
+        action=action,
+        subject=subject,
+        details=canonical_json(dict(details or {})).decode(),
+        previous=head.digest,
+    )
+    row.digest = _digest(row)
+    session.add(row)
+    head.sequence, head.digest = row.sequence, row.digest
+    session.flush()
+
+
+def verify(session: Session) -> tuple[int, str]:
+    """Walk the chain; return the number of rows and the last digest, to be noted elsewhere.
+
+    Raises:
+        AuditChainBrokenError: a row was edited, removed, added or reordered; the message names the first one.
+    """
+    sequence, digest = 0, GENESIS
+    rows = session.scalars(select(AuditRow).order_by(AuditRow.sequence).execution_options(yield_per=_ROWS_AT_ONCE))
+    for row in rows:
+        sequence += 1
+        if row.sequence != sequence or row.previous != digest:
+            msg = (
+                f"row {sequence} of the audit log is missing or out of order: row {row.sequence} follows {sequence - 1}"
+            )
+            raise AuditChainBrokenError(msg, sequence=sequence)
+        if _digest(row) != row.digest:
+            msg = f"row {sequence} of the audit log was edited: its content does not have its digest"
+            raise AuditChainBrokenError(msg, sequence=sequence)
+        digest = row.digest
+    head = session.get(AuditHeadRow, 1)
+    expected = (head.sequence, head.digest) if head else (0, GENESIS)
+    if (sequence, digest) != expected:
+        msg = (
+            f"the audit log ends at row {sequence}, its head says {expected[0]}: rows were removed or added at the end"
+        )
+        raise AuditChainBrokenError(msg, sequence=sequence)
+    return sequence, digest
+
+
+def entry_of(row: AuditRow) -> AuditEntry:
+    """Return a row as it is shown to operators."""
+    return AuditEntry(
+        sequence=row.sequence,
+        at=row.at,
+        organization=row.organization,
+        token=row.token,
+        action=row.action,
+        subject=row.subject,
+        details=json.loads(row.details),
+        previous=row.previous,
+        digest=row.digest,
+    )
+
+
+def _digest(row: AuditRow) -> str:
+    return document_digest(
+        {
+            "sequence": row.sequence,
+            "at": row.at.isoformat(timespec="microseconds"),
+            "organization": row.organization,
+            "token": row.token,
+            "action": row.action,
+            "subject": row.subject,
+            "details": row.details,
+            "previous": row.previous,
+        }
+    )

@@ -1,0 +1,124 @@
+"""Who calls, and what a caller may see or do. What a caller may not see does not exist for it (404, never 403)."""
+
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, cast
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.tables import ParticipantRow, ProjectRow, TokenRow
+from gramfuse_shared.contract.http_api import Role
+from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.errors import NotFoundError, PolicyNotAcceptedError, RoleRequiredError, UnauthenticatedError
+
+_TOKEN: Final = re.compile(r"gf_([0-9a-f]{16})_([0-9a-f]{64})")
+_SECRET_BYTES: Final = 32
+_ID_BYTES: Final = 8
+_NO_SECRET: Final = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated token. An operator's belongs to no organization."""
+
+    token: str
+    role: Role
+    organization: str | None
+    expires_at: datetime | None
+
+    def require_operator(self) -> None:
+        """Raises RoleRequiredError unless the caller is an operator."""
+        if self.role != "operator":
+            msg = "an operator's token is needed; the server's administrator creates one"
+            raise RoleRequiredError(msg)
+
+    def require_organization(self) -> str:
+        """Return the caller's organization; raises RoleRequiredError for an operator, who has none."""
+        if self.organization is None:
+            msg = "an organization's token is needed; an operator takes no part in projects"
+            raise RoleRequiredError(msg)
+        return self.organization
+
+    def require_coordinator(self, organization: str) -> None:
+        """Raises RoleRequiredError unless the caller coordinates for this organization."""
+        if self.role != "coordinator" or self.organization != organization:
+            msg = f"a coordinator's token of {organization} is needed"
+            raise RoleRequiredError(msg)
+
+
+def issue_token(
+    session: Session, *, role: Role, organization: str | None, now: datetime, lifetime: timedelta
+) -> tuple[TokenRow, str]:
+    """Create a token; return its row and the token itself, which is not stored and cannot be shown again."""
+    identifier, secret = secrets.token_hex(_ID_BYTES), secrets.token_hex(_SECRET_BYTES)
+    row = TokenRow(
+        id=identifier,
+        secret_sha256=sha256_hex(secret.encode()),
+        role=role,
+        organization=organization,
+        created_at=now,
+        expires_at=now + lifetime,
+        revoked_at=None,
+    )
+    session.add(row)
+    session.flush()
+    return row, f"gf_{identifier}_{secret}"
+
+
+def authenticate(session: Session, authorization: str | None, *, now: datetime) -> Caller:
+    """Find the token of an `Authorization: Bearer gf_<id>_<secret>` field.
+
+    Raises:
+        UnauthenticatedError: no token, or one that is unknown, expired or revoked; which of these is not told.
+    """
+    scheme, _, credentials = (authorization or "").partition(" ")
+    match = _TOKEN.fullmatch(credentials.strip()) if scheme.lower() == "bearer" else None
+    if match is None:
+        msg = "send 'Authorization: Bearer gf_…'; `gramfuse login URL` stores a token"
+        raise UnauthenticatedError(msg)
+    identifier, secret = match.groups()
+    row = session.get(TokenRow, identifier)
+    # an unknown id takes as long as a wrong secret
+    same = hmac.compare_digest(sha256_hex(secret.encode()), row.secret_sha256 if row else _NO_SECRET)
+    expired = row is not None and row.expires_at is not None and row.expires_at <= now
+    if row is None or not same or expired or row.revoked_at is not None:
+        msg = "the token is unknown, expired or revoked; ask the operator or your coordinator for a new one"
+        raise UnauthenticatedError(msg)
+    return Caller(token=row.id, role=cast("Role", row.role), organization=row.organization, expires_at=row.expires_at)
+
+
+def visible_project(session: Session, caller: Caller, project: str, *, lock: bool = False) -> ProjectRow:
+    """Return a project of which the caller's organization is a participant; `lock` holds it until the commit.
+
+    Raises:
+        NotFoundError: there is none, or the caller may not know of it.
+    """
+    query = (
+        select(ProjectRow)
+        .join(ParticipantRow, ParticipantRow.project == ProjectRow.id)
+        .where(ProjectRow.id == project, ParticipantRow.organization == caller.organization)
+    )
+    row = session.scalars(query.with_for_update(of=ProjectRow) if lock else query).one_or_none()
+    if row is None:
+        msg = f"there is no project {project} that this token may see"
+        raise NotFoundError(msg)
+    return row
+
+
+def require_accepted_policy(session: Session, caller: Caller, project: ProjectRow) -> None:
+    """Require that the caller's organization accepted the project's current policy.
+
+    Raises:
+        PolicyNotAcceptedError: it did not, or only an earlier version.
+    """
+    participant = session.get(ParticipantRow, (project.id, caller.organization))
+    if participant is None or participant.accepted_version != project.policy_version:
+        msg = (
+            f"{caller.organization} has not accepted version {project.policy_version} of the policy of {project.id}; "
+            f"read it and accept it with `gramfuse project join {project.id}`"
+        )
+        raise PolicyNotAcceptedError(msg, version=project.policy_version)

@@ -1,0 +1,123 @@
+"""Bytes by SHA-256, local or S3, through obstore. Nothing is ever overwritten by other bytes.
+
+Keys: `sha256/<digest>` for complete files, `uploads/<upload>/<file>/<number>.<digest>` for parts. Both names contain
+the digest of what they hold, so that writing one twice writes the same.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import ObjectStore, from_url
+
+from gramfuse_shared import limits
+from gramfuse_shared.errors import ConfigurationError
+
+CHUNK_BYTES: Final = 4 * limits.MIB
+_PROBE: Final = b"gramfuse"
+
+
+def blob_key(sha256: str) -> str:
+    """Where a complete file lies."""
+    return f"sha256/{sha256}"
+
+
+def part_key(upload: str, file: str, number: int, sha256: str) -> str:
+    """Where a part lies until its file is assembled."""
+    return f"uploads/{upload}/{file}/{number}.{sha256}"
+
+
+@dataclass(frozen=True, slots=True)
+class Blobs:
+    """A blob store."""
+
+    store: ObjectStore
+
+    def put(self, key: str, content: bytes | bytearray | memoryview | Path) -> bool:
+        """Store bytes under a key that contains their digest; tell whether they are new there."""
+        try:
+            obstore.put(self.store, key, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def size(self, key: str) -> int | None:
+        """Length of what lies at the key, None where nothing does."""
+        try:
+            return int(obstore.head(self.store, key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str, start: int, end: int) -> bytes:
+        """Read the bytes [start, end) of a key.
+
+        Raises:
+            FileNotFoundError: nothing lies there.
+        """
+        return bytes(obstore.get_range(self.store, key, start=start, end=end)) if end > start else b""
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Read a key from its beginning, some megabytes at a time."""
+        for chunk in obstore.get(self.store, key).stream(min_chunk_size=CHUNK_BYTES):
+            yield bytes(chunk)
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Read [start, end) of a key without blocking the event loop, some megabytes at a time."""
+        while start < end:
+            chunk = await obstore.get_range_async(self.store, key, start=start, end=min(end, start + CHUNK_BYTES))
+            yield bytes(chunk)
+            start += len(chunk)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """List the keys under a prefix."""
+        for page in obstore.list(self.store, prefix=prefix):
+            for entry in page:
+                yield entry["path"]
+
+    def delete(self, key: str) -> None:
+        """Delete a key; one that is not there is deleted already."""
+        try:
+            obstore.delete(self.store, key)
+        except FileNotFoundError:
+            return
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete every key under a prefix and return how many there were."""
+        keys = list(self.keys(prefix))
+        for key in keys:
+            self.delete(key)
+        return len(keys)
+
+    def probe(self, name: str) -> None:
+        """Write, read and delete a small blob.
+
+        Raises:
+            OSError: the store does not answer as it should.
+        """
+        key = f"probes/{name}"
+        try:
+            obstore.put(self.store, key, _PROBE, use_multipart=False)
+            found = bytes(obstore.get(self.store, key).bytes())
+            self.delete(key)
+        except (BaseError, OSError) as error:
+            raise OSError(str(error).partition("\n")[0]) from error
+        if found != _PROBE:
+            msg = "the blob store returned other bytes than were written"
+            raise OSError(msg)
+
+
+def open_blobs(url: str) -> Blobs:
+    """Open the blob store of a URL; a local folder is created.
+
+    Raises:
+        ConfigurationError: the URL names no store that is known, or one that cannot be opened.
+    """
+    options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else {}
+    try:
+        return Blobs(from_url(url, **options))
+    except (BaseError, ValueError, OSError) as error:
+        msg = f"GRAMFUSE_BLOBS cannot be opened: {str(error).partition(chr(10))[0]}; examples: file:///srv/blobs, s3://bucket/x"
+        raise ConfigurationError(msg) from error

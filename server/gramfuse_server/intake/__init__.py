@@ -1,0 +1,1 @@
+"""Does an upload match its manifest? From the first byte to accepted or rejected."""

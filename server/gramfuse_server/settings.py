@@ -1,0 +1,68 @@
+"""The settings of API and worker. Built only in `app`, `worker` and `cli`, then passed down."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gramfuse_shared import limits
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable `GRAMFUSE_<NAME>`; what is not set lies in the server's home folder.
+
+    The database's URL is masked, because it may hold a password. Credentials of an S3 store are read by the store
+    itself from the usual `AWS_…` variables.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="GRAMFUSE_", frozen=True, extra="ignore", populate_by_name=True)
+
+    home: Path = Field(
+        default=Path(".gramfuse-server"),
+        validation_alias=AliasChoices("GRAMFUSE_SERVER_HOME"),
+        description="holds the database, the blobs and the receipt key unless these are set",
+    )
+    database_url: SecretStr = Field(default=SecretStr(""), description="sqlite:///… or postgresql://…")
+    blobs: str = Field(default="", description="file:///… or s3://bucket/prefix, shared by API and workers")
+    receipt_key: Path = Field(
+        default=Path(), description="file of the Ed25519 key that signs receipts (PEM, mode 0600)"
+    )
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    part_bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)] = 16 * limits.MIB
+    concurrent_parts: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=32, description="parts received at once; the others wait, so that memory is bounded"
+    )
+    part_timeout: timedelta = Field(default=timedelta(minutes=5), description="within which a part must have arrived")
+    upload_lifetime: timedelta = Field(default=timedelta(days=7), description="after which an open upload expires")
+    deletion_delay: timedelta = Field(
+        default=timedelta(hours=24), description="between a withdrawal or rejection and the deletion of the bytes"
+    )
+    project_quota_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=limits.TIB, description="what one project's uploads and models may hold"
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_unset(cls, values: object) -> object:
+        # compose files pass VARIABLE= for what is not set
+        return {key: value for key, value in values.items() if value != ""} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _defaults_lie_in_home(self) -> Self:
+        if not self.database_url.get_secret_value():
+            object.__setattr__(self, "database_url", SecretStr(f"sqlite:///{self.home / 'gramfuse.sqlite'}"))
+        if not self.blobs:
+            object.__setattr__(self, "blobs", (self.home / "blobs").as_uri())
+        if self.receipt_key == Path():
+            object.__setattr__(self, "receipt_key", self.home / "receipt-key.pem")
+        return self
