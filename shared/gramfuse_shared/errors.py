@@ -326,6 +326,14 @@ class NotConfirmedError(GramfuseError):
     title = "Not confirmed"
 
 
+class WiringChangedError(GramfuseError):
+    """Linear layers that shared their inputs in one forward pass do not in another. Raised by the collector only."""
+
+    code = "wiring-changed"
+    status = 409
+    title = "Layers share their inputs otherwise than before"
+
+
 class ExtraMissingError(GramfuseError):
     """A feature needs an optional part of the distribution that is not installed."""
 

@@ -1,0 +1,177 @@
+"""Measures the inputs of a model's linear layers during whatever forward passes the caller runs."""
+
+import inspect
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from gramfuse.layers import Layer, find_layers
+from gramfuse.masking import Frame, frame_of, hash_examples, select
+from gramfuse.probing import PROBES_PER_MODULE, Probe, probe_sources
+from gramfuse.statistics import Statistics, worst_source
+from gramfuse.streams import ForwardPass, Wiring
+from gramfuse_shared.contract.manifest import CollectorSettings
+from gramfuse_shared.errors import StateError
+from gramfuse_shared.version import __version__
+
+_DECODER_INPUT: Final = "decoder_input_ids"
+
+
+class Collector:
+    """Collect statistics while the model runs: `with Collector(model) as statistics: …`, then `statistics.save(path)`.
+
+    Hooks on every linear layer sum XᵀX of its input rows, in fp32 on the model's device: rows that the attention mask
+    calls padding are left out, layers that read the same tensor share one sum, and what gradient checkpointing
+    recomputes in the backward pass is not counted twice. Works in any loop: a DataLoader, a `Trainer`, a pipeline.
+    Which taps the embeddings feed directly is probed once, on an example of the first pass, without touching gradients,
+    random numbers or the training mode.
+
+    Args:
+        model: any torch module; of a transformers model the layers are named as `save_pretrained` names them.
+        base: fingerprint of the project's base model, written into the file.
+        padding: "counted" keeps padded rows, as the published RegMean code does.
+        share_inputs: False measures each layer for itself; needed only where layers share their inputs in some
+            forward passes and not in others.
+        resume: statistics to go on with, as returned by an earlier run on the same model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        base: str | None = None,
+        padding: Literal["dropped", "counted"] = "dropped",
+        share_inputs: bool = True,
+        resume: Statistics | None = None,
+    ) -> None:
+        self.layers = find_layers(model)
+        settings = CollectorSettings(collector_version=__version__, padding=padding)
+        self.statistics = Statistics(settings=settings, base=base) + (resume or Statistics())
+        self.statistics.layouts |= {layer.weight: layer.layout for layer in self.layers}
+        self._model = model
+        self._drop_padding = padding == "dropped"
+        self._share_inputs = share_inputs
+        self._wiring = Wiring()
+        self._probe = Probe()
+        self._calls: list[tuple[nn.Module, Frame]] = []
+        self._pass: ForwardPass | None = None
+        self._paused = False
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Statistics:
+        if self._hooks:
+            msg = "this collector is already collecting"
+            raise StateError(msg)
+        layer_of = {module: layer for layer in self.layers for module in layer.modules}
+        for module in self._model.modules():
+            if module in layer_of:
+                hook = _LayerHook(self, layer_of[module])
+                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            elif any(inner in layer_of for inner in module.modules()):
+                enter = _EnterHook(self, tuple(inspect.signature(module.forward).parameters))
+                self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+        return self.statistics
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._calls.clear()
+        self._pass = None
+
+    # --- what the hooks call -------------------------------------------------------------------------------------
+
+    def _is_off(self) -> bool:
+        # Inside of backward(), gradient checkpointing computes again what was counted already.
+        return self._paused or torch._C._current_graph_task_id() != -1  # noqa: SLF001 - as torch.utils.checkpoint asks it
+
+    def _enter(self, module: nn.Module, bound: Mapping[str, Any], *, two_sided: bool) -> None:
+        if self._calls and (module is self._model or module is self._calls[0][0]):
+            self._calls.clear()  # the last pass was interrupted: no outermost module calls itself
+        outer = self._calls[-1][1] if self._calls else None
+        frame = frame_of(bound, outer, two_sided=two_sided)
+        if outer is None:
+            self._probe_once(module, bound, frame)
+            self._pass = self._begin(hash_examples(bound, frame))
+        self._calls.append((module, frame))
+
+    def _leave(self, module: nn.Module, _arguments: object, output: object) -> None:
+        if self._is_off() or not self._calls:
+            return
+        while self._calls and self._calls.pop()[0] is not module:
+            pass
+        if not self._calls and self._pass is not None:
+            finished, self._pass = self._pass, None
+            if output is not None:  # None: the call raised an error, and not every reader was reached
+                self._finish(finished)
+
+    def _read(self, layer: Layer, tensor: torch.Tensor) -> None:
+        if self._pass is not None:
+            self._measure(self._pass, layer, tensor, self._calls[-1][1])
+        else:  # a layer that is called by itself
+            alone = self._begin(())
+            self._measure(alone, layer, tensor, Frame(batch=None))
+            self._finish(alone)
+
+    def _begin(self, examples: tuple[bytes, ...]) -> ForwardPass:
+        return ForwardPass(self.statistics, self._wiring, examples, share_inputs=self._share_inputs)
+
+    def _measure(self, current: ForwardPass, layer: Layer, tensor: torch.Tensor, frame: Frame) -> None:
+        if current.find(layer, tensor):
+            return
+        # Autocast would take the products in half precision, and no gradient flows through a sum.
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            current.add(layer, tensor, select(tensor.detach(), frame, drop_padding=self._drop_padding))
+
+    def _finish(self, finished: ForwardPass) -> None:
+        with torch.no_grad():
+            finished.finish()
+        for readers, stream in self.statistics.streams.items():
+            if stream.source == "unknown":
+                stream.source = worst_source(
+                    self._probe.sources[layer] for layer in set(readers) if layer in self._probe.sources
+                )
+
+    def _probe_once(self, module: nn.Module, bound: Mapping[str, Any], frame: Frame) -> None:
+        if self._probe.attempts[module] >= PROBES_PER_MODULE or frame.cached:
+            return
+        self._paused = True
+        try:
+            found = probe_sources(module, bound, frame, self.layers)
+        finally:
+            self._paused = False
+        self._probe.attempts[module] = PROBES_PER_MODULE if found else self._probe.attempts[module] + 1
+        self._probe.sources = found | self._probe.sources
+
+
+class _EnterHook:
+    """Called before a module that contains measured layers."""
+
+    def __init__(self, collector: Collector, parameters: tuple[str, ...]) -> None:
+        self._collector = collector
+        self._parameters = parameters
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not self._collector._is_off():  # noqa: SLF001 - the collector's own hook
+            bound = dict(zip(self._parameters, arguments, strict=False)) | keywords
+            self._collector._enter(module, bound, two_sided=_DECODER_INPUT in self._parameters)  # noqa: SLF001
+
+
+class _LayerHook:
+    """Called before a measured layer."""
+
+    def __init__(self, collector: Collector, layer: Layer) -> None:
+        self._collector = collector
+        self._layer = layer
+
+    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not self._collector._is_off():  # noqa: SLF001 - the collector's own hook
+            tensor = arguments[0] if arguments else next(iter(keywords.values()))
+            self._collector._read(self._layer, tensor)  # noqa: SLF001

@@ -1,0 +1,266 @@
+"""What is measured at the taps of a model: a commutative monoid, and its file.
+
+Measured is per *stream*: the tensors that one same set of linear layers reads. DeBERTa's queries and keys read the
+hidden states and the relative embeddings, its values the hidden states alone: two streams, and each product is taken
+once. A *tap* is what the merge needs: the layers whose inputs are the same streams, with the sum of these streams'
+Gram matrices. So statistics of runs in which layers shared their inputs differently add exactly.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import torch
+
+from gramfuse.distinct import DistinctRows, Readers
+from gramfuse.layers import natural_key
+from gramfuse.statistics_io import read_statistics, write_statistics
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata
+from gramfuse_shared.errors import StateError, StatisticsInvalidError, StatisticsMalformedError
+from gramfuse_shared.fusion import packing
+
+Source = Literal["embeddings", "mixed", "unknown"]
+Layout = Literal["out_in", "in_out"]
+
+_WORST_LAST: Final[tuple[Source, ...]] = ("mixed", "unknown", "embeddings")
+"""A sum is as revealing as its worst part; `unknown` is treated like `embeddings`."""
+
+
+def worst_source(sources: Iterable[Source]) -> Source:
+    """Return the most revealing of the sources; `unknown` of none."""
+    return max(sources, key=_WORST_LAST.index, default="unknown")
+
+
+@dataclass(slots=True)
+class Stream:
+    """Sum over the rows that one set of layers reads: `gram` is packed XᵀX, fp32; `source` where the rows come from."""
+
+    width: int
+    gram: torch.Tensor
+    rows: int = 0
+    source: Source = "unknown"
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | str = "cpu") -> Self:
+        """Return a stream of no rows. Its sum is an ordinary tensor even where inference mode is on."""
+        with torch.inference_mode(mode=False):
+            return cls(width=width, gram=packing.packed_zeros(width, device=device))
+
+    def __add__(self, other: Self) -> Self:
+        if self.width != other.width:
+            msg = f"the same layers read {self.width} features here and {other.width} there: these are other models"
+            raise StatisticsMalformedError(msg)
+        return type(self)(
+            width=self.width,
+            gram=self.gram + other.gram.to(self.gram.device),
+            rows=self.rows + other.rows,
+            source=worst_source((self.source, other.source)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tap's description and its packed Gram matrix, fp32 [packed_length(width)]."""
+
+    info: TapInfo
+    gram: torch.Tensor
+
+    def unpacked(self) -> torch.Tensor:
+        """Return the Gram matrix XᵀX, [width, width] fp32: the raw sum over `info.rows` rows."""
+        return packing.unpack(self.gram, self.info.width)
+
+
+class Statistics:
+    """Gram matrices of the inputs of a model's linear layers, with row counts.
+
+    `one + other` is as if both had been measured in one run; the zero is `Statistics()`. Rows of the same example are
+    counted once in `distinct_rows`, also across a sum, as long as neither part was loaded from a file: files hold no
+    trace of single examples, so texts measured into two files count twice.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[Readers, Stream] | None = None,
+        *,
+        layouts: Mapping[str, Layout] | None = None,
+        distinct: DistinctRows | None = None,
+        settings: CollectorSettings | None = None,
+        base: str | None = None,
+    ) -> None:
+        self.streams: dict[Readers, Stream] = dict(streams or {})
+        self.layouts: dict[str, Layout] = dict(layouts or {})
+        self.distinct = distinct or DistinctRows()
+        self.settings = settings
+        self.base = base
+        self.broken: str | None = None
+
+    def __add__(self, other: Self) -> Self:
+        """Return the statistics of both runs together.
+
+        Raises:
+            StatisticsMalformedError: they were measured with other settings or on another base model.
+        """
+        if self.broken or other.broken:
+            raise StateError(self.broken or other.broken or "")
+        if self.settings and other.settings and self.settings != other.settings:
+            msg = f"statistics measured with {self.settings} and with {other.settings} do not add"
+            raise StatisticsMalformedError(msg)
+        if self.base and other.base and self.base != other.base:
+            msg = f"statistics of base {self.base} and of base {other.base} do not add"
+            raise StatisticsMalformedError(msg)
+        streams = {
+            readers: _sum(self.streams.get(readers), other.streams.get(readers))
+            for readers in self.streams.keys() | other.streams.keys()
+        }
+        return type(self)(
+            streams,
+            layouts=self.layouts | other.layouts,
+            distinct=self.distinct + other.distinct,
+            settings=self.settings or other.settings,
+            base=self.base or other.base,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both say the same of every tap, to the last bit."""
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        ours, theirs = self.taps, other.taps
+        return (
+            (self.base, self.settings) == (other.base, other.settings)
+            and [tap.info for tap in ours] == [tap.info for tap in theirs]
+            and all(torch.equal(one.gram.cpu(), two.gram.cpu()) for one, two in zip(ours, theirs, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment] # statistics grow while they are measured
+
+    def __repr__(self) -> str:
+        taps = self._layers_of_taps()
+        rows = max((self._rows(layers[0]) for layers in taps), default=0)
+        return f"Statistics({len(taps)} taps, at most {rows:,} rows)"
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The taps that saw rows, in natural order of their layers' names."""
+        distinct = self.distinct.count()
+        return tuple(self._tap(layers, distinct) for layers in self._layers_of_taps())
+
+    @property
+    def metadata(self) -> StatisticsMetadata:
+        """What a file of these statistics would say about them, without the matrices.
+
+        Raises:
+            StateError: nothing was measured.
+        """
+        distinct = self.distinct.count()
+        return self._metadata(tuple(self._info(layers, distinct) for layers in self._layers_of_taps()))
+
+    def save(self, path: str | Path) -> None:
+        """Write a statistics file: beside, then renamed, so that nobody sees half of one.
+
+        Raises:
+            StateError: nothing was measured, or the measurement went wrong.
+            StatisticsInvalidError: a sum is not finite; the message names the tap.
+        """
+        if self.broken:
+            raise StateError(self.broken)
+        distinct = self.distinct.count()
+        layers_of_taps = self._layers_of_taps()
+        metadata = self._metadata(tuple(self._info(layers, distinct) for layers in layers_of_taps))
+        # One tap at a time: the packed matrices of a large model do not fit into memory twice.
+        write_statistics(Path(path), metadata, (_finite(self._tap(layers, distinct)) for layers in layers_of_taps))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a statistics file.
+
+        Raises:
+            FileUnreadableError: there is no such file.
+            HeaderMalformedError, StatisticsMalformedError: it is not a statistics file.
+        """
+        metadata, grams = read_statistics(Path(path))
+        readers_of = {tap.name: tuple(layer.weight for layer in tap.layers) for tap in metadata.taps}
+        return cls(
+            {
+                readers_of[tap.name]: Stream(width=tap.width, gram=gram, rows=tap.rows, source=tap.source)
+                for tap, gram in zip(metadata.taps, grams, strict=True)
+            },
+            layouts={layer.weight: layer.layout for tap in metadata.taps for layer in tap.layers},
+            distinct=DistinctRows(anonymous={readers_of[tap.name]: tap.distinct_rows for tap in metadata.taps}),
+            settings=metadata.collector,
+            base=metadata.base,
+        )
+
+    # --- from streams to taps ----------------------------------------------------------------------------------------
+
+    def _layers_of_taps(self) -> list[tuple[str, ...]]:
+        """Group the layers that read the same streams equally often; in natural order."""
+        read: dict[str, Counter[Readers]] = {}
+        for readers, stream in self.streams.items():
+            if stream.rows:
+                for layer in readers:
+                    read.setdefault(layer, Counter())[readers] += 1
+        taps: dict[frozenset[tuple[Readers, int]], list[str]] = {}
+        for layer, streams in read.items():
+            taps.setdefault(frozenset(streams.items()), []).append(layer)
+        grouped = [tuple(sorted(layers, key=natural_key)) for layers in taps.values()]
+        return sorted(grouped, key=lambda layers: natural_key(layers[0]))
+
+    def _streams_of(self, layer: str) -> list[tuple[Readers, int]]:
+        """List the streams that a layer reads, and how often; in an order that does not depend on how they came."""
+        return sorted((readers, readers.count(layer)) for readers in self.streams if layer in readers)
+
+    def _rows(self, layer: str) -> int:
+        return sum(self.streams[readers].rows * times for readers, times in self._streams_of(layer))
+
+    def _info(self, layers: tuple[str, ...], distinct: Counter[Readers]) -> TapInfo:
+        read = [(readers, self.streams[readers], times) for readers, times in self._streams_of(layers[0])]
+        return TapInfo(
+            name=layers[0].removesuffix(".weight"),
+            width=read[0][1].width,
+            rows=min(sum(stream.rows * times for _, stream, times in read), limits.MAX_ROWS),
+            distinct_rows=min(sum(distinct[readers] for readers, _, _ in read), limits.MAX_ROWS),
+            source=worst_source(stream.source for _, stream, _ in read if stream.rows),
+            layers=tuple(LayerInfo(weight=layer, layout=self.layouts.get(layer, "out_in")) for layer in layers),
+        )
+
+    def _tap(self, layers: tuple[str, ...], distinct: Counter[Readers]) -> Tap:
+        gram: torch.Tensor | None = None
+        for readers, times in self._streams_of(layers[0]):
+            part = self.streams[readers].gram.detach().cpu()
+            part = part * times if times > 1 else part
+            gram = part if gram is None else gram + part
+        if gram is None:
+            msg = f"no stream is read by {layers[0]}"
+            raise StateError(msg)
+        return Tap(info=self._info(layers, distinct), gram=gram)
+
+    def _metadata(self, taps: tuple[TapInfo, ...]) -> StatisticsMetadata:
+        if not taps or self.settings is None:
+            msg = "nothing was measured: no forward pass ran, or none reached a linear layer with an unpadded row"
+            raise StateError(msg)
+        return StatisticsMetadata(base=self.base, collector=self.settings, taps=taps)
+
+
+def _sum(one: Stream | None, other: Stream | None) -> Stream:
+    if one is not None and other is not None:
+        return one + other
+    alone = one or other
+    if alone is None:
+        msg = "the sum of no streams"
+        raise StateError(msg)
+    return replace(alone, gram=alone.gram.clone())
+
+
+def _finite(tap: Tap) -> Tap:
+    if not bool(torch.isfinite(tap.gram).all()):
+        names = ", ".join(layer.weight for layer in tap.info.layers[:3])
+        msg = (
+            f"the inputs of tap {tap.info.name!r} (read by {names}) hold NaN or infinity, or their squares overflow "
+            "fp32: check the model's outputs on these texts, and whether training diverged"
+        )
+        raise StatisticsInvalidError(msg, tap=tap.info.name)
+    return tap
