@@ -1,14 +1,61 @@
 """What a contribution must satisfy before a byte of it travels. The client enforces it first, the server again."""
 
+import math
 from collections.abc import Collection, Mapping
-from typing import Final
+from pathlib import PurePosixPath
+from typing import Any, Final
 
+from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
+from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
+from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
 CONTRIBUTED_DTYPES: Final = frozenset({"F16", "BF16", "F32"})
 """The dtypes in which weights travel; integer tensors and buffers are the base's."""
+
+PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"})
+CODE_SUFFIXES: Final = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".sh"})
+_TEXT_SECTIONS: Final = ("text_config", "llm_config", "language_config", "decoder")
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return config.json's vocab_size, or that of the text model nested in it."""
+    for section in (config, *(config.get(key) for key in _TEXT_SECTIONS)):
+        size = section.get("vocab_size") if isinstance(section, Mapping) else None
+        if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
+            return size
+    return None
+
+
+def require_base(manifest: BaseManifest) -> None:
+    """Require that a base model holds neither pickles nor program code, and that its files can hold their tensors.
+
+    Raises:
+        PolicyViolationError: a file would run on the participants' machines.
+        HeaderMalformedError: a file's length does not fit its tensors.
+    """
+    for file in manifest.files:
+        suffix = PurePosixPath(file.name).suffix.lower()
+        if suffix in PICKLE_SUFFIXES | CODE_SUFFIXES:
+            kind = "a pickle" if suffix in PICKLE_SUFFIXES else "program code"
+            msg = f"{file.name} may be {kind}, which runs where it is loaded; leave it out and save as safetensors"
+            raise PolicyViolationError(msg, file=file.name)
+        if file.tensors is not None:
+            require_length(file.name, file.bytes, [(t.name, t.dtype, t.shape) for t in file.tensors])
+
+
+def require_length(file: str, file_bytes: int, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
+    """Require that a safetensors file of these tensors can have this many bytes: values and a header in its bounds.
+
+    Raises:
+        HeaderMalformedError: it cannot.
+    """
+    values = sum(math.prod(shape) * DTYPE_BYTES[dtype] for _, dtype, shape in tensors)
+    if not values + LENGTH_BYTES <= file_bytes <= values + LENGTH_BYTES + limits.MAX_HEADER_BYTES:
+        msg = f"{file} has {file_bytes} bytes, but its tensors alone take {values}"
+        raise HeaderMalformedError(msg)
 
 
 def why_tensor_stays(tensor: TensorInfo, base: BaseManifest, policy: Policy) -> str | None:
@@ -66,13 +113,20 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
 
     Raises:
         ArchitectureMismatchError: they do not; the message names the first place.
+        HeaderMalformedError: a file's length does not fit its tensors.
     """
+    weights, statistics = manifest.weights, manifest.statistics
     known = {tensor.name: tensor for tensor in base.tensors}
-    for tensor in manifest.weights.tensors:
+    for tensor in weights.tensors:
         _require_tensor(tensor, known)
-    for tap in manifest.statistics.taps if manifest.statistics else ():
+    require_length(weights.file.name, weights.file.bytes, [(t.name, t.dtype, t.shape) for t in weights.tensors])
+    if statistics is None:
+        return
+    for tap in statistics.taps:
         for layer in tap.layers:
             _require_layer(layer, tap, known)
+    grams = [(gram_tensor_name(tap.name), "F32", (packed_length(tap.width),)) for tap in statistics.taps]
+    require_length(statistics.file.name, statistics.file.bytes, grams)
 
 
 def _require_tensor(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> None:
