@@ -1,0 +1,153 @@
+"""Durable jobs on DBOS, in the application's own database. Never torch: workflows are named here, and run by the worker.
+
+A job is enqueued in the transaction that writes its row, so that neither can be lost without the other. The version of
+the application is pinned: a computed one changes with every release and would strand what is pending. Everything that
+DBOS stores is portable JSON, never pickle.
+"""
+
+import logging
+from datetime import datetime
+from typing import Final, Literal
+
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.database import Database, database_url
+from gramfuse_server.settings import Settings
+from gramfuse_server.tables import AttemptRow, JobContributionRow, JobLogRow, JobRow
+
+APPLICATION_NAME: Final = "gramfuse"
+APPLICATION_VERSION: Final = "1"
+"""Raised only when pending workflows of the version before can no longer be finished by this code."""
+
+INSPECTIONS: Final = "inspections"
+MERGES: Final = "merges"
+SHARDS: Final = "shards"
+"""A queue of their own: on one queue with their merges, these could hold every slot that their shards wait for."""
+
+INSPECT: Final = "inspect"
+MERGE: Final = "merge"
+MERGE_SHARD: Final = "merge_shard"
+
+POLLING_SECONDS: Final = 0.1
+MAX_RECOVERY_ATTEMPTS: Final = 3
+UNFINISHED: Final = ("queued", "running")
+
+_SCHEMA: Final = "dbos"
+
+
+class JobQueue:
+    """Enqueues work for the workers, and cancels jobs, inside the caller's transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._client = DBOSClient(
+            system_database_engine=database.write,
+            dbos_system_schema=_SCHEMA,
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION_NAME,
+            lazy=True,  # the first transaction connects
+        )
+
+    def enqueue_inspection(self, session: Session, kind: Literal["base", "contribution"], subject_id: str) -> None:
+        """Have a sealed upload assembled, checked, and accepted or rejected.
+
+        Args:
+            session: the transaction that seals the upload.
+            kind: what was uploaded.
+            subject_id: the project's id for a base model, the contribution's id for a contribution.
+        """
+        self._enqueue(session, INSPECTIONS, INSPECT, f"{INSPECT}:{kind}:{subject_id}", kind, subject_id)
+
+    def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int) -> str:
+        """Have an attempt at a job carried out; return its workflow's id, which the attempt's row keeps."""
+        workflow = f"{MERGE}:{project}:{job}:{attempt}"
+        self._enqueue(session, MERGES, MERGE, workflow, project, job, attempt)
+        return workflow
+
+    def cancel(self, session: Session, *, project: str, job: str, now: datetime, reason: str) -> bool:
+        """Cancel a job that has not finished; tell whether it was one.
+
+        The row's state is what counts: a worker looks at it between tasks and about once a second within one, and
+        nothing is published of a job that is not running.
+        """
+        row = session.get(JobRow, (project, job), with_for_update=True)
+        if row is None or row.state not in UNFINISHED:
+            return False
+        attempt = session.get_one(AttemptRow, (project, job, row.attempt))
+        row.state = attempt.state = "cancelled"
+        row.stage, row.rate = "cancelled", None
+        row.finished_at = attempt.finished_at = now
+        write_log(session, row, now, reason)
+        return True
+
+    def cancel_jobs_using(self, session: Session, *, contribution: str, now: datetime) -> list[str]:
+        """Cancel every unfinished job whose cohort holds the contribution; return their ids."""
+        rows = session.execute(
+            select(JobRow.project, JobRow.id)
+            .join(
+                JobContributionRow,
+                (JobContributionRow.project == JobRow.project) & (JobContributionRow.job == JobRow.id),
+            )
+            .where(JobContributionRow.contribution == contribution, JobRow.state.in_(UNFINISHED))
+        ).all()
+        reason = f"cancelled: contribution {contribution} was withdrawn"
+        return [job for project, job in rows if self.cancel(session, project=project, job=job, now=now, reason=reason)]
+
+    def _enqueue(self, session: Session, queue: str, workflow: str, workflow_id: str, *arguments: str | int) -> None:
+        self._client.enqueue_in_transaction(
+            session,
+            {
+                "queue_name": queue,
+                "workflow_name": workflow,
+                "workflow_id": workflow_id,
+                "app_version": APPLICATION_VERSION,
+            },
+            *arguments,
+        )
+
+
+def write_log(session: Session, job: JobRow, now: datetime, message: str) -> None:
+    """Add a line to a job's history. The caller holds the job's row, so that numbers do not collide."""
+    last = session.scalar(
+        select(func.max(JobLogRow.sequence)).where(JobLogRow.project == job.project, JobLogRow.job == job.id)
+    )
+    session.add(
+        JobLogRow(
+            project=job.project, job=job.id, sequence=(last or 0) + 1, at=now, attempt=job.attempt, message=message
+        )
+    )
+    session.flush()
+
+
+def migrate(settings: Settings) -> None:
+    """Create or upgrade DBOS' own tables, beside ours."""
+    _quiet()
+    DBOS.migrate(_url(settings), schema=_SCHEMA)
+
+
+def worker_configuration(settings: Settings, executor: str) -> DBOSConfig:
+    """Return how a worker runs DBOS; `executor` names the worker, and stands on every workflow that it claims."""
+    _quiet()
+    return DBOSConfig(
+        name=APPLICATION_NAME,
+        system_database_url=_url(settings),
+        dbos_system_schema=_SCHEMA,
+        application_version=APPLICATION_VERSION,
+        executor_id=executor,
+        serializer=DBOSPortableJSONSerializer(),
+        run_migrations=False,  # `gramfuse-server db upgrade` does
+        log_level="WARNING",
+        notification_listener_polling_interval_sec=POLLING_SECONDS,
+    )
+
+
+def _url(settings: Settings) -> str:
+    url = database_url(settings.database_url)
+    # DBOS knows SQLite by the plain scheme only
+    plain = url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url
+    return plain.render_as_string(hide_password=False)
+
+
+def _quiet() -> None:
+    logging.getLogger("dbos").setLevel(logging.WARNING)
