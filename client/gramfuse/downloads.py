@@ -1,0 +1,179 @@
+"""Fetch files into a folder that appears only when all of them are there and verified."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from gramfuse.progress import ByteCount, OnProgress
+from gramfuse.transport import RetryRule, Transport, is_retryable
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnreadableError, TransportError
+
+PARTIAL_SUFFIX: Final = ".partial"
+_BLOCK_BYTES: Final = limits.MIB
+
+
+def pull_folder(
+    transport: Transport,
+    location: str,
+    entries: Sequence[FileEntry],
+    folder: Path,
+    *,
+    finish: Callable[[Path], None] = lambda _: None,
+    on_progress: OnProgress | None = None,
+    retry: RetryRule | None = None,
+) -> None:
+    """Download files into `<folder>.partial`, verify them, let `finish` verify the whole, then rename it to `folder`.
+
+    A rerun keeps finished files and resumes the begun one by Range. Bytes that do not have their digest are removed
+    and reported; they never reach `folder`.
+
+    Args:
+        transport: the connection.
+        location: path under which the files lie, each at `<location>/<name>`.
+        entries: names, lengths and digests.
+        folder: where the files shall lie; it must not exist, or be empty.
+        finish: called with the complete partial folder before it is renamed; what it raises keeps the folder away.
+        on_progress: told the bytes that are here, those of earlier runs included.
+        retry: how often a broken stream is resumed within this call.
+
+    Raises:
+        ConflictError: `folder` exists and holds something.
+        DigestMismatchError: a file's bytes are not the announced ones.
+        TransportError: the server could not be reached, or the stream broke too often.
+        FileUnreadableError: the disk refuses.
+    """
+    require_new(folder)
+    partial = partial_folder(folder)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        present = sum(_present_bytes(partial, entry) for entry in entries)
+        count = ByteCount("download", sum(entry.bytes for entry in entries), on_progress, done_bytes=present)
+        for entry in entries:
+            _fetch(transport, f"{location}/{entry.name}", entry, partial, count, retry or RetryRule())
+        _remove_spare(partial, {entry.name for entry in entries})
+        finish(partial)
+        _publish(partial, folder)
+    except OSError as error:
+        msg = f"{error.filename or folder} cannot be written: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the folder beside `folder` in which a download grows."""
+    return folder.with_name(folder.name + PARTIAL_SUFFIX)
+
+
+def require_new(folder: Path) -> None:
+    """Require that a download may become `folder`.
+
+    Raises:
+        ConflictError: it exists and holds something.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        msg = f"{folder} exists and is not an empty folder; choose another, or remove it"
+        raise ConflictError(msg)
+
+
+def _fetch(
+    transport: Transport, path: str, entry: FileEntry, partial: Path, count: ByteCount, retry: RetryRule
+) -> None:
+    """Fetch one file, resuming a broken stream; rename it within the partial folder once its digest is right."""
+    target, growing = partial / entry.name, _growing(partial, entry)
+    if target.exists():
+        return
+    failures = 0
+    while _length(growing) < entry.bytes:
+        before = _length(growing)
+        try:
+            _append(transport, path, entry, growing, count)
+        except TransportError as error:
+            failures = 1 if _length(growing) > before else failures + 1  # a stream that moves on may break often
+            if failures >= retry.attempts or not is_retryable(error):
+                raise
+    found = _digest(growing)
+    if _length(growing) != entry.bytes or found != entry.sha256:
+        growing.unlink()
+        msg = (
+            f"{entry.name}: the bytes that arrived have SHA-256 {found}, announced is {entry.sha256}; they were removed"
+        )
+        raise DigestMismatchError(msg, file=entry.name, expected=entry.sha256, found=found)
+    growing.replace(target)
+
+
+def _append(transport: Transport, path: str, entry: FileEntry, growing: Path, count: ByteCount) -> None:
+    start = _length(growing)
+    with (
+        transport.download(path, start=start, etag=entry.sha256) as download,
+        growing.open("r+b" if start else "wb") as stream,
+    ):
+        position = download.start
+        count.add(position - start)  # less than nothing where the server begins anew
+        stream.seek(position)
+        stream.truncate()
+        for chunk in download.chunks:
+            position += len(chunk)
+            if position > entry.bytes:
+                msg = f"{entry.name}: the server sends more than the announced {entry.bytes} bytes"
+                raise DigestMismatchError(msg, file=entry.name)
+            stream.write(chunk)
+            count.add(len(chunk))
+        stream.flush()
+        os.fsync(stream.fileno())
+    if position < entry.bytes:
+        msg = f"{entry.name}: the stream ended after {position} of {entry.bytes} bytes"
+        raise TransportError(msg)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            yield block
+
+
+def _present_bytes(partial: Path, entry: FileEntry) -> int:
+    """Return the bytes of a file that are here; what is too long or wrong is removed, so that it is fetched anew."""
+    target, growing = partial / entry.name, _growing(partial, entry)
+    if target.exists():
+        if target.stat().st_size == entry.bytes and _digest(target) == entry.sha256:
+            return entry.bytes
+        target.unlink()
+    if _length(growing) > entry.bytes:
+        growing.unlink()
+    return _length(growing)
+
+
+def _growing(partial: Path, entry: FileEntry) -> Path:
+    """Return the path at which a file grows; the digest in it keeps another version's bytes apart."""
+    return partial / f"{entry.sha256[:16]}.part"
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove_spare(partial: Path, names: set[str]) -> None:
+    """Remove what an earlier, other download left in the partial folder."""
+    for path in partial.iterdir():
+        if path.name not in names:
+            path.unlink()
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Rename the complete folder; nothing half-written is ever visible."""
+    if folder.exists():
+        folder.rmdir()  # it is empty: require_new saw to it
+    partial.rename(folder)

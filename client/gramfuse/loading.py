@@ -1,0 +1,179 @@
+"""What a model folder and a statistics file hold, read from their headers alone: no tensor is loaded."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import TensorInfo
+from gramfuse_shared.contract.safetensors_header import (
+    LENGTH_BYTES,
+    Header,
+    TensorEntry,
+    parse_header,
+    parse_header_length,
+)
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata, parse_statistics_metadata
+from gramfuse_shared.errors import FileUnreadableError, GramfuseError, HeaderMalformedError, TooLargeError
+from gramfuse_shared.identifiers import is_file_name
+
+SINGLE_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and where its bytes lie."""
+
+    info: TensorInfo
+    path: Path
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of the tensor."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A `from_pretrained` folder: its tensors by name, over all shards, and the files that hold them."""
+
+    path: Path
+    files: tuple[str, ...]
+    tensors: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsFile:
+    """A statistics file: what its tensors mean, and where their bytes lie."""
+
+    path: Path
+    metadata: StatisticsMetadata
+    tensors: Mapping[str, TensorEntry]
+
+
+def open_model_folder(folder: Path) -> ModelFolder:
+    """Read the headers of a folder's safetensors files, single or sharded.
+
+    Raises:
+        FileUnreadableError: no safetensors checkpoint, or a shard is missing.
+        HeaderMalformedError, HeaderTooLargeError: a header breaks the format, or two shards hold one tensor.
+    """
+    names = weight_file_names(folder)
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        path = folder / name
+        for entry in read_header(path).tensors.values():
+            if entry.name in tensors:
+                msg = f"{folder}: tensor {entry.name!r} lies in two files, {tensors[entry.name].path.name} and {name}"
+                raise HeaderMalformedError(msg)
+            tensors[entry.name] = StoredTensor(tensor_info(entry), path, entry.start, entry.end)
+    return ModelFolder(folder, names, MappingProxyType(tensors))
+
+
+def open_statistics_file(path: Path) -> StatisticsFile:
+    """Read the header and the metadata of a statistics file.
+
+    Raises:
+        FileUnreadableError: it is missing or cannot be read.
+        HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: it is not a statistics file.
+    """
+    header = read_header(path)
+    return StatisticsFile(path, parse_statistics_metadata(header), header.tensors)
+
+
+def weight_file_names(folder: Path) -> tuple[str, ...]:
+    """Name the safetensors files that `from_pretrained` would load from the folder.
+
+    Raises:
+        FileUnreadableError: there are none.
+    """
+    if not folder.is_dir():
+        msg = f"{folder} is not a folder"
+        raise FileUnreadableError(msg)
+    if (folder / SINGLE_FILE).is_file():
+        return (SINGLE_FILE,)
+    if (folder / INDEX_FILE).is_file():
+        return _shards_of_index(folder / INDEX_FILE)
+    msg = f"{folder} holds no {SINGLE_FILE} (and no index of shards): save the model with save_pretrained(folder)"
+    raise FileUnreadableError(msg)
+
+
+def read_header(path: Path) -> Header:
+    """Read and parse the header of a safetensors file.
+
+    Raises:
+        FileUnreadableError: it is missing or cannot be read.
+        HeaderMalformedError, HeaderTooLargeError: its header breaks the format.
+    """
+    try:
+        with path.open("rb") as stream:
+            prefix = stream.read(LENGTH_BYTES)
+            length = parse_header_length(prefix)
+            return parse_header(prefix + stream.read(length), path.stat().st_size)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+    except GramfuseError as error:
+        raise type(error)(f"{path}: {error.message}", **error.facts) from error
+
+
+def read_document(path: Path, *, most_bytes: int = limits.MAX_DOCUMENT_BYTES) -> bytes:
+    """Read a small file whole.
+
+    Raises:
+        FileUnreadableError: it is missing or cannot be read.
+        TooLargeError: it is over the limit.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+    if len(content) > most_bytes:
+        msg = f"{path} is larger than {most_bytes} bytes"
+        raise TooLargeError(msg)
+    return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        FileUnreadableError: it is missing, cannot be read, or holds no JSON object.
+        TooLargeError: it is over the limit.
+    """
+    try:
+        document = json.loads(read_document(path))
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} is not JSON: {error}"
+        raise FileUnreadableError(msg) from error
+    if not isinstance(document, dict):
+        msg = f"{path} does not hold a JSON object"
+        raise FileUnreadableError(msg)
+    return document
+
+
+def tensor_info(entry: TensorEntry) -> TensorInfo:
+    """Describe a tensor of a header as a manifest does."""
+    return TensorInfo.model_validate({"name": entry.name, "dtype": entry.dtype, "shape": entry.shape})
+
+
+def _shards_of_index(index: Path) -> tuple[str, ...]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = f"{index} holds no weight_map"
+        raise FileUnreadableError(msg)
+    names = {name for name in weight_map.values() if isinstance(name, str) and is_file_name(name)}
+    if len(names) != len(set(map(str, weight_map.values()))) or not all(
+        name.endswith(".safetensors") for name in names
+    ):
+        msg = f"{index} names files that are not shards beside it"
+        raise FileUnreadableError(msg)
+    return tuple(sorted(names))

@@ -1,0 +1,128 @@
+"""Turn a plan into what is sent: virtual files, and the manifest that names every tensor and digest of them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Final
+
+from gramfuse.contribution import ContributionPlan
+from gramfuse.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
+from gramfuse.virtual_files import Source, Span, VirtualFile
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.rules import require_architecture, require_policy
+from gramfuse_shared.contract.safetensors_header import format_header
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
+
+WEIGHTS_FILE_NAME: Final = "weights.safetensors"
+STATISTICS_FILE_NAME: Final = "statistics.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A contribution ready to be sent: its manifest, and the files in the manifest's order."""
+
+    manifest: ContributionManifest
+    files: tuple[VirtualFile, ...]
+
+
+def weights_file(plan: ContributionPlan, model: ModelFolder) -> VirtualFile:
+    """Present the leaving weights as one safetensors file, made of ranges of the model's own files."""
+    tensors = [model.tensors[decision.info.name] for decision in plan.leaving_weights]
+    header = format_header([(tensor.info.name, tensor.info.dtype, tensor.info.shape) for tensor in tensors])
+    look = cache(Source.of)
+    return VirtualFile(WEIGHTS_FILE_NAME, header, [Span(look(t.path), t.start, t.end) for t in tensors])
+
+
+def statistics_file(plan: ContributionPlan, statistics: StatisticsFile) -> VirtualFile | None:
+    """Present the leaving taps as one statistics file, with metadata of these taps alone; None where none leaves."""
+    metadata = leaving_metadata(plan, statistics.metadata)
+    if metadata is None:
+        return None
+    entries = [statistics.tensors[gram_tensor_name(tap.name)] for tap in metadata.taps]
+    header = format_header(
+        [(entry.name, entry.dtype, entry.shape) for entry in entries], {METADATA_KEY: metadata.canonical().decode()}
+    )
+    source = Source.of(statistics.path)
+    return VirtualFile(STATISTICS_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+
+
+def leaving_metadata(plan: ContributionPlan, metadata: StatisticsMetadata) -> StatisticsMetadata | None:
+    """Return the metadata of the leaving taps alone; None where none leaves."""
+    taps = tuple(decision.info for decision in plan.leaving_taps)
+    return metadata.model_copy(update={"taps": taps}) if taps else None
+
+
+def build_package(
+    plan: ContributionPlan,
+    model: ModelFolder,
+    statistics: StatisticsFile | None,
+    *,
+    project: str,
+    organization: str,
+    base: BaseManifest,
+    policy: Policy,
+    policy_version: int,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Package:
+    """Read the leaving bytes once for their digests and write the manifest: same inputs, same manifest.
+
+    The finished manifest is held once more against the base and the policy: nothing leaves that they forbid, even if
+    the plan was made otherwise.
+
+    Raises:
+        ArchitectureMismatchError, PolicyViolationError: the plan lets something leave that may not.
+        FileUnreadableError: a source is gone or was changed since it was planned.
+    """
+    weights = weights_file(plan, model)
+    measured = None if statistics is None else statistics_file(plan, statistics)
+    document: dict[str, Any] = {
+        "project": project,
+        "organization": organization,
+        "base": base.content_digest(),
+        "policy": {"version": policy_version, "digest": policy.content_digest()},
+        "weights": {
+            "file": _file_entry(weights, on_bytes),
+            "tensors": [decision.info.model_dump() for decision in plan.leaving_weights],
+        },
+    }
+    if statistics is not None and measured is not None:
+        document["statistics"] = {
+            "file": _file_entry(measured, on_bytes),
+            "taps": [decision.info.model_dump() for decision in plan.leaving_taps],
+            "collector": statistics.metadata.collector.model_dump(),
+        }
+    manifest = ContributionManifest.model_validate(document)
+    require_architecture(manifest, base)
+    require_policy(manifest, base, policy)
+    return Package(manifest, (weights,) if measured is None else (weights, measured))
+
+
+def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path) -> frozenset[str]:
+    """Compare tensors of a model with the base's, byte for byte; return the names of those that differ.
+
+    Raises:
+        FileUnreadableError: a file is gone.
+        HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
+    """
+    base = open_model_folder(base_folder)
+    return frozenset(
+        name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])
+    )
+
+
+def _differ(one: StoredTensor, other: StoredTensor) -> bool:
+    if one.info != other.info:
+        return True
+    pairs = zip_longest(_content(one).chunks(), _content(other).chunks())
+    return any(mine != theirs for mine, theirs in pairs)
+
+
+def _content(tensor: StoredTensor) -> VirtualFile:
+    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
+
+
+def _file_entry(file: VirtualFile, on_bytes: Callable[[int], None] | None) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.length, "sha256": file.digest(on_bytes)}

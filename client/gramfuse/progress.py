@@ -1,0 +1,39 @@
+"""What a long call tells its caller while it runs."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["digest", "upload", "check", "download"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage has come. `total_bytes` is known from the start; `check` is the server's and counts nothing."""
+
+    stage: Stage
+    done_bytes: int
+    total_bytes: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class ByteCount:
+    """Counts bytes of one stage over several threads and tells each step, one at a time."""
+
+    def __init__(self, stage: Stage, total_bytes: int, on_progress: OnProgress | None, *, done_bytes: int = 0) -> None:
+        self._stage: Stage = stage
+        self._total = total_bytes
+        self._done = done_bytes
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """Count bytes; a negative number takes back what has to be sent again."""
+        with self._lock:
+            self._done += count
+            if self._on_progress is not None:
+                self._on_progress(Progress(self._stage, self._done, self._total))

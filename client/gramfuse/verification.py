@@ -1,0 +1,141 @@
+"""Is this folder the model that a trusted server signed? Answered offline."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from gramfuse.config import Home
+from gramfuse.loading import read_document
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.receipt import (
+    PUBLIC_KEY_BYTES,
+    RECEIPT_FILE_NAME,
+    SIGNATURE_BYTES,
+    Receipt,
+    SignedReceipt,
+)
+from gramfuse_shared.errors import DigestMismatchError, DocumentMalformedError, FileUnreadableError, ReceiptInvalidError
+
+_BLOCK_BYTES: Final = limits.MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found out: the receipt, whose key signed it, and how many bytes it covers."""
+
+    receipt: Receipt
+    signer: str
+    files: int
+    bytes: int
+
+
+def verify(
+    folder: Path | str, *, trusted_keys: Mapping[str, str] | None = None, home: Home | None = None
+) -> Verification:
+    """Verify a pulled model without the server.
+
+    Checked in this order:
+      1. `receipt.json` is there and is a signed receipt,
+      2. its key is trusted,
+      3. the signature is right,
+      4. every file that it names is there with its length and digest,
+      5. nothing else is there.
+
+    Args:
+        folder: the model's folder.
+        trusted_keys: receipt keys (base64) to the name of their server; default: those pinned in the client's home.
+        home: the client's home, for the default of `trusted_keys`.
+
+    Raises:
+        FileUnreadableError: the folder or a file is missing.
+        ReceiptInvalidError: steps 1 to 3 and 5.
+        DigestMismatchError: step 4.
+    """
+    folder = Path(folder)
+    keys = (home or Home.default()).pinned_keys() if trusted_keys is None else trusted_keys
+    # 1.
+    try:
+        signed = SignedReceipt.parse(read_document(folder / RECEIPT_FILE_NAME))
+    except DocumentMalformedError as error:
+        msg = f"{folder / RECEIPT_FILE_NAME} is not a signed receipt: {error.message}"
+        raise ReceiptInvalidError(msg) from error
+    # 2. and 3.
+    signer = require_signed(signed, keys)
+    # 4. and 5.
+    require_files(folder, signed.receipt)
+    outputs = signed.receipt.outputs
+    return Verification(signed.receipt, signer, len(outputs), sum(entry.bytes for entry in outputs))
+
+
+def require_signed(signed: SignedReceipt, trusted_keys: Mapping[str, str]) -> str:
+    """Require that a trusted key signed the receipt; return the name of its server.
+
+    Raises:
+        ReceiptInvalidError: the key is not trusted, or the signature is wrong.
+    """
+    signer = trusted_keys.get(signed.public_key)
+    if signer is None:
+        msg = "the receipt is signed by a key that is not pinned here: sign in to its server, or give its key"
+        raise ReceiptInvalidError(msg, public_key=signed.public_key)
+    try:
+        key = base64.b64decode(signed.public_key, validate=True)
+        signature = base64.b64decode(signed.signature, validate=True)
+    except binascii.Error as error:
+        msg = "the receipt's key or signature is not base64"
+        raise ReceiptInvalidError(msg) from error
+    if len(key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        msg = "the receipt's key or signature has a wrong length"
+        raise ReceiptInvalidError(msg)
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, signed.receipt.canonical())
+    except InvalidSignature as error:
+        msg = "the receipt's signature is wrong: the receipt was altered, or another key signed it"
+        raise ReceiptInvalidError(msg) from error
+    return signer
+
+
+def require_files(folder: Path, receipt: Receipt) -> None:
+    """Require that a folder holds just the receipt's files, unaltered.
+
+    Raises:
+        FileUnreadableError: a file is missing or cannot be read.
+        DigestMismatchError: a file has another length or digest.
+        ReceiptInvalidError: something is there that the receipt does not name.
+    """
+    names = {entry.name for entry in receipt.outputs} | {RECEIPT_FILE_NAME}
+    try:
+        for entry in receipt.outputs:
+            _require_file(folder / entry.name, entry)
+        spare = sorted(path.name for path in folder.iterdir() if path.name not in names)
+    except OSError as error:
+        msg = f"{error.filename or folder} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+    if spare:
+        msg = f"the receipt does not name {', '.join(spare[:5])}{' and more' if len(spare) > 5 else ''}"  # noqa: PLR2004
+        raise ReceiptInvalidError(msg, spare=spare[:100])
+
+
+def _require_file(path: Path, entry: FileEntry) -> None:
+    if path.is_symlink() or not path.is_file():
+        msg = f"{path} is missing, or is not a regular file; pull the model again"
+        raise FileUnreadableError(msg)
+    digest = hashlib.sha256()
+    length = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            length += len(block)
+    if length != entry.bytes or digest.hexdigest() != entry.sha256:
+        msg = (
+            f"{path} was altered: {length} bytes with SHA-256 {digest.hexdigest()}, the receipt says {entry.bytes} "
+            f"bytes with {entry.sha256}; pull the model again"
+        )
+        raise DigestMismatchError(msg, file=entry.name, expected=entry.sha256, found=digest.hexdigest())

@@ -1,0 +1,154 @@
+"""Files that are sent without being written: a few bytes of our own, then ranges of files that lie on disk."""
+
+import bisect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from gramfuse_shared.digest import sha256_hex_of_chunks
+from gramfuse_shared.errors import FileUnreadableError
+from gramfuse_shared.limits import MIB
+
+CHUNK_BYTES: Final = MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file on disk as it was when it was planned; one that changes since is refused, not half sent."""
+
+    path: Path
+    bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """Look at a file.
+
+        Raises:
+            FileUnreadableError: it is missing.
+        """
+        try:
+            status = path.stat()
+        except OSError as error:
+            msg = f"{path} cannot be read: {error.strerror}"
+            raise FileUnreadableError(msg) from error
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def open(self) -> BinaryIO:
+        """Open the file, if it is still the one that was planned.
+
+        Raises:
+            FileUnreadableError: it is gone or was changed.
+        """
+        try:
+            stream = self.path.open("rb")
+        except OSError as error:
+            msg = f"{self.path} cannot be read: {error.strerror}"
+            raise FileUnreadableError(msg) from error
+        status = os.fstat(stream.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self.bytes, self.modified_ns):
+            stream.close()
+            msg = f"{self.path} was changed while it was being sent; run the command again"
+            raise FileUnreadableError(msg)
+        return stream
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The bytes [start, end) of a source."""
+
+    source: Source
+    start: int
+    end: int
+
+
+class VirtualFile:
+    """`header`, then `spans` one behind the other. Reading is safe from several threads at once."""
+
+    def __init__(self, name: str, header: bytes, spans: Sequence[Span]) -> None:
+        self.name = name
+        self._header = header
+        self._spans = _join_neighbours(spans)
+        self._ends = [len(header)]  # where the header ends, then each span
+        for span in self._spans:
+            self._ends.append(self._ends[-1] + span.end - span.start)
+
+    @classmethod
+    def of_path(cls, path: Path, name: str | None = None) -> "VirtualFile":
+        """Present a file on disk as it is.
+
+        Raises:
+            FileUnreadableError: it is missing.
+        """
+        source = Source.of(path)
+        return cls(name or path.name, b"", [Span(source, 0, source.bytes)])
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self._ends[-1]
+
+    def chunks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) in pieces of at most `CHUNK_BYTES`.
+
+        Raises:
+            FileUnreadableError: a source is gone, was changed, or ends early.
+        """
+        stop = self.length if end is None else end
+        if start < len(self._header):
+            yield self._header[start:stop]
+        first = max(bisect.bisect_right(self._ends, start) - 1, 0)
+        for number in range(first, len(self._spans)):
+            offset, span = self._ends[number], self._spans[number]
+            if offset >= stop:
+                return
+            begin = span.start + max(start - offset, 0)
+            finish = min(span.end, span.start + stop - offset)
+            yield from _read(span.source, begin, finish)
+
+    def digest(self, on_bytes: Callable[[int], None] | None = None) -> str:
+        """Return the SHA-256 of the whole file, read once; `on_bytes` is told the length of each piece."""
+        if on_bytes is None:
+            return self._digest
+        self.__dict__["_digest"] = sha256_hex_of_chunks(_counted(self.chunks(), on_bytes))
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return sha256_hex_of_chunks(self.chunks())
+
+
+def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        on_bytes(len(chunk))
+
+
+def _read(source: Source, start: int, end: int) -> Iterator[bytes]:
+    with source.open() as stream:
+        stream.seek(start)
+        remaining = end - start
+        while remaining:
+            chunk = stream.read(min(CHUNK_BYTES, remaining))
+            if not chunk:
+                msg = f"{source.path} ends before byte {end}"
+                raise FileUnreadableError(msg)
+            remaining -= len(chunk)
+            yield chunk
+
+
+def _join_neighbours(spans: Sequence[Span]) -> list[Span]:
+    """Join spans that follow each other in one file, and drop empty ones, so that a part opens few files."""
+    joined: list[Span] = []
+    for span in spans:
+        if span.start == span.end:
+            continue
+        last = joined[-1] if joined else None
+        if last is not None and last.source == span.source and last.end == span.start:
+            joined[-1] = Span(span.source, last.start, span.end)
+        else:
+            joined.append(span)
+    return joined
