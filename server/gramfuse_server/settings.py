@@ -46,6 +46,19 @@ class Settings(BaseSettings):
         default=limits.TIB, description="what one project's uploads and models may hold"
     )
 
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where a worker computes")
+    scratch: Path = Field(default=Path(), description="a worker's local folder for what is not finished")
+    shard_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=2 * limits.GIB, description="bytes of a merged model's files, each the work of one task"
+    )
+    heartbeat_interval: timedelta = Field(default=timedelta(seconds=1), description="between a worker's signs of life")
+    worker_lease: timedelta = Field(
+        default=timedelta(seconds=5), description="without a sign of life, after which others take a worker's work over"
+    )
+    sweep_interval: timedelta = Field(
+        default=timedelta(seconds=30), description="between a worker's rounds of expiring and deleting"
+    )
+
     @field_validator("home")
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
@@ -65,4 +78,6 @@ class Settings(BaseSettings):
             object.__setattr__(self, "blobs", (self.home / "blobs").as_uri())
         if self.receipt_key == Path():
             object.__setattr__(self, "receipt_key", self.home / "receipt-key.pem")
+        if self.scratch == Path():
+            object.__setattr__(self, "scratch", self.home / "scratch")
         return self

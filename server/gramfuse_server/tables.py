@@ -303,6 +303,36 @@ class AttemptRow(Row):
     finished_at: Mapped[datetime | None]
 
 
+class TaskRow(Row):
+    """One shard of an attempt: how far it is, who computes it, and the blob that came out.
+
+    `executions` counts how often a worker began it. `seconds` and `diagnostics` (JSON) are the last one's.
+    """
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        _one_of("state", "queued", "running", "succeeded"),
+        ForeignKeyConstraint(
+            ["project", "job", "attempt"], ["attempts.project", "attempts.job", "attempts.number"], name="fk_tasks_attempt"
+        ),
+    )
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    file: Mapped[str]
+    input_bytes: Mapped[int]
+    done_bytes: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str]
+    worker: Mapped[str | None]
+    executions: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int | None]
+    sha256: Mapped[str | None]
+    seconds: Mapped[float | None]
+    diagnostics: Mapped[str | None] = mapped_column(Text)
+
+
 class JobLogRow(Row):
     """A line of a job's history."""
 
@@ -360,6 +390,17 @@ class WorkerRow(Row):
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None]
+
+
+class DashboardSessionRow(Row):
+    """An operator's browser that signed in with a token; of its secret only the SHA-256 is known."""
+
+    __tablename__ = "dashboard_sessions"
+
+    secret_sha256: Mapped[str] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(ForeignKey("tokens.id"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
 
 
 # --- audit ---------------------------------------------------------------------------------------------------------
