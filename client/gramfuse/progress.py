@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["digest", "upload", "check", "download"]
+Stage = Literal["digest", "upload", "download"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage has come. `total_bytes` is known from the start; `check` is the server's and counts nothing."""
+    """How far a stage has come. `total_bytes` is known from the start."""
 
     stage: Stage
     done_bytes: int

@@ -1,0 +1,32 @@
+"""Ask before anything irreversible; without a terminal and without an explicit yes, do not do it."""
+
+import sys
+
+import typer
+
+from gramfuse_shared.errors import NotConfirmedError
+
+
+def require_confirmed(question: str, *, yes: bool, option: str = "--yes") -> None:
+    """Require a yes, from the option or from the person at the terminal.
+
+    Raises:
+        NotConfirmedError: the answer was no, or there is nobody to ask.
+    """
+    if not is_confirmed(question, yes=yes, option=option):
+        msg = "not confirmed; nothing was done"
+        raise NotConfirmedError(msg)
+
+
+def is_confirmed(question: str, *, yes: bool, option: str = "--yes") -> bool:
+    """Tell whether the option or the person at the terminal says yes.
+
+    Raises:
+        NotConfirmedError: there is nobody to ask.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        msg = f"there is no terminal to ask at: {question} Give {option} to say yes"
+        raise NotConfirmedError(msg)
+    return typer.confirm(question, default=False, err=True)

@@ -1,0 +1,101 @@
+"""Commands about contributions: push, list, withdraw."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gramfuse.cli import output, session
+from gramfuse.cli.asking import is_confirmed, require_confirmed
+from gramfuse.cli.projects import ProjectArgument
+
+if TYPE_CHECKING:
+    from gramfuse.contribution import ContributionPlan
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list and withdraw contributions.")
+
+
+@app.command()
+def push(
+    project: ProjectArgument,
+    model: Annotated[Path, typer.Option("--model", help="Your fine-tuned from_pretrained folder.")],
+    statistics: Annotated[
+        Path | None, typer.Option("--statistics", help="The statistics file of `gramfuse stats collect`.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The base model's folder, to tell whether embeddings were tuned."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Send without being asked.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, and send nothing.")] = False,
+) -> None:
+    """Show what of your model leaves and what stays, ask, and send it. Running it again sends only what is missing.
+
+    The policy is enforced here first: what it forbids stays at home. Texts never leave.
+
+    Examples: gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors · the same with
+    --dry-run · the same with --yes
+    """
+    from gramfuse.cli import bars, leaving  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client:
+        if dry_run:
+            plan = client.plan(project, model=model, statistics=statistics, base=base)
+            output.show(plan.to_json(), lambda console: console.print(leaving.plan_text(plan), markup=False))
+            return
+        with bars.transfer() as on_progress:
+
+            def confirm(plan: "ContributionPlan") -> bool:
+                output.note(leaving.plan_text(plan))
+                return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
+
+            sent = client.push(
+                project, model=model, statistics=statistics, base=base, confirm=confirm, on_progress=on_progress
+            )
+    output.show(
+        sent.model_copy(update={"manifest": None}),
+        lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
+    )
+
+
+@app.command(name="list")
+def list_(
+    project: ProjectArgument,
+    organization: Annotated[str | None, typer.Option("--organization", help="Of one organization only.")] = None,
+    state: Annotated[str | None, typer.Option("--state", help="In one state only, e.g. accepted.")] = None,
+) -> None:
+    """List a project's contributions.
+
+    Example: gramfuse contribution list acme.tweets --state accepted
+    """
+    with session.open_client() as client:
+        found = client.contributions(project, organization=organization, state=state)
+    rows = [
+        (
+            c.id[:16],
+            c.organization,
+            c.state,
+            output.format_bytes(c.bytes),
+            f"{c.created_at:%Y-%m-%d %H:%M}",
+            c.reason or "",
+        )
+        for c in found
+    ]
+    columns = ("contribution", "organization", "state", "size", "created", "reason")
+    output.show(found, output.table(columns, rows, right=(3,)))
+
+
+@app.command()
+def withdraw(
+    project: ProjectArgument,
+    contribution: Annotated[str, typer.Argument(help="Its id, or a unique beginning of it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Withdraw without being asked.")] = False,
+) -> None:
+    """Withdraw a contribution: no new merge takes it, its bytes are deleted after 24 hours; published models stay.
+
+    Example: gramfuse contribution withdraw acme.tweets 5f2c01
+    """
+    require_confirmed(f"Withdraw {contribution} from {project}?", yes=yes)
+    with session.open_client() as client:
+        withdrawn = client.withdraw(project, contribution)
+    output.show(withdrawn, lambda console: console.print(f"{withdrawn.state}: {withdrawn.id}", markup=False))

@@ -1,0 +1,168 @@
+"""Commands about jobs: submit, wait, show, logs, cancel, retry, list."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gramfuse.cli import output, session
+from gramfuse.cli.projects import ProjectArgument
+from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.recipe import Recipe, parse_recipe
+from gramfuse_shared.errors import ConfigurationError, RecipeInvalidError
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Submit, watch, cancel and retry merges.")
+
+
+@app.command()
+def submit(
+    project: ProjectArgument,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe, YAML or JSON.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="linear or regmean, with default parameters.")] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="RegMean's alpha, 0 to 1; default 0.9.")] = None,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="The job's id: the same id again is the same job. Default: made up.")
+    ] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
+) -> None:
+    """Submit a merge (coordinator).
+
+    Examples: gramfuse job submit acme.tweets --method regmean --alpha 0.9 --id regmean-1 --wait · gramfuse job submit
+    acme.tweets --recipe recipe.yaml
+    """
+    chosen = choose_recipe(recipe, method, alpha)
+    with session.open_client() as client:
+        job = client.submit(project, chosen, job=identifier)
+    if wait_:
+        job = _wait(project, job.id, None)
+    _show(job)
+
+
+@app.command()
+def wait(
+    project: ProjectArgument,
+    job: JobArgument,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")] = None,
+) -> None:
+    """Wait for a job's end with a progress bar; exits 5 if it failed or was cancelled.
+
+    Example: gramfuse job wait acme.tweets regmean-1
+    """
+    _show(_wait(project, job, timeout))
+
+
+@app.command()
+def show(project: ProjectArgument, job: JobArgument) -> None:
+    """Show a job: state, progress, cohort.
+
+    Example: gramfuse job show acme.tweets regmean-1
+    """
+    with session.open_client() as client:
+        _show(client.job(project, job))
+
+
+@app.command()
+def logs(project: ProjectArgument, job: JobArgument) -> None:
+    """Show a job's history.
+
+    Example: gramfuse job logs acme.tweets regmean-1
+    """
+    with session.open_client() as client:
+        entries = client.logs(project, job)
+    rows = [(f"{entry.at:%Y-%m-%d %H:%M:%S}", str(entry.attempt), entry.message) for entry in entries]
+    output.show(entries, output.table(("at", "attempt", "message"), rows, right=(1,)))
+
+
+@app.command()
+def cancel(project: ProjectArgument, job: JobArgument) -> None:
+    """Stop a job at its next task boundary (coordinator).
+
+    Example: gramfuse job cancel acme.tweets regmean-1
+    """
+    with session.open_client() as client:
+        _show(client.cancel(project, job))
+
+
+@app.command()
+def retry(project: ProjectArgument, job: JobArgument) -> None:
+    """Begin a new attempt of a failed or cancelled job (coordinator).
+
+    Example: gramfuse job retry acme.tweets regmean-1
+    """
+    with session.open_client() as client:
+        _show(client.retry(project, job))
+
+
+@app.command(name="list")
+def list_(project: ProjectArgument) -> None:
+    """List a project's jobs.
+
+    Example: gramfuse job list acme.tweets
+    """
+    with session.open_client() as client:
+        jobs = client.jobs(project)
+    rows = [
+        (
+            job.id,
+            job.recipe.merge_method,
+            job.state,
+            f"{job.progress:.0%}",
+            str(job.attempt),
+            f"{job.created_at:%Y-%m-%d %H:%M}",
+        )
+        for job in jobs
+    ]
+    columns = ("job", "method", "state", "progress", "attempt", "created")
+    output.show(jobs, output.table(columns, rows, right=(3, 4)))
+
+
+def choose_recipe(path: Path | None, method: str | None, alpha: float | None) -> Recipe:
+    """Return the recipe of a file, or of a method's name.
+
+    Raises:
+        ConfigurationError: both or neither are given.
+        RecipeInvalidError: an unknown method, or values out of range.
+    """
+    if (path is None) == (method is None):
+        msg = "give either --recipe FILE or --method linear|regmean"
+        raise ConfigurationError(msg)
+    if path is not None:
+        if alpha is not None:
+            msg = "--alpha goes with --method; in a recipe it is parameters.alpha"
+            raise ConfigurationError(msg)
+        return parse_recipe(_read_text(path))
+    parameters = "" if alpha is None else f"parameters: {{alpha: {alpha!r}}}\n"
+    return parse_recipe(f"merge_method: {method}\n{parameters}")
+
+
+def _read_text(path: Path) -> str:
+    from gramfuse.loading import read_document  # noqa: PLC0415 - only where a recipe is read
+
+    try:
+        return read_document(path).decode()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not text"
+        raise RecipeInvalidError(msg) from error
+
+
+def _wait(project: str, job: str, timeout: float | None) -> Job:
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client, bars.job() as on_progress:
+        return client.wait(project, job, on_progress=on_progress, timeout=timeout)
+
+
+def _show(job: Job) -> None:
+    from gramfuse.cli.bars import describe_job  # noqa: PLC0415 - only where this command runs
+
+    rows = [
+        ("job", f"{job.id} ({job.recipe.merge_method})"),
+        ("state", describe_job(job)),
+        ("progress", f"{job.progress:.0%}"),
+        ("cohort", ", ".join(member.organization for member in job.cohort)),
+    ]
+    if job.error is not None:
+        rows.append(("error", f"[{job.error.code}] {job.error.message}"))
+    output.show(job, output.table(("", ""), rows))

@@ -1,0 +1,79 @@
+"""Policies on the command line: read from a file, and told in words, so that accepting one means something."""
+
+from pathlib import Path
+from typing import Final
+
+import yaml
+from pydantic import ValidationError
+
+from gramfuse.loading import read_document
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import describe_validation
+from gramfuse_shared.contract.http_api import PolicyVersion
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.errors import DocumentMalformedError
+
+_EMBEDDINGS: Final = {
+    "base": "Embeddings, and output weights tied to them, never leave; the merged model has the base's.",
+    "average": "UNSAFE: embeddings leave and are averaged. They reveal which tokens your text holds.",
+}
+_TAPS: Final = {
+    "withhold": "Statistics of layers fed directly by embeddings never leave; those layers are averaged.",
+    "send": "UNSAFE: statistics of layers fed by embeddings leave. They reveal your text's token counts.",
+}
+_HEADS: Final = {
+    "private": "Task heads never leave; the merged model has the base's.",
+    "shared": "Task heads leave and are merged. They say what your labels look like to your model.",
+}
+_COHORTS: Final = {
+    "frozen": (
+        "After a release you are merged only with the same organizations, weights, alpha and normalisation: two merges "
+        "that differ by one member would reveal it."
+    ),
+    "open": "UNSAFE: any cohort may be merged at any time. Two merges that differ by one member reveal that member.",
+}
+_DOWNLOADS: Final = {
+    "participants": "Every participant may download merged models.",
+    "coordinator": "Only the coordinator may download merged models.",
+}
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy from YAML or JSON.
+
+    Raises:
+        DocumentMalformedError: it does not follow the schema; the message names the places.
+        FileUnreadableError, TooLargeError: the file.
+    """
+    try:
+        document = yaml.safe_load(read_document(path, most_bytes=limits.MAX_REQUEST_BYTES))
+        return Policy.model_validate(document if document is not None else {})
+    except (yaml.YAMLError, RecursionError) as error:
+        msg = f"{path} is not YAML: {error}"
+        raise DocumentMalformedError(msg) from error
+    except ValidationError as error:
+        raise DocumentMalformedError(describe_validation(str(path), error.errors())) from error
+
+
+def describe_policy(policy: Policy) -> list[str]:
+    """Tell a policy in sentences, one a rule."""
+    return [
+        "The server sees each organization's weights and statistics (aggregation: plain); it never sees texts.",
+        f"Models are merged by {' or '.join(policy.methods)}.",
+        _EMBEDDINGS[policy.embeddings],
+        _TAPS[policy.embedding_taps],
+        _HEADS[policy.heads],
+        (
+            f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension "
+            f"on; below {policy.advised_rows_per_dimension:g} you are warned."
+        ),
+        f"A merge takes at least {policy.minimum_cohort} organizations.",
+        _COHORTS[policy.cohorts],
+        _DOWNLOADS[policy.downloads],
+    ]
+
+
+def policy_text(version: PolicyVersion) -> str:
+    """Tell a version of a policy in words, with its digest."""
+    rules = "\n".join(f"  - {sentence}" for sentence in describe_policy(version.policy))
+    return f"Policy version {version.version}, digest {version.digest}\n{rules}"

@@ -1,0 +1,177 @@
+"""Commands about projects: create, list, show, invite, join, policy, base pull."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gramfuse.cli import output, session
+from gramfuse.cli.asking import require_confirmed
+from gramfuse_shared.contract.http_api import Project
+from gramfuse_shared.errors import NotConfirmedError
+
+ProjectArgument = Annotated[
+    str, typer.Argument(metavar="PROJECT", help="acme.tweets, or tweets where only one project is called so.")
+]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Create, join and look at projects.")
+base_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The project's base model.")
+app.add_typer(base_app, name="base")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="The project's name; your organization is put before it.")],
+    base: Annotated[Path, typer.Option("--base", help="A task-ready from_pretrained folder with an initialised head.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="The policy, YAML or JSON. Default: the safe settings.")
+    ] = None,
+) -> None:
+    """Create a project: send its base model and its policy. Running it again sends only what is missing.
+
+    Example: gramfuse project create tweets --base base --policy policy.yaml
+    """
+    from gramfuse.cli import bars, policies  # noqa: PLC0415 - only where this command runs
+
+    chosen = None if policy is None else policies.read_policy(policy)
+    with session.open_client() as client, bars.transfer() as on_progress:
+        project = client.create_project(name, base=base, policy=chosen, on_progress=on_progress)
+    _show(project)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List the projects that your organization takes part in.
+
+    Example: gramfuse project list
+    """
+    with session.open_client() as client:
+        projects = client.projects()
+    rows = [
+        (p.id, p.state, str(len(p.participants)), f"{p.policy.version}", f"{p.created_at:%Y-%m-%d}") for p in projects
+    ]
+    output.show(projects, output.table(("project", "state", "participants", "policy", "created"), rows, right=(2, 3)))
+
+
+@app.command()
+def show(project: ProjectArgument) -> None:
+    """Show a project: state, base model, participants and the policy versions that they accepted.
+
+    Example: gramfuse project show acme.tweets
+    """
+    with session.open_client() as client:
+        _show(client.project(project))
+
+
+@app.command()
+def invite(
+    project: ProjectArgument, organization: Annotated[str, typer.Argument(help="The organization to invite.")]
+) -> None:
+    """Make an organization a participant (coordinator).
+
+    Example: gramfuse project invite acme.tweets globex
+    """
+    with session.open_client() as client:
+        _show(client.invite(project, organization))
+
+
+@app.command()
+def join(
+    project: ProjectArgument,
+    accept_policy: Annotated[
+        str | None,
+        typer.Option("--accept-policy", metavar="DIGEST", help="Accept the policy of this digest without being asked."),
+    ] = None,
+) -> None:
+    """Read the project's policy and accept it for your organization. The acceptance is recorded.
+
+    Examples: gramfuse project join acme.tweets · gramfuse project join acme.tweets --accept-policy 5f2c…
+    """
+    from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client:
+        current = client.policy(project)
+        output.note(policies.policy_text(current))
+        if accept_policy is not None and accept_policy != current.digest:
+            msg = (
+                f"the current policy is version {current.version} with digest {current.digest}, not "
+                f"{accept_policy}; read it before you accept it"
+            )
+            raise NotConfirmedError(msg, version=current.version, digest=current.digest)
+        require_confirmed(
+            f"Accept version {current.version} of the policy of {project} for your organization?",
+            yes=accept_policy is not None,
+            option=f"--accept-policy {current.digest}",
+        )
+        acceptance = client.accept_policy(project, current.digest)
+    output.show(
+        acceptance,
+        lambda console: console.print(
+            f"{acceptance.organization} accepted version {acceptance.policy.version} at "
+            f"{acceptance.accepted_at:%Y-%m-%d %H:%M}",
+            markup=False,
+        ),
+    )
+
+
+@app.command()
+def policy(
+    project: ProjectArgument,
+    version: Annotated[int | None, typer.Option("--version", help="A past version; default the current one.")] = None,
+) -> None:
+    """Show a project's policy in words, with its digest.
+
+    Example: gramfuse project policy acme.tweets --format json
+    """
+    from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client:
+        found = client.policy(project, version)
+    output.show(found, lambda console: console.print(policies.policy_text(found), markup=False))
+
+
+@app.command()
+def publish(
+    project: ProjectArgument, file: Annotated[Path, typer.Argument(help="The new policy, YAML or JSON.")]
+) -> None:
+    """Publish the next version of the policy (coordinator); every participant has to accept it anew.
+
+    Example: gramfuse project publish acme.tweets policy.yaml
+    """
+    from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client:
+        published = client.set_policy(project, policies.read_policy(file))
+    output.show(published, lambda console: console.print(policies.policy_text(published), markup=False))
+
+
+@base_app.command()
+def pull(
+    project: ProjectArgument, folder: Annotated[Path, typer.Argument(help="A new folder for the base model.")]
+) -> None:
+    """Fetch the base model that everybody fine-tunes. Running it again resumes.
+
+    Example: gramfuse project base pull acme.tweets base
+    """
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client, bars.transfer() as on_progress:
+        pulled = client.pull_base(project, folder, on_progress=on_progress)
+    output.show({"folder": str(pulled)}, lambda console: console.print(f"base model in {pulled}", markup=False))
+
+
+def _show(project: Project) -> None:
+    participants = ", ".join(
+        f"{p.organization} (policy {p.accepted_policy.version if p.accepted_policy else 'not accepted'})"
+        for p in project.participants
+    )
+    size = output.format_bytes(sum(file.bytes for file in project.files))
+    rows = [
+        ("project", project.id),
+        ("state", project.state + (f": {project.reason}" if project.reason else "")),
+        ("coordinator", project.coordinator),
+        ("base", f"{project.base} ({len(project.files)} files, {size})"),
+        ("policy", f"version {project.policy.version}, digest {project.policy.digest}"),
+        ("participants", participants),
+    ]
+    output.show(project, output.table(("", ""), rows))
