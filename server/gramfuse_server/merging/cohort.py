@@ -1,0 +1,140 @@
+"""Decide which contributions a job merges, and whether it may. Pure: rows in, a cohort or a refusal out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from gramfuse_shared.contract.policy import MergeMethod, Policy
+from gramfuse_shared.contract.recipe import ModelParameters, Overridable, Recipe
+from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
+
+MAX_WEIGHT_RATIO: Final = 100.0
+"""In a frozen project no organization may outweigh another by more: the merge would be its own model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An accepted contribution under the project's current policy."""
+
+    contribution: str
+    organization: str
+    decided_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CohortMember:
+    """A contribution that a job merges, with its weight."""
+
+    contribution: str
+    organization: str
+    weight: Overridable
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A job of the project that published a model or still may; `weights` by organization."""
+
+    job: str
+    recipe: Recipe
+    weights: Mapping[str, Overridable]
+
+
+def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[CohortMember, ...]:
+    """Find the contributions that a recipe means, by ascending id.
+
+    An entry names an organization, which stands for its newest candidate, or a contribution; no entries mean every
+    organization's newest candidate.
+
+    Raises:
+        RecipeInvalidError: an entry names no candidate, or two name the same organization.
+    """
+    newest: dict[str, Candidate] = {}
+    for candidate in sorted(candidates, key=lambda c: (c.decided_at, c.contribution)):
+        newest[candidate.organization] = candidate
+    named = newest | {candidate.contribution: candidate for candidate in candidates}
+    entries = [(entry.model, entry.parameters) for entry in recipe.models]
+    members: dict[str, CohortMember] = {}
+    for name, parameters in entries or [(name, ModelParameters()) for name in newest]:
+        found = named.get(name)
+        if found is None:
+            msg = (
+                f"{name} has no accepted contribution under the project's current policy; "
+                "name organizations or contributions of the project, see `gramfuse contribution list`"
+            )
+            raise RecipeInvalidError(msg, model=name)
+        if found.organization in members:
+            msg = f"the recipe names two contributions of {found.organization}; an organization counts once"
+            raise RecipeInvalidError(msg, organization=found.organization)
+        members[found.organization] = CohortMember(found.contribution, found.organization, parameters.weight)
+    return tuple(sorted(members.values(), key=lambda member: member.contribution))
+
+
+def require_allowed(
+    recipe: Recipe, cohort: Sequence[CohortMember], policy: Policy, releases: Sequence[Release]
+) -> None:
+    """Require that the policy allows this merge, alone and beside the ones before it.
+
+    Raises:
+        PolicyViolationError: the method is not allowed, the cohort too small, or a weight singles somebody out.
+        CohortFrozenError: together with an earlier release it would reveal a member.
+    """
+    if recipe.merge_method not in policy.methods:
+        msg = f"the policy allows {', '.join(policy.methods)}, not {recipe.merge_method}"
+        raise PolicyViolationError(msg, method=recipe.merge_method)
+    if len(cohort) < policy.minimum_cohort:
+        names = ", ".join(sorted(member.organization for member in cohort)) or "none"
+        msg = (
+            f"the cohort has {len(cohort)} organizations ({names}), the policy wants at least {policy.minimum_cohort}; "
+            "wait for more contributions"
+        )
+        raise PolicyViolationError(msg, cohort=len(cohort), minimum=policy.minimum_cohort)
+    if policy.cohorts == "frozen":
+        _require_nobody_singled_out(cohort)
+        weights = {member.organization: member.weight for member in cohort}
+        for release in releases:
+            _require_same_cohort(recipe, weights, release)
+
+
+def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
+    values = [value for member in cohort for value in _values(member.weight)]
+    if min(values) <= 0 or max(values) > MAX_WEIGHT_RATIO * min(values):
+        msg = (
+            f"the weights run from {min(values):g} to {max(values):g}; with frozen cohorts every weight is "
+            f"above 0 and none is more than {MAX_WEIGHT_RATIO:g} times another, because the merge would show one "
+            "organization's own parameters"
+        )
+        raise PolicyViolationError(msg, smallest=min(values), largest=max(values))
+
+
+def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], release: Release) -> None:
+    """Two merges that differ by a member, a member's weight, α or the normalisation reveal that member.
+
+    Linear merges have neither α nor normalisation, so these count between two regmean merges only.
+    """
+    if weights.keys().isdisjoint(release.weights):
+        return
+    before = ", ".join(sorted(release.weights))
+    if weights.keys() != release.weights.keys():
+        odd = ", ".join(sorted(weights.keys() ^ release.weights.keys()))
+        msg = (
+            f"job {release.job} merges {before}; a merge that differs by {odd} would reveal them. Merge the same "
+            "organizations, or agree on a policy with `cohorts: open`"
+        )
+        raise CohortFrozenError(msg, job=release.job, differs=sorted(weights.keys() ^ release.weights.keys()))
+    changed = sorted(name for name in weights if weights[name] != release.weights[name])
+    if changed:
+        msg = f"job {release.job} merges {before} with other weights of {', '.join(changed)}; keep the weights"
+        raise CohortFrozenError(msg, job=release.job, differs=changed)
+    both: tuple[MergeMethod, ...] = (recipe.merge_method, release.recipe.merge_method)
+    mine, theirs = recipe.parameters, release.recipe.parameters
+    if both == ("regmean", "regmean") and (mine.alpha, mine.normalize) != (theirs.alpha, theirs.normalize):
+        msg = (
+            f"job {release.job} merges {before} with alpha {theirs.alpha} and normalize {theirs.normalize}; "
+            "another alpha or normalisation over the same members would reveal them"
+        )
+        raise CohortFrozenError(msg, job=release.job, differs=["alpha", "normalize"])
+
+
+def _values(weight: Overridable) -> list[float]:
+    return [weight] if isinstance(weight, float) else [conditional.value for conditional in weight]

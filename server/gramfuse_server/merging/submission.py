@@ -1,0 +1,185 @@
+"""Submit, retry and cancel jobs: the row, its cohort, the first attempt and the queue's entry in one transaction."""
+
+from datetime import datetime
+
+from pydantic import TypeAdapter
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.auth import Caller
+from gramfuse_server.jobs import UNFINISHED, JobQueue, write_log
+from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, require_allowed, resolve_cohort
+from gramfuse_server.tables import (
+    AttemptRow,
+    ContributionRow,
+    JobContributionRow,
+    JobRow,
+    ModelRow,
+    PolicyRow,
+    ProjectRow,
+    UploadRow,
+)
+from gramfuse_shared.contract.http_api import JobCreate
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.recipe import Overridable, Recipe
+from gramfuse_shared.errors import ConflictError, RecipeInvalidError, StateError
+
+WEIGHT: TypeAdapter[Overridable] = TypeAdapter(Overridable)
+"""Reads and writes the weight of a cohort's member as JSON."""
+
+
+def submit(
+    session: Session, project: ProjectRow, caller: Caller, *, job: str, body: JobCreate, queue: JobQueue, now: datetime
+) -> tuple[JobRow, bool]:
+    """Create a job, or find it where it was submitted before; tell whether it is new. `project` is locked.
+
+    Raises:
+        ConflictError: the id stands for another submission.
+        StateError: the project's base model is not ready.
+        RecipeInvalidError, PolicyViolationError, CohortFrozenError: see `cohort`.
+    """
+    known = session.get(JobRow, (project.id, job))
+    if known is not None:
+        if known.submission_digest != body.content_digest():
+            msg = f"job {job} was submitted with another recipe; choose another id"
+            raise ConflictError(msg)
+        return known, False
+    cohort = _decide_cohort(session, project, body.recipe, besides=job)
+    row = JobRow(
+        project=project.id,
+        id=job,
+        submission_digest=body.content_digest(),
+        recipe=body.recipe.canonical().decode(),
+        policy_version=project.policy_version,
+        state="queued",
+        stage="queued",
+        attempt=1,
+        done_tasks=0,
+        total_tasks=0,
+        done_bytes=0,
+        total_bytes=0,
+        submitted_by=caller.token,
+        created_at=now,
+    )
+    session.add(row)
+    session.flush()
+    for member in cohort:
+        session.add(
+            JobContributionRow(
+                project=project.id,
+                job=job,
+                contribution=member.contribution,
+                organization=member.organization,
+                weight=WEIGHT.dump_json(member.weight).decode(),
+            )
+        )
+    names = ", ".join(sorted(member.organization for member in cohort))
+    write_log(session, row, now, f"submitted: {body.recipe.merge_method} of {names}")
+    _enqueue(session, row, queue, now)
+    return row, True
+
+
+def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue, now: datetime) -> bool:
+    """Start a new attempt at a failed or cancelled job; tell whether there was one to start. `project` is locked.
+
+    Raises:
+        StateError: the job has succeeded, a contribution of its cohort is gone, or the policy has changed.
+        PolicyViolationError, CohortFrozenError: a release since then forbids it.
+    """
+    if row.state in UNFINISHED:
+        return False
+    if row.state == "succeeded":
+        msg = f"job {row.id} has succeeded; submit another one under another id"
+        raise StateError(msg, state=row.state)
+    if row.policy_version != project.policy_version:
+        msg = f"job {row.id} was submitted under version {row.policy_version} of the policy; submit it under a new id"
+        raise StateError(msg, version=project.policy_version)
+    cohort = cohort_of(session, row)
+    usable = {candidate.contribution for candidate in _candidates(session, project)}
+    gone = sorted(member.organization for member in cohort if member.contribution not in usable)
+    if gone:
+        msg = f"the contribution of {', '.join(gone)} was withdrawn; submit a job without it under a new id"
+        raise StateError(msg, organizations=gone)
+    require_allowed(
+        Recipe.parse(row.recipe), cohort, _policy(session, project), _releases(session, project, besides=row.id)
+    )
+    row.attempt += 1
+    row.state = row.stage = "queued"
+    row.done_tasks = row.total_tasks = row.done_bytes = row.total_bytes = 0
+    row.rate = row.error_code = row.error_message = row.started_at = row.finished_at = None
+    write_log(session, row, now, f"attempt {row.attempt}")
+    _enqueue(session, row, queue, now)
+    return True
+
+
+def cohort_of(session: Session, job: JobRow) -> tuple[CohortMember, ...]:
+    """Return a job's cohort by ascending contribution id."""
+    rows = session.scalars(
+        select(JobContributionRow)
+        .where(JobContributionRow.project == job.project, JobContributionRow.job == job.id)
+        .order_by(JobContributionRow.contribution)
+    )
+    return tuple(CohortMember(row.contribution, row.organization, WEIGHT.validate_json(row.weight)) for row in rows)
+
+
+def _decide_cohort(session: Session, project: ProjectRow, recipe: Recipe, *, besides: str) -> tuple[CohortMember, ...]:
+    state = session.get_one(UploadRow, project.base_upload).state
+    if state != "accepted":
+        msg = f"the base model of {project.id} is not ready ({state}); wait until it is checked"
+        raise StateError(msg, state=state)
+    if recipe.base_model not in {None, project.id, project.base_digest}:
+        msg = f"base_model is {recipe.base_model}; a project's jobs merge around its own base, so leave it out"
+        raise RecipeInvalidError(msg)
+    cohort = resolve_cohort(recipe, _candidates(session, project))
+    require_allowed(recipe, cohort, _policy(session, project), _releases(session, project, besides=besides))
+    return cohort
+
+
+def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:
+    rows = session.execute(
+        select(ContributionRow.id, ContributionRow.organization, UploadRow.decided_at)
+        .join(UploadRow, UploadRow.id == ContributionRow.upload)
+        .where(
+            ContributionRow.project == project.id,
+            ContributionRow.policy_version == project.policy_version,
+            UploadRow.state == "accepted",
+        )
+    )
+    return [Candidate(contribution, organization, decided) for contribution, organization, decided in rows if decided]
+
+
+def _releases(session: Session, project: ProjectRow, *, besides: str) -> list[Release]:
+    """Jobs with a model, deleted or not, and jobs that may still publish one."""
+    released = exists().where(ModelRow.project == JobRow.project, ModelRow.id == JobRow.id)
+    rows = session.scalars(
+        select(JobRow)
+        .where(JobRow.project == project.id, JobRow.id != besides, released | JobRow.state.in_(UNFINISHED))
+        .order_by(JobRow.created_at, JobRow.id)
+    )
+    return [
+        Release(
+            job=row.id,
+            recipe=Recipe.parse(row.recipe),
+            weights={member.organization: member.weight for member in cohort_of(session, row)},
+        )
+        for row in rows
+    ]
+
+
+def _policy(session: Session, project: ProjectRow) -> Policy:
+    return Policy.parse(session.get_one(PolicyRow, (project.id, project.policy_version)).document)
+
+
+def _enqueue(session: Session, row: JobRow, queue: JobQueue, now: datetime) -> None:
+    workflow = queue.enqueue_merge(session, project=row.project, job=row.id, attempt=row.attempt)
+    session.add(
+        AttemptRow(
+            project=row.project,
+            job=row.id,
+            number=row.attempt,
+            workflow=workflow,
+            state="queued",
+            created_at=now,
+        )
+    )
+    session.flush()
