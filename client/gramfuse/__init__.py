@@ -23,8 +23,9 @@ from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
     from gramfuse.base_model import build_base_manifest
-    from gramfuse.collection import Collector, collect
+    from gramfuse.collection import Collector
     from gramfuse.contribution import ContributionPlan, plan_contribution
+    from gramfuse.forwarding import collect
     from gramfuse.local_merging import merge
     from gramfuse.participation import Client
     from gramfuse.privacy.audit import audit
@@ -62,7 +63,7 @@ _HOMES: Final = {
     "Verification": "gramfuse.verification",
     "audit": "gramfuse.privacy.audit",
     "build_base_manifest": "gramfuse.base_model",
-    "collect": "gramfuse.collection",
+    "collect": "gramfuse.forwarding",
     "merge": "gramfuse.local_merging",
     "plan_contribution": "gramfuse.contribution",
     "verify": "gramfuse.verification",

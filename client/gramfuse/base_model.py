@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,18 +11,15 @@ from gramfuse.loading import INDEX_FILE, SINGLE_FILE, read_header, read_json_obj
 from gramfuse.virtual_files import VirtualFile
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
-from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo, tensors_of
+from gramfuse_shared.contract.manifest import BaseManifest, tensors_of
+from gramfuse_shared.contract.rules import CODE_SUFFIXES, PICKLE_SUFFIXES, require_base, vocabulary_size
 from gramfuse_shared.errors import (
-    ArchitectureMismatchError,
     DocumentMalformedError,
     FileUnreadableError,
     PolicyViolationError,
     TooLargeError,
 )
 from gramfuse_shared.identifiers import is_file_name
-
-_PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"})
-_CODE: Final = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".sh"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +63,8 @@ def open_base_folder(folder: Path, on_bytes: Callable[[int], None] | None = None
         manifest = BaseManifest.model_validate(document)
     except ValidationError as error:
         raise DocumentMalformedError(describe_validation(str(folder), error.errors())) from error
+    require_base(manifest)  # the server's own rules, before anything leaves
     return BaseFolder(manifest, files, left_out)
-
-
-def vocabulary_size(config: dict[str, Any]) -> int | None:
-    """Return config.json's vocab_size, or that of the text model nested in it."""
-    for section in (config, *(config.get(key) for key in ("text_config", "llm_config", "language_config", "decoder"))):
-        size = section.get("vocab_size") if isinstance(section, dict) else None
-        if isinstance(size, int) and not isinstance(size, bool) and size >= 1:
-            return size
-    return None
-
-
-def require_same_base(folder: Path, base: BaseManifest) -> None:
-    """Require that a folder's checkpoint has the base's tensors; a cheap check before a comparison of bytes.
-
-    Raises:
-        ArchitectureMismatchError: it is another model.
-    """
-    expected = {tensor.name: tensor for tensor in base.tensors}
-    found: dict[str, TensorInfo] = {}
-    for name in weight_file_names(folder):
-        found.update((tensor.name, tensor) for tensor in tensors_of(read_header(folder / name)))
-    if found != expected:
-        msg = f"{folder} is not the project's base model; fetch it with `gramfuse project base pull`"
-        raise ArchitectureMismatchError(msg)
 
 
 def _choose(folder: Path, weights: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
@@ -112,10 +86,10 @@ def _choose(folder: Path, weights: tuple[str, ...]) -> tuple[list[str], tuple[st
 
 def _require_harmless(path: Path) -> None:
     suffix = path.suffix.lower()
-    if suffix in _PICKLES:
+    if suffix in PICKLE_SUFFIXES:
         msg = f"{path.name} may hold pickled objects, which run code when loaded: remove it; only safetensors is used"
         raise PolicyViolationError(msg, file=path.name)
-    if suffix in _CODE:
+    if suffix in CODE_SUFFIXES:
         msg = f"{path.name} is program code: a base model is configuration, tokenizer and safetensors only; remove it"
         raise PolicyViolationError(msg, file=path.name)
     if not is_file_name(path.name):
