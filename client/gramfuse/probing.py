@@ -198,9 +198,8 @@ def _undisturbed(module: nn.Module, layers: tuple[Layer, ...], look: Any) -> Ite
         # Casts cached without gradients would be used, without gradients, by the caller's own forward pass.
         torch.set_autocast_cache_enabled(False)
         stack.callback(torch.set_autocast_cache_enabled, cache)
-        for inner in training:
-            inner.training = False
-            stack.callback(inner.__setattr__, "training", True)  # noqa: FBT003 - as it was found
+        stack.callback(_set_training, training, training=True)
+        _set_training(training, training=False)
         for layer in layers:
             for linear in layer.modules:
                 hook = linear.register_forward_pre_hook(
@@ -211,3 +210,8 @@ def _undisturbed(module: nn.Module, layers: tuple[Layer, ...], look: Any) -> Ite
                 )
                 stack.callback(hook.remove)
         yield
+
+
+def _set_training(modules: list[nn.Module], *, training: bool) -> None:
+    for module in modules:
+        module.training = training

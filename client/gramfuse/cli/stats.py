@@ -1,0 +1,192 @@
+"""`gramfuse stats`: measure a model's layer inputs on texts, and show what a statistics file says."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text as RichText
+
+from gramfuse.cli import output
+from gramfuse.forwarding import Progress as Measured
+from gramfuse.forwarding import collect
+from gramfuse.statistics_io import read_local_header
+from gramfuse.texts import Fields, read_texts
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata, parse_statistics_metadata
+from gramfuse_shared.errors import CancelledError, ConfigurationError
+
+app = typer.Typer(no_args_is_help=True, help="Measure a model's layer inputs on your own texts.")
+
+_EXAMPLES = """[b]Examples[/b]
+
+gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
+
+gramfuse stats collect --model tuned --texts ner.jsonl --tokens tokens --examples 5000
+
+gramfuse stats collect --model nli --texts folder-of-datasets --split train --text-field premise --pair-field hypothesis
+"""
+
+
+@app.command("collect", epilog=_EXAMPLES)
+def collect_command(
+    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model, as save_pretrained wrote it.")],
+    texts: Annotated[
+        Path,
+        typer.Option(help="*.jsonl, a text file with a text per line (both also as *.gz), or a `datasets` folder."),
+    ],
+    out: Annotated[Path, typer.Option(help="The statistics file to write.")] = Path("statistics.safetensors"),
+    examples: Annotated[int | None, typer.Option(min=1, help="Use the first N texts only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Texts per forward pass.")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per text [default: what the model takes, at most 512].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    text_field: Annotated[str | None, typer.Option(help="Field with the text [default: text, sentence, …].")] = None,
+    pair_field: Annotated[
+        str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Fingerprint of the project's base model, to be noted in the file.")
+    ] = None,
+    count_padding: Annotated[
+        bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
+    ] = False,
+    share_inputs: Annotated[
+        bool, typer.Option(help="One sum for layers that read the same input; off: one for each layer.")
+    ] = True,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints; the same command resumes from the last one.")
+    ] = 60.0,
+) -> None:
+    """Run a model over texts and measure the inputs of its linear layers. Nothing leaves this machine."""
+    fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
+    found = read_texts(texts, fields, split=split, limit=examples)
+    checkpoint = out.with_name(f"{out.name}.partial")
+    _require_writable(out)
+    start = time.monotonic()
+    with _stopping_at_a_batch() as is_stopped, _progress_bar() as show_progress:
+        try:
+            statistics = collect(
+                model,
+                found,
+                batch_size=batch_size,
+                max_length=max_length,
+                device=device,
+                base=base,
+                padding="counted" if count_padding else "dropped",
+                share_inputs=share_inputs,
+                checkpoint=checkpoint,
+                checkpoint_every=timedelta(seconds=checkpoint_every),
+                on_progress=show_progress,
+                is_cancelled=is_stopped,
+            )
+        except CancelledError as error:
+            output.note(error.message)
+            raise typer.Exit(output.EXIT_INTERRUPTED) from error
+    statistics.save(out)
+    checkpoint.unlink(missing_ok=True)
+    metadata = statistics.metadata
+    result = {
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "examples": len(found),
+        "seconds": round(time.monotonic() - start, 3),
+        "taps": len(metadata.taps),
+        "rows": max(tap.rows for tap in metadata.taps),
+        "distinct_rows": max(tap.distinct_rows for tap in metadata.taps),
+    }
+
+    def render(console: Console) -> None:
+        console.print(
+            f"{out}: {result['taps']} taps, up to {result['rows']:,} rows ({result['distinct_rows']:,} of distinct "
+            f"texts) from {len(found):,} texts in {result['seconds']:.1f} s, {output.format_bytes(out.stat().st_size)}"
+        )
+        console.print(
+            "Nothing has left this machine. `gramfuse audit` says what the file reveals, and what would leave."
+        )
+
+    output.show(result, render)
+
+
+@app.command("show")
+def show_command(file: Annotated[Path, typer.Argument(help="A statistics file.")]) -> None:
+    """Show what a statistics file says: its taps, their rows and their sources."""
+    metadata = parse_statistics_metadata(read_local_header(file))
+    output.show(metadata, lambda console: _render(metadata, console))
+
+
+def _render(metadata: StatisticsMetadata, console: Console) -> None:
+    rows = [
+        (
+            tap.name,
+            str(tap.width),
+            f"{tap.rows:,}",
+            f"{tap.distinct_rows / tap.width:,.1f}",
+            tap.source,
+            ", ".join(_short(layer.weight) for layer in tap.layers[:4]) + (" …" if len(tap.layers) > 4 else ""),  # noqa: PLR2004 - fits a line
+        )
+        for tap in metadata.taps
+    ]
+    output.table(("tap", "width", "rows", "distinct/width", "source", "layers"), rows, right=(1, 2, 3))(console)
+    settings = metadata.collector
+    console.print(
+        f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, base "
+        f"{metadata.base or 'not noted'}"
+    )
+
+
+def _short(weight: str) -> str:
+    return weight.removesuffix(".weight").rpartition(".")[2]
+
+
+def _require_writable(out: Path) -> None:
+    if not out.parent.is_dir() or out.is_dir():
+        msg = f"{out} cannot be written: {out.parent} is no folder, or {out} is one"
+        raise ConfigurationError(msg)
+
+
+@contextmanager
+def _stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C end the run behind the present batch, so that no text counts half; the second, at once."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        output.note("stopping behind this batch; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Measured], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), _Rate())
+    bar = Progress(*columns, TimeRemainingColumn(), console=output.console(stderr=True), disable=output.is_json())
+    with bar:
+        task = bar.add_task("measuring", total=None)
+
+        def advance(measured: Measured) -> None:
+            bar.update(task, total=measured.total, completed=measured.tokens)
+
+        yield advance
+
+
+class _Rate(ProgressColumn):
+    """Tokens per second."""
+
+    def render(self, task: Task) -> RichText:
+        speed = task.speed
+        return RichText("" if speed is None else f"{speed:,.0f} tokens/s")

@@ -1,0 +1,137 @@
+"""Reads the texts that a model is run on: JSON lines, plain text, or a folder that `datasets` saved."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final
+
+from gramfuse_shared.errors import ConfigurationError, DocumentMalformedError, FileUnreadableError
+
+Text = str | tuple[str, str] | list[str]
+"""A text; a pair of texts (for an encoder-decoder: source and target); or a text as a list of words."""
+
+_TEXT_FIELDS: Final = ("text", "sentence", "content", "document")
+_WORD_FIELDS: Final = ("tokens", "words")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields of a record hold the text. None of `text` and `tokens`: found by their usual names."""
+
+    text: str | None = None
+    pair: str | None = None
+    tokens: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and (self.text is not None or self.pair is not None):
+            msg = "a record holds either words (--tokens) or texts (--text-field, --pair-field), not both"
+            raise ConfigurationError(msg)
+
+
+def read_texts(
+    path: Path, fields: Fields | None = None, *, split: str | None = None, limit: int | None = None
+) -> list[Text]:
+    """Read at most `limit` texts, in the file's order; empty ones are left out.
+
+    Args:
+        path: `*.jsonl` or `*.json` with an object per line, any other file with a text per line (both also gzipped,
+            as `*.gz`), or a folder of `datasets.Dataset.save_to_disk`.
+        fields: which fields of a record hold the text.
+        split: which split of a saved DatasetDict.
+        limit: None for all.
+
+    Raises:
+        FileUnreadableError: no such file or folder, or not readable.
+        DocumentMalformedError: a record is not an object or lacks the field; the message names the line.
+        ConfigurationError: a split or field must be named.
+    """
+    texts = list(islice(_texts(path, fields or Fields(), split), limit))
+    if not texts:
+        msg = f"{path} holds no text"
+        raise DocumentMalformedError(msg)
+    return texts
+
+
+def _texts(path: Path, fields: Fields, split: str | None) -> Iterator[Text]:
+    if path.is_dir():
+        yield from _from_records(_saved_records(path, split), fields, f"record {{}} of {path}")
+        return
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    with _open(path) as stream:
+        try:
+            if suffixes and suffixes[-1] in {".jsonl", ".json", ".ndjson"}:
+                yield from _from_records(_json_records(stream, path), fields, f"line {{}} of {path}")
+            else:
+                yield from (line.strip() for line in stream if line.strip())
+        except (OSError, UnicodeDecodeError, EOFError) as error:
+            msg = f"{path} cannot be read as UTF-8 text: {error}"
+            raise FileUnreadableError(msg) from error
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path, "rt", encoding="utf-8")
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise FileUnreadableError(msg) from error
+
+
+def _json_records(stream: Iterable[str], path: Path) -> Iterator[Any]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                msg = f"line {number} of {path} is not JSON: {error}"
+                raise DocumentMalformedError(msg) from error
+
+
+def _saved_records(path: Path, split: str | None) -> Iterable[Any]:
+    import datasets  # noqa: PLC0415 - heavy, and not there on a bare CUDA machine
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        msg = f"{path} is not a folder of datasets.save_to_disk: {error}"
+        raise FileUnreadableError(msg) from error
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved  # type: ignore[no-any-return] # datasets is untyped
+    chosen = split or (next(iter(saved)) if len(saved) == 1 else None)
+    if chosen not in saved:
+        msg = f"{path} holds the splits {', '.join(saved)}: choose one with --split"
+        raise ConfigurationError(msg)
+    return saved[chosen]  # type: ignore[no-any-return] # datasets is untyped
+
+
+def _from_records(records: Iterable[Any], fields: Fields, where: str) -> Iterator[Text]:
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, Mapping):
+            msg = f"{where.format(number)} is not an object with fields"
+            raise DocumentMalformedError(msg)
+        text = _text_of(record, fields, where.format(number))
+        if text:
+            yield text
+
+
+def _text_of(record: Mapping[str, Any], fields: Fields, where: str) -> Text:
+    words = fields.tokens or (None if fields.text else next((name for name in _WORD_FIELDS if name in record), None))
+    text = fields.text or (None if words else next((name for name in _TEXT_FIELDS if name in record), None))
+    if words is not None:
+        found = record.get(words)
+        if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+            msg = f"{where}: {words!r} is not a list of words"
+            raise DocumentMalformedError(msg)
+        return found
+    if text is None:
+        msg = f"{where} has none of the fields {', '.join((*_TEXT_FIELDS, *_WORD_FIELDS))}: name it with --text-field"
+        raise ConfigurationError(msg)
+    first, second = record.get(text), record.get(fields.pair) if fields.pair else ""
+    if not isinstance(first, str) or not isinstance(second, str):
+        msg = f"{where}: {text if not isinstance(first, str) else fields.pair!r} is not a text"
+        raise DocumentMalformedError(msg)
+    return (first, second) if fields.pair else first.strip()
