@@ -17,6 +17,8 @@ from gramfuse_shared import limits
 from gramfuse_shared.errors import ConfigurationError
 
 CHUNK_BYTES: Final = 4 * limits.MIB
+WHOLE_BYTES: Final = 64 * limits.MIB
+"""A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
 
 
@@ -42,6 +44,19 @@ class Blobs:
             obstore.put(self.store, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
+        return True
+
+    def put_file(self, key: str, path: Path) -> bool:
+        """Store a local file under a key that contains its digest; tell whether it is new there.
+
+        A large file travels in pieces, so that memory does not grow with it. Stores cannot make that create-only, but
+        they show the key only when it is complete, and whoever else writes it writes the same bytes.
+        """
+        if path.stat().st_size <= WHOLE_BYTES:
+            return self.put(key, path)
+        if self.size(key) is not None:
+            return False
+        obstore.put(self.store, key, path, use_multipart=True, chunk_size=CHUNK_BYTES * 4)
         return True
 
     def size(self, key: str) -> int | None:

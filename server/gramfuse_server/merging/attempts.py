@@ -1,0 +1,199 @@
+"""The rows of a running attempt: begin, tasks, progress, end.
+
+Every write first looks whether the attempt is still the job's present one and not finished, so a worker that lost its
+work to another, or whose job was cancelled, changes nothing any more.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.database import insert_if_absent
+from gramfuse_server.jobs import UNFINISHED, write_log
+from gramfuse_server.tables import AttemptRow, BlobRow, JobRow, TaskRow
+from gramfuse_shared.contract.manifest import FileEntry
+
+MAX_MESSAGE_CHARACTERS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a job, by name."""
+
+    project: str
+    job: str
+    number: int
+
+    def __str__(self) -> str:
+        """For messages and logs."""
+        return f"{self.project}/{self.job} attempt {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSize:
+    """A planned task: the file that it writes and the bytes that it reads."""
+
+    file: str
+    input_bytes: int
+
+
+def is_running(session: Session, attempt: Attempt) -> bool:
+    """Tell whether the attempt may go on."""
+    state = session.scalar(
+        select(JobRow.state).where(
+            JobRow.project == attempt.project, JobRow.id == attempt.job, JobRow.attempt == attempt.number
+        )
+    )
+    return state in UNFINISHED
+
+
+def lock(session: Session, attempt: Attempt) -> JobRow | None:
+    """Return the job's row, held until the commit, if the attempt may go on."""
+    row = session.scalars(
+        select(JobRow)
+        .where(JobRow.project == attempt.project, JobRow.id == attempt.job, JobRow.attempt == attempt.number)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    return row if row is not None and row.state in UNFINISHED else None
+
+
+def begin(session: Session, attempt: Attempt, tasks: Sequence[TaskSize], *, worker: str, now: datetime) -> bool:
+    """Note the plan; tell whether the attempt may go on. Beginning twice changes nothing but the worker."""
+    job = lock(session, attempt)
+    if job is None:
+        return False
+    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    taken_over = row.worker not in {None, worker}
+    row.worker = worker
+    if job.state == "queued":
+        job.state = row.state = "running"
+        job.stage = "merging"
+        job.started_at = row.started_at = now
+        job.total_tasks, job.total_bytes = len(tasks), sum(task.input_bytes for task in tasks)
+        for number, task in enumerate(tasks):
+            session.add(
+                TaskRow(
+                    project=attempt.project,
+                    job=attempt.job,
+                    attempt=attempt.number,
+                    number=number,
+                    file=task.file,
+                    input_bytes=task.input_bytes,
+                    state="queued",
+                )
+            )
+        write_log(session, job, now, f"planned by {worker}: {len(tasks)} tasks, {job.total_bytes} bytes to read")
+    elif taken_over:
+        write_log(session, job, now, f"taken over by {worker}")
+    return True
+
+
+def begin_task(session: Session, attempt: Attempt, number: int, *, worker: str, now: datetime) -> bool:
+    """Take a task; False where it is finished already or the attempt may not go on."""
+    job = lock(session, attempt)
+    if job is None:
+        return False
+    task = _task(session, attempt, number)
+    if task.state == "succeeded":
+        return False
+    task.state, task.worker, task.done_bytes = "running", worker, 0
+    task.executions += 1
+    if task.executions > 1:
+        write_log(session, job, now, f"{task.file} is begun again by {worker}")
+    _add_up(session, job, now)
+    return True
+
+
+def progress_task(
+    session: Session, attempt: Attempt, number: int, *, done_bytes: int, worker: str, now: datetime
+) -> bool:
+    """Note how much of a task has been read; False where its worker must stop."""
+    job = lock(session, attempt)
+    if job is None:
+        return False
+    task = _task(session, attempt, number)
+    if task.worker != worker or task.state != "running":
+        return False
+    task.done_bytes = min(done_bytes, task.input_bytes)
+    _add_up(session, job, now)
+    return True
+
+
+def finish_task(
+    session: Session,
+    attempt: Attempt,
+    number: int,
+    *,
+    file: FileEntry,
+    diagnostics: Any,  # noqa: ANN401 - the engine's, any JSON value
+    seconds: float,
+    worker: str,
+    now: datetime,
+) -> None:
+    """Note a task's shard, whose blob is stored. Whoever finishes first counts; both wrote the same bytes."""
+    job = lock(session, attempt)
+    if job is None:
+        return
+    task = _task(session, attempt, number)
+    if task.state == "succeeded":
+        return
+    insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
+    task.state, task.worker, task.done_bytes = "succeeded", worker, task.input_bytes
+    task.bytes, task.sha256, task.seconds = file.bytes, file.sha256, seconds
+    task.diagnostics = json.dumps(diagnostics)
+    _add_up(session, job, now)
+    write_log(session, job, now, f"{task.file}: {file.bytes} bytes in {seconds:.1f} s by {worker}")
+
+
+def fail(session: Session, attempt: Attempt, *, code: str, message: str, now: datetime) -> bool:
+    """End the attempt without a model; tell whether it was still going on."""
+    job = lock(session, attempt)
+    if job is None:
+        return False
+    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    message = message[:MAX_MESSAGE_CHARACTERS]
+    job.state = row.state = job.stage = "failed"
+    job.error_code = row.error_code = code
+    job.error_message = row.error_message = message
+    job.finished_at = row.finished_at = now
+    job.rate = None
+    write_log(session, job, now, f"failed: {code}: {message}")
+    audit_log.append(
+        session,
+        at=now,
+        organization=None,
+        token=None,
+        action="job.fail",
+        subject=f"{attempt.project}/{attempt.job}",
+        details={"attempt": attempt.number, "code": code},
+    )
+    return True
+
+
+def tasks_of(session: Session, attempt: Attempt) -> Sequence[TaskRow]:
+    """Return the attempt's tasks in order."""
+    return session.scalars(
+        select(TaskRow)
+        .where(TaskRow.project == attempt.project, TaskRow.job == attempt.job, TaskRow.attempt == attempt.number)
+        .order_by(TaskRow.number)
+    ).all()
+
+
+def _task(session: Session, attempt: Attempt, number: int) -> TaskRow:
+    return session.get_one(TaskRow, (attempt.project, attempt.job, attempt.number, number))
+
+
+def _add_up(session: Session, job: JobRow, now: datetime) -> None:
+    session.flush()
+    mine = (TaskRow.project == job.project, TaskRow.job == job.id, TaskRow.attempt == job.attempt)
+    job.done_bytes = int(session.scalar(select(func.coalesce(func.sum(TaskRow.done_bytes), 0)).where(*mine)) or 0)
+    job.done_tasks = session.scalar(select(func.count()).where(*mine, TaskRow.state == "succeeded")) or 0
+    elapsed = (now - job.started_at).total_seconds() if job.started_at else 0.0
+    job.rate = job.done_bytes / elapsed if elapsed > 0 else None
