@@ -6,7 +6,7 @@ Append last in a transaction: it locks the chain's end until the commit.
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,6 +19,39 @@ from gramfuse_shared.errors import AuditChainBrokenError
 
 GENESIS: Final = "0" * 64
 _ROWS_AT_ONCE: Final = 1_000
+
+
+class Actor(Protocol):
+    """Whoever acts: `auth.Caller`, seen from here."""
+
+    @property
+    def token(self) -> str:
+        """The token's id."""
+
+    @property
+    def organization(self) -> str | None:
+        """The token's organization, None for an operator."""
+
+
+def append_for(
+    session: Session,
+    actor: Actor,
+    *,
+    at: datetime,
+    action: str,
+    subject: str,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Append what a caller did."""
+    append(
+        session,
+        at=at,
+        organization=actor.organization,
+        token=actor.token,
+        action=action,
+        subject=subject,
+        details=details,
+    )
 
 
 def append(

@@ -46,7 +46,9 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        msg = f"the receipt key {path} cannot be read ({error}); `gramfuse-server init` creates it (GRAMFUSE_RECEIPT_KEY)"
+        msg = (
+            f"the receipt key {path} cannot be read ({error}); `gramfuse-server init` creates it (GRAMFUSE_RECEIPT_KEY)"
+        )
         raise ConfigurationError(msg) from error
     if not isinstance(key, Ed25519PrivateKey):
         msg = f"{path} holds a key of another kind; receipts are signed with Ed25519"

@@ -34,9 +34,14 @@ def configuration(connection: Connection | None = None) -> Config:
 def upgrade(database: Database, revision: str = "head") -> None:
     """Bring the schema to a revision, in one transaction."""
     with database.write.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        exclude_others(connection)
         command.upgrade(configuration(connection), revision)
+
+
+def exclude_others(connection: Connection) -> None:
+    """Wait until no other process sets up this database; held until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 def downgrade(database: Database, revision: str) -> None:

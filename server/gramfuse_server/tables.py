@@ -313,7 +313,9 @@ class TaskRow(Row):
     __table_args__ = (
         _one_of("state", "queued", "running", "succeeded"),
         ForeignKeyConstraint(
-            ["project", "job", "attempt"], ["attempts.project", "attempts.job", "attempts.number"], name="fk_tasks_attempt"
+            ["project", "job", "attempt"],
+            ["attempts.project", "attempts.job", "attempts.number"],
+            name="fk_tasks_attempt",
         ),
     )
 

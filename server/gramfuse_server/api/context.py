@@ -1,0 +1,121 @@
+"""What every endpoint is given: the services, the caller, and which part of a list was asked for."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.api.problems import problem_responses
+from gramfuse_server.auth import Caller, authenticate
+from gramfuse_server.blobs import Blobs
+from gramfuse_server.clock import Clock
+from gramfuse_server.database import Database, reading
+from gramfuse_server.jobs import JobQueue
+from gramfuse_server.settings import Settings
+from gramfuse_shared.errors import (
+    GramfuseError,
+    NotFoundError,
+    RequestMalformedError,
+    RoleRequiredError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from gramfuse_shared.identifiers import Digest, FileName, JobId, OrganizationName, ProjectId
+
+BEARER: Final = HTTPBearer(
+    auto_error=False, scheme_name="token", bearerFormat="gf_<id>_<secret>", description="A token of this server."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that a request may need, built once in `app`."""
+
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    jobs: JobQueue
+    clock: Clock
+    receipt_key: str
+    """The public half, base64."""
+    part_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
+    """Parts received at once; the others wait, so that memory is bounded."""
+
+
+def services(request: Request) -> Services:
+    """Return the app's services."""
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesOf = Annotated[Services, Depends(services)]
+
+
+def authenticated(services: Services, authorization: str | None) -> Caller:
+    """Find the caller; touches the database, so call it in a thread."""
+    with reading(services.database) as session:
+        return authenticate(session, authorization, now=services.clock())
+
+
+def caller(
+    request: Request,
+    services: ServicesOf,
+    _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+) -> Caller:
+    """Return the authenticated caller; raises UnauthenticatedError."""
+    return authenticated(services, request.headers.get("authorization"))
+
+
+CallerOf = Annotated[Caller, Depends(caller)]
+
+
+def operator(caller: CallerOf) -> Caller:
+    """Return the caller, who is an operator; raises RoleRequiredError."""
+    caller.require_operator()
+    return caller
+
+
+OperatorOf = Annotated[Caller, Depends(operator)]
+
+ProjectPath = Annotated[ProjectId, Path()]
+OrganizationPath = Annotated[OrganizationName, Path()]
+ContributionPath = Annotated[Digest, Path(description="the manifest's digest")]
+FilePath = Annotated[FileName, Path()]
+JobPath = Annotated[JobId, Path()]
+
+
+def audit(
+    session: Session,
+    services: Services,
+    caller: Caller,
+    action: str,
+    subject: str,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Append what the caller does to the audit log; last in the transaction."""
+    audit_log.append_for(session, caller, at=services.clock(), action=action, subject=subject, details=details)
+
+
+def declares(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of an operation that needs a token: the given ones and those of every such operation."""
+    return problem_responses(
+        UnauthenticatedError,
+        RoleRequiredError,
+        NotFoundError,
+        TooLargeError,
+        RequestMalformedError,
+        *errors,
+        GramfuseError,
+        UnavailableError,
+    )
+
+
+def declares_publicly(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of an operation that needs no token."""
+    return problem_responses(TooLargeError, RequestMalformedError, *errors, GramfuseError)

@@ -1,0 +1,246 @@
+"""Contributions: create, send, seal, list, withdraw."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select
+
+from gramfuse_server.api.context import (
+    CallerOf,
+    ContributionPath,
+    FilePath,
+    ProjectPath,
+    Services,
+    ServicesOf,
+    audit,
+    authenticated,
+    declares,
+)
+from gramfuse_server.api.documents import document_body, read_document
+from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.uploads import (
+    PART_BODY,
+    PART_RESPONSES,
+    PartPath,
+    announced_part,
+    discard_parts,
+    store_part,
+)
+from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.intake import contributions, parts, sealing
+from gramfuse_server.intake.uploads import lock_upload, require_open
+from gramfuse_server.tables import ContributionRow, UploadRow
+from gramfuse_shared import limits
+from gramfuse_shared.contract.http_api import (
+    Contribution,
+    ContributionDetail,
+    ContributionState,
+    Page,
+    Part,
+    PartList,
+)
+from gramfuse_shared.contract.manifest import ContributionManifest
+from gramfuse_shared.errors import (
+    ArchitectureMismatchError,
+    DigestMismatchError,
+    DocumentMalformedError,
+    GramfuseError,
+    HeaderMalformedError,
+    HeaderTooLargeError,
+    PartsMissingError,
+    PolicyNotAcceptedError,
+    PolicyViolationError,
+    QuotaExceededError,
+    StateError,
+    StatisticsMalformedError,
+)
+from gramfuse_shared.identifiers import OrganizationName
+
+router = APIRouter(prefix="/v1/projects/{project}/contributions", tags=["contributions"])
+
+
+@router.put(
+    "/{contribution}",
+    status_code=201,
+    max_body_size=limits.MAX_DOCUMENT_BYTES,
+    openapi_extra=document_body(ContributionManifest),
+    responses=declares(
+        DocumentMalformedError,
+        DigestMismatchError,
+        StateError,
+        ArchitectureMismatchError,
+        HeaderMalformedError,
+        PolicyNotAcceptedError,
+        PolicyViolationError,
+        QuotaExceededError,
+    )
+    | {200: {"model": ContributionDetail, "description": "It exists already"}},
+)
+async def create_contribution(
+    project: ProjectPath, contribution: ContributionPath, request: Request, response: Response, services: ServicesOf
+) -> ContributionDetail:
+    """Open a contribution under its manifest's digest. The answer names part size and count of each file."""
+    caller, manifest = await read_document(request, services, ContributionManifest)
+    document, new = await run_in_threadpool(_create, services, caller, project, contribution, manifest)
+    response.status_code = 201 if new else 200
+    return document
+
+
+@router.get("", responses=declares())
+def list_contributions(
+    project: ProjectPath,
+    services: ServicesOf,
+    caller: CallerOf,
+    page: PageOf,
+    organization: Annotated[OrganizationName | None, Query()] = None,
+    state: Annotated[ContributionState | None, Query()] = None,
+) -> Page[Contribution]:
+    """List the project's contributions, newest first."""
+    with reading(services.database) as session:
+        row = visible_project(session, caller, project)
+        query = select(ContributionRow).where(ContributionRow.project == row.id)
+        if organization is not None:
+            query = query.where(ContributionRow.organization == organization)
+        if state is not None:
+            query = query.join(UploadRow, UploadRow.id == ContributionRow.upload).where(
+                contributions.state_is(state, services.clock())
+            )
+        rows, cursor = paginate(
+            session, query, page, by=[ContributionRow.created_at, ContributionRow.id], descending=True
+        )
+        found = contributions.contribution_documents(session, rows, caller.organization, services.clock())
+        items = tuple(Contribution.model_validate(document.model_dump(exclude={"manifest"})) for document in found)
+        return Page(items=items, next_cursor=cursor)
+
+
+@router.get("/{contribution}", responses=declares())
+def get_contribution(
+    project: ProjectPath, contribution: ContributionPath, services: ServicesOf, caller: CallerOf
+) -> ContributionDetail:
+    """A contribution; manifest, files and reason are its own organization's only."""
+    with reading(services.database) as session:
+        row = contributions.find_contribution(session, visible_project(session, caller, project), contribution)
+        return contributions.contribution_documents(
+            session, [row], caller.organization, services.clock(), manifests=True
+        )[0]
+
+
+@router.get("/{contribution}/files/{file}/parts", responses=declares())
+def list_contribution_parts(
+    project: ProjectPath, contribution: ContributionPath, file: FilePath, services: ServicesOf, caller: CallerOf
+) -> PartList:
+    """The parts of a file that have arrived, so that a rerun sends only the others."""
+    with reading(services.database) as session:
+        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        return parts.parts_of(session, session.get_one(UploadRow, row.upload), file)
+
+
+@router.put(
+    "/{contribution}/files/{file}/parts/{number}",
+    status_code=201,
+    max_body_size=limits.MAX_PART_BYTES,
+    openapi_extra=PART_BODY,
+    responses=PART_RESPONSES,
+)
+async def put_contribution_part(
+    project: ProjectPath,
+    contribution: ContributionPath,
+    file: FilePath,
+    number: PartPath,
+    request: Request,
+    response: Response,
+    services: ServicesOf,
+) -> Part:
+    """Send a part of a file. Refused before its body is read, if it can be."""
+
+    def find_slot() -> parts.Slot:
+        caller = authenticated(services, request.headers.get("authorization"))
+        with reading(services.database) as session:
+            found = visible_project(session, caller, project)
+            row = contributions.own_contribution(session, caller, found, contribution)
+            length, sha256 = announced_part(request)
+            upload = session.get_one(UploadRow, row.upload)
+            return parts.find_slot(
+                session, upload, file=file, number=number, length=length, sha256=sha256, now=services.clock()
+            )
+
+    return await store_part(request, response, services, await run_in_threadpool(find_slot))
+
+
+@router.post(
+    "/{contribution}/seal",
+    responses=declares(
+        PartsMissingError,
+        StateError,
+        HeaderMalformedError,
+        HeaderTooLargeError,
+        StatisticsMalformedError,
+        ArchitectureMismatchError,
+        PolicyViolationError,
+    ),
+)
+def seal_contribution(
+    project: ProjectPath, contribution: ContributionPath, services: ServicesOf, caller: CallerOf
+) -> Contribution:
+    """Close a contribution's upload; a worker then checks it: sealed → accepted or rejected."""
+    now = services.clock()
+    with reading(services.database) as session:
+        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        upload = session.get_one(UploadRow, row.upload)
+        if upload.state in {"sealed", "accepted", "rejected"}:
+            return contributions.contribution_documents(session, [row], caller.organization, now)[0]
+        require_open(upload, now)
+        files = sealing.complete_files(session, services.blobs, upload)
+    try:
+        sealing.require_contribution_files(ContributionManifest.parse(row.manifest), files)
+    except GramfuseError as error:
+        if error.retryable:  # the store's fault, not the file's
+            raise
+        _reject(services, caller, row, error)
+        raise
+    with transaction(services.database) as session:
+        upload = lock_upload(session, row.upload)
+        if upload.state == "open":
+            sealing.seal(session, upload, kind="contribution", subject=row.id, queue=services.jobs, now=now)
+            details = {"contribution": row.id, "bytes": upload.bytes}
+            audit(session, services, caller, "contribution.seal", project, details)
+        return contributions.contribution_documents(session, [row], caller.organization, now)[0]
+
+
+@router.post("/{contribution}/withdraw", responses=declares(StateError))
+def withdraw_contribution(
+    project: ProjectPath, contribution: ContributionPath, services: ServicesOf, caller: CallerOf
+) -> Contribution:
+    """Withdraw a contribution: unfinished jobs are cancelled, no new one uses it, its bytes go after a day."""
+    now = services.clock()
+    with transaction(services.database) as session:
+        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        contributions.withdraw(session, caller, row, jobs=services.jobs, settings=services.settings, now=now)
+        return contributions.contribution_documents(session, [row], caller.organization, now)[0]
+
+
+def _create(
+    services: Services, caller: Caller, project: str, contribution: str, manifest: ContributionManifest
+) -> tuple[ContributionDetail, bool]:
+    now = services.clock()
+    with transaction(services.database) as session:
+        found = visible_project(session, caller, project, lock=True)
+        row, new = contributions.create_contribution(
+            session, caller, found, contribution, manifest, settings=services.settings, now=now
+        )
+        documents = contributions.contribution_documents(session, [row], caller.organization, now, manifests=True)
+        return documents[0], new
+
+
+def _reject(services: Services, caller: Caller, row: ContributionRow, error: GramfuseError) -> None:
+    now = services.clock()
+    with transaction(services.database) as session:
+        upload = lock_upload(session, row.upload)
+        if upload.state != "open":
+            return
+        sealing.reject(upload, error.message, now)
+        details = {"contribution": row.id, "code": error.code}
+        audit(session, services, caller, "contribution.reject", row.project, details)
+    discard_parts(services, row.upload)

@@ -1,0 +1,158 @@
+"""Projects, their participants and their policies."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.api.context import (
+    CallerOf,
+    OrganizationPath,
+    ProjectPath,
+    Services,
+    ServicesOf,
+    declares,
+)
+from gramfuse_server.api.documents import document_body, read_document
+from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.intake import projects
+from gramfuse_server.tables import ParticipantRow, ProjectRow
+from gramfuse_shared import limits
+from gramfuse_shared.contract.http_api import Acceptance, Page, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.errors import (
+    ConflictError,
+    DocumentMalformedError,
+    HeaderMalformedError,
+    PolicyViolationError,
+    QuotaExceededError,
+)
+from gramfuse_shared.identifiers import Digest
+
+router = APIRouter(prefix="/v1/projects", tags=["projects"])
+
+VersionPath = Annotated[int, Path(ge=1, le=1_000_000)]
+PolicyDigestPath = Annotated[Digest, Path(description="the current policy's digest")]
+
+
+@router.put(
+    "/{project}",
+    status_code=201,
+    max_body_size=limits.MAX_DOCUMENT_BYTES,
+    openapi_extra=document_body(ProjectCreate),
+    responses=declares(
+        ConflictError, DocumentMalformedError, PolicyViolationError, HeaderMalformedError, QuotaExceededError
+    )
+    | {200: {"model": Project, "description": "It exists already, with the same base and policy"}},
+)
+async def create_project(project: ProjectPath, request: Request, response: Response, services: ServicesOf) -> Project:
+    """Create a project (coordinator of the organization before the dot); its base is uploaded next."""
+    caller, body = await read_document(request, services, ProjectCreate)
+    document, new = await run_in_threadpool(_create, services, caller, project, body)
+    response.status_code = 201 if new else 200
+    return document
+
+
+@router.get("", responses=declares())
+def list_projects(services: ServicesOf, caller: CallerOf, page: PageOf) -> Page[Project]:
+    """List the projects in which the caller's organization takes part."""
+    query = (
+        select(ProjectRow)
+        .join(ParticipantRow, ParticipantRow.project == ProjectRow.id)
+        .where(ParticipantRow.organization == caller.organization)
+    )
+    with reading(services.database) as session:
+        rows, cursor = paginate(session, query, page, by=[ProjectRow.id])
+        documents = projects.project_documents(session, rows, services.clock())
+        return Page(items=tuple(documents), next_cursor=cursor)
+
+
+@router.get("/{project}", responses=declares())
+def get_project(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> Project:
+    """A project as its participants see it."""
+    with reading(services.database) as session:
+        return project_document(session, services, visible_project(session, caller, project))
+
+
+@router.put(
+    "/{project}/participants/{organization}",
+    status_code=201,
+    responses=declares() | {200: {"model": Project, "description": "It is a participant already"}},
+)
+def invite_participant(
+    project: ProjectPath, organization: OrganizationPath, response: Response, services: ServicesOf, caller: CallerOf
+) -> Project:
+    """Invite an organization (the project's coordinator)."""
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project)
+        new = projects.invite(session, caller, row, organization, services.clock())
+        response.status_code = 201 if new else 200
+        return project_document(session, services, row)
+
+
+@router.get("/{project}/policies/{version}", responses=declares())
+def get_policy(project: ProjectPath, version: VersionPath, services: ServicesOf, caller: CallerOf) -> PolicyVersion:
+    """A version of the project's policy."""
+    with reading(services.database) as session:
+        row = visible_project(session, caller, project)
+        return projects.policy_document(projects.find_policy(session, row.id, version))
+
+
+@router.put(
+    "/{project}/policies/{version}",
+    status_code=201,
+    responses=declares(ConflictError)
+    | {200: {"model": PolicyVersion, "description": "The version exists with this content"}},
+)
+def publish_policy(
+    project: ProjectPath,
+    version: VersionPath,
+    body: Policy,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> PolicyVersion:
+    """Publish the next version of the policy (coordinator); until accepted it blocks push and jobs."""
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project, lock=True)
+        policy, new = projects.publish_policy(session, caller, row, version, body, services.clock())
+        response.status_code = 201 if new else 200
+        return projects.policy_document(policy)
+
+
+@router.put(
+    "/{project}/acceptances/{policy_digest}",
+    status_code=201,
+    responses=declares(ConflictError)
+    | {200: {"model": Acceptance, "description": "The organization accepted this version already"}},
+)
+def accept_policy(
+    project: ProjectPath,
+    policy_digest: PolicyDigestPath,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> Acceptance:
+    """Accept the current policy for the caller's organization, by its digest."""
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project, lock=True)
+        acceptance, new = projects.accept_policy(session, caller, row, policy_digest, services.clock())
+        response.status_code = 201 if new else 200
+        return projects.acceptance_document(acceptance)
+
+
+def project_document(session: Session, services: Services, row: ProjectRow) -> Project:
+    """Return one project as it travels."""
+    return projects.project_documents(session, [row], services.clock())[0]
+
+
+def _create(services: Services, caller: Caller, project: str, body: ProjectCreate) -> tuple[Project, bool]:
+    with transaction(services.database) as session:
+        row, new = projects.create_project(
+            session, caller, project, body, settings=services.settings, now=services.clock()
+        )
+        return project_document(session, services, row), new

@@ -1,0 +1,80 @@
+"""The API process: everything that it needs is built and wired here. It never imports torch."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
+
+from gramfuse_server.api import base, contributions, health, organizations, projects, tokens
+from gramfuse_server.api.context import Services
+from gramfuse_server.api.openapi import describe
+from gramfuse_server.api.problems import ProblemDocuments, install_handlers
+from gramfuse_server.blobs import open_blobs
+from gramfuse_server.clock import Clock, system_clock
+from gramfuse_server.database import open_database
+from gramfuse_server.jobs import JobQueue
+from gramfuse_server.logs import RequestLog
+from gramfuse_server.receipt_key import load_key, public_key
+from gramfuse_server.settings import Settings
+from gramfuse_shared import limits
+from gramfuse_shared.version import __version__
+
+ROUTERS: Final = (
+    health.router,
+    organizations.router,
+    tokens.router,
+    projects.router,
+    base.router,
+    contributions.router,
+)
+
+
+def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
+    """Build the API. The database must be migrated and the receipt key created: `gramfuse-server init`.
+
+    Raises:
+        ConfigurationError: a setting does not work.
+    """
+    database = open_database(settings.database_url)
+    services = Services(
+        settings=settings,
+        database=database,
+        blobs=open_blobs(settings.blobs),
+        jobs=JobQueue(database),
+        clock=clock,
+        receipt_key=public_key(load_key(settings.receipt_key)),
+        part_slots=asyncio.Semaphore(settings.concurrent_parts),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(
+        title="gramfuse",
+        version=__version__,
+        summary="Several organizations, one language model: merge weights and statistics, never data.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        max_body_size=limits.MAX_REQUEST_BYTES,
+    )
+    app.state.services = services
+    for router in ROUTERS:
+        app.include_router(router)
+    _expose_metrics(app)
+    install_handlers(app)
+    app.add_middleware(ProblemDocuments)
+    app.add_middleware(RequestLog)
+    describe(app)
+    return app
+
+
+def _expose_metrics(app: FastAPI) -> None:
+    instrumentator: Any = Instrumentator(registry=CollectorRegistry(), excluded_handlers=["/metrics", "/healthz"])
+    instrumentator.instrument(app).expose(app, include_in_schema=False)

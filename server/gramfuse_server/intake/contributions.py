@@ -1,0 +1,206 @@
+"""Contributions: what is checked before a byte of one travels, how members see it, and its withdrawal."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, not_, or_, select
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.auth import Caller, require_accepted_policy
+from gramfuse_server.intake.projects import base_of, find_policy, require_ready
+from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, shown_state
+from gramfuse_server.jobs import JobQueue
+from gramfuse_server.settings import Settings
+from gramfuse_server.tables import ContributionRow, ProjectRow, UploadRow
+from gramfuse_shared.contract.http_api import ContributionDetail
+from gramfuse_shared.contract.manifest import ContributionManifest
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.rules import require_architecture, require_policy
+from gramfuse_shared.errors import (
+    ArchitectureMismatchError,
+    DigestMismatchError,
+    NotFoundError,
+    PolicyNotAcceptedError,
+    RequestMalformedError,
+    RoleRequiredError,
+    StateError,
+)
+
+
+def create_contribution(
+    session: Session,
+    caller: Caller,
+    project: ProjectRow,
+    digest: str,
+    manifest: ContributionManifest,
+    *,
+    settings: Settings,
+    now: datetime,
+) -> tuple[ContributionRow, bool]:
+    """Open a contribution, if its manifest may be uploaded at all; tell whether it is new. Lock the project first.
+
+    Checked in this order:
+      1. the manifest's digest is its id, and it names this project and the caller's organization,
+      2. an existing one is returned as it is,
+      3. the base model is ready, and it is the manifest's,
+      4. the current policy is accepted, and the manifest was made under it,
+      5. names, shapes, dtypes and widths fit the base,
+      6. the policy allows all of it to leave,
+      7. the quota has room.
+
+    Raises:
+        DigestMismatchError, RequestMalformedError: 1.
+        StateError, ArchitectureMismatchError: 3, and 5.
+        PolicyNotAcceptedError: 4.
+        PolicyViolationError: 6.
+        QuotaExceededError, TooLargeError: 7.
+    """
+    # 1.
+    if manifest.content_digest() != digest:
+        msg = f"the manifest's digest is {manifest.content_digest()}, not {digest}"
+        raise DigestMismatchError(msg)
+    organization = caller.require_organization()
+    if manifest.project != project.id or manifest.organization != organization:
+        msg = f"the manifest is of {manifest.organization} in {manifest.project}, not of {organization} in {project.id}"
+        raise RequestMalformedError(msg)
+    # 2.
+    existing = session.get(ContributionRow, digest)
+    if existing is not None:
+        return existing, False
+    # 3.
+    require_ready(session, project, now)
+    if manifest.base != project.base_digest:
+        msg = f"the contribution was made for base {manifest.base}, the project's is {project.base_digest}"
+        raise ArchitectureMismatchError(msg)
+    # 4.
+    require_accepted_policy(session, caller, project)
+    policy = find_policy(session, project.id, project.policy_version)
+    if (manifest.policy.version, manifest.policy.digest) != (policy.version, policy.digest):
+        msg = f"the contribution was made under version {manifest.policy.version}, the current one is {policy.version}"
+        raise PolicyNotAcceptedError(msg, version=policy.version)
+    # 5.
+    base = base_of(project)
+    require_architecture(manifest, base)
+    # 6.
+    require_policy(manifest, base, Policy.parse(policy.document))
+    # 7.
+    upload = create_upload(
+        session, kind="contribution", project=project.id, files=manifest.files, settings=settings, now=now
+    )
+    row = ContributionRow(
+        id=digest,
+        project=project.id,
+        organization=organization,
+        upload=upload.id,
+        manifest=manifest.canonical().decode(),
+        policy_version=policy.version,
+        created_at=now,
+    )
+    session.add(row)
+    session.flush()
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="contribution.create",
+        subject=project.id,
+        details={"contribution": digest, "bytes": upload.bytes},
+    )
+    return row, True
+
+
+def find_contribution(session: Session, project: ProjectRow, contribution: str) -> ContributionRow:
+    """Return a contribution to a project; raises NotFoundError."""
+    row = session.get(ContributionRow, contribution)
+    if row is None or row.project != project.id:
+        msg = f"there is no contribution {contribution} to {project.id}"
+        raise NotFoundError(msg)
+    return row
+
+
+def own_contribution(session: Session, caller: Caller, project: ProjectRow, contribution: str) -> ContributionRow:
+    """Return a contribution of the caller's own organization; raises NotFoundError, RoleRequiredError."""
+    row = find_contribution(session, project, contribution)
+    if row.organization != caller.organization:
+        msg = f"the contribution is {row.organization}'s; only its own organization can change it"
+        raise RoleRequiredError(msg)
+    return row
+
+
+def withdraw(
+    session: Session,
+    caller: Caller,
+    row: ContributionRow,
+    *,
+    jobs: JobQueue,
+    settings: Settings,
+    now: datetime,
+) -> None:
+    """Withdraw a contribution: no new job uses it, unfinished ones are cancelled, its bytes go after a while.
+
+    Raises:
+        StateError: it was rejected or has expired, so there is nothing to withdraw.
+    """
+    upload = lock_upload(session, row.upload)
+    state = shown_state(upload, now)
+    if state == "withdrawn":
+        return
+    if state in {"rejected", "expired"}:
+        msg = f"the contribution is {state}; its bytes are deleted anyway"
+        raise StateError(msg, state=state)
+    upload.state, upload.withdrawn_at = "withdrawn", now
+    upload.delete_after = now + settings.deletion_delay
+    session.flush()
+    cancelled = jobs.cancel_jobs_using(session, contribution=row.id, now=now)
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="contribution.withdraw",
+        subject=row.project,
+        details={"contribution": row.id, "cancelled_jobs": cancelled},
+    )
+
+
+def state_is(state: str, now: datetime) -> ColumnElement[bool]:
+    """The condition on an upload that `shown_state` shows this state."""
+    overdue = and_(UploadRow.state == "open", UploadRow.expires_at <= now)
+    if state == "expired":
+        return or_(UploadRow.state == "expired", overdue)
+    return and_(UploadRow.state == state, not_(overdue))
+
+
+def contribution_documents(
+    session: Session, rows: Sequence[ContributionRow], viewer: str | None, now: datetime, *, manifests: bool = False
+) -> list[ContributionDetail]:
+    """Return contributions as an organization sees them: reason, files and manifest are its own ones' only."""
+    uploads = _uploads(session, [row.upload for row in rows])
+    files = files_of(session, [row.upload for row in rows if row.organization == viewer])
+    documents = []
+    for row in rows:
+        upload = uploads[row.upload]
+        own = row.organization == viewer
+        document = {
+            "id": row.id,
+            "organization": row.organization,
+            "state": shown_state(upload, now),
+            "reason": upload.reason if own else None,
+            "policy": {
+                "version": row.policy_version,
+                "digest": find_policy(session, row.project, row.policy_version).digest,
+            },
+            "bytes": upload.bytes,
+            "created_at": row.created_at,
+            "sealed_at": upload.sealed_at,
+            "decided_at": upload.decided_at,
+            "withdrawn_at": upload.withdrawn_at,
+            "files": files.get(row.upload, ()),
+            "manifest": ContributionManifest.parse(row.manifest) if own and manifests else None,
+        }
+        documents.append(ContributionDetail.model_validate(document))
+    return documents
+
+
+def _uploads(session: Session, ids: Iterable[str]) -> dict[str, UploadRow]:
+    return {row.id: row for row in session.scalars(select(UploadRow).where(UploadRow.id.in_(list(ids))))}

@@ -1,0 +1,302 @@
+"""Projects: a base model, a policy in versions, participants and what they accepted."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.auth import Caller
+from gramfuse_server.database import insert_if_absent
+from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, shown_state
+from gramfuse_server.settings import Settings
+from gramfuse_server.tables import (
+    AcceptanceRow,
+    OrganizationRow,
+    ParticipantRow,
+    PolicyRow,
+    ProjectRow,
+    UploadRow,
+)
+from gramfuse_shared.contract.http_api import Acceptance, Participant, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.rules import require_base
+from gramfuse_shared.errors import ConflictError, NotFoundError, StateError
+
+_STATE_OF_UPLOAD = {"open": "open", "sealed": "sealed", "accepted": "ready", "rejected": "rejected"}
+
+
+def create_project(
+    session: Session, caller: Caller, project: str, request: ProjectCreate, *, settings: Settings, now: datetime
+) -> tuple[ProjectRow, bool]:
+    """Create a project, or give one whose base model was rejected or expired another; tell whether it is new.
+
+    Raises:
+        RoleRequiredError: the caller is not a coordinator of the organization in the project's name.
+        ConflictError: the project exists with another base model or policy.
+        PolicyViolationError, HeaderMalformedError, QuotaExceededError, TooLargeError: the base cannot be uploaded.
+    """
+    coordinator = project.partition(".")[0]
+    caller.require_coordinator(coordinator)
+    require_base(request.base)
+    existing = lock_project(session, project)
+    if existing is not None and not _may_start_again(session, existing, request, now):
+        _require_same(session, existing, request)
+        return existing, False
+    upload = create_upload(session, kind="base", project=project, files=request.base.files, settings=settings, now=now)
+    digest, manifest = request.base.content_digest(), request.base.canonical().decode()
+    values = {
+        "id": project,
+        "coordinator": coordinator,
+        "base_digest": digest,
+        "base_manifest": manifest,
+        "base_upload": upload.id,
+        "policy_version": 1,
+        "created_at": now,
+    }
+    if existing is not None:
+        existing.base_digest, existing.base_manifest, existing.base_upload = digest, manifest, upload.id
+    elif not insert_if_absent(session, ProjectRow, values):
+        msg = f"{project} was created by another request at the same moment; ask again"
+        raise ConflictError(msg)
+    row = session.get_one(ProjectRow, project)
+    if existing is None:
+        session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now, accepted_version=None))
+        _add_policy(session, project, 1, request.policy, now)
+    else:
+        _replace_policy(session, row, request.policy, now)
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="project.create" if existing is None else "project.replace-base",
+        subject=project,
+        details={"base": digest, "policy": request.policy.content_digest(), "bytes": upload.bytes},
+    )
+    return row, True
+
+
+def invite(session: Session, caller: Caller, project: ProjectRow, organization: str, now: datetime) -> bool:
+    """Make an organization a participant; tell whether it was not one before.
+
+    Raises:
+        RoleRequiredError: the caller does not coordinate the project.
+        NotFoundError: there is no such organization.
+    """
+    caller.require_coordinator(project.coordinator)
+    if session.get(OrganizationRow, organization) is None:
+        msg = f"there is no organization {organization}; the operator creates organizations"
+        raise NotFoundError(msg)
+    new = insert_if_absent(
+        session,
+        ParticipantRow,
+        {"project": project.id, "organization": organization, "invited_at": now, "accepted_version": None},
+    )
+    if new:
+        audit_log.append_for(
+            session,
+            caller,
+            at=now,
+            action="project.invite",
+            subject=project.id,
+            details={"organization": organization},
+        )
+    return new
+
+
+def publish_policy(
+    session: Session, caller: Caller, project: ProjectRow, version: int, policy: Policy, now: datetime
+) -> tuple[PolicyRow, bool]:
+    """Add the next version of a project's policy; tell whether it is new. Until accepted it blocks push and jobs.
+
+    Raises:
+        RoleRequiredError: the caller does not coordinate the project.
+        ConflictError: the version exists with another content, or is not the next.
+    """
+    caller.require_coordinator(project.coordinator)
+    existing = session.get(PolicyRow, (project.id, version))
+    if existing is not None:
+        if existing.digest != policy.content_digest():
+            msg = f"version {version} of the policy exists with another content; publish {project.policy_version + 1}"
+            raise ConflictError(msg)
+        return existing, False
+    if version != project.policy_version + 1:
+        msg = f"the next version of the policy is {project.policy_version + 1}, not {version}"
+        raise ConflictError(msg)
+    row = _add_policy(session, project.id, version, policy, now)
+    project.policy_version = version
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="policy.publish",
+        subject=project.id,
+        details={"version": version, "digest": row.digest},
+    )
+    return row, True
+
+
+def find_policy(session: Session, project: str, version: int) -> PolicyRow:
+    """Return a version of a project's policy; raises NotFoundError."""
+    row = session.get(PolicyRow, (project, version))
+    if row is None:
+        msg = f"{project} has no version {version} of its policy"
+        raise NotFoundError(msg)
+    return row
+
+
+def accept_policy(
+    session: Session, caller: Caller, project: ProjectRow, digest: str, now: datetime
+) -> tuple[AcceptanceRow, bool]:
+    """Record that the caller's organization accepts the current policy; tell whether it is new.
+
+    Raises:
+        ConflictError: the digest is not the current version's.
+    """
+    organization = caller.require_organization()
+    current = find_policy(session, project.id, project.policy_version)
+    if digest != current.digest:
+        msg = f"the current policy of {project.id} is version {current.version}, {current.digest}; read and accept that"
+        raise ConflictError(msg, version=current.version, digest=current.digest)
+    new = insert_if_absent(
+        session,
+        AcceptanceRow,
+        {
+            "project": project.id,
+            "version": current.version,
+            "organization": organization,
+            "digest": digest,
+            "token": caller.token,
+            "accepted_at": now,
+        },
+    )
+    if new:
+        session.get_one(ParticipantRow, (project.id, organization)).accepted_version = current.version
+        audit_log.append_for(
+            session,
+            caller,
+            at=now,
+            action="policy.accept",
+            subject=project.id,
+            details={"version": current.version, "digest": digest},
+        )
+    return session.get_one(AcceptanceRow, (project.id, current.version, organization)), new
+
+
+def require_ready(session: Session, project: ProjectRow, now: datetime) -> None:
+    """Raises StateError unless the base model is uploaded and checked."""
+    state = shown_state(session.get_one(UploadRow, project.base_upload), now)
+    if state != "accepted":
+        msg = f"the base model of {project.id} is {state}, not ready"
+        raise StateError(msg, state=_STATE_OF_UPLOAD.get(state, "rejected"))
+
+
+def base_of(project: ProjectRow) -> BaseManifest:
+    """Return the project's base manifest."""
+    return BaseManifest.parse(project.base_manifest)
+
+
+def policy_document(row: PolicyRow) -> PolicyVersion:
+    """Return a policy version as it travels."""
+    return PolicyVersion(
+        version=row.version, digest=row.digest, policy=Policy.parse(row.document), created_at=row.created_at
+    )
+
+
+def acceptance_document(row: AcceptanceRow) -> Acceptance:
+    """Return an acceptance as it travels."""
+    return Acceptance(
+        organization=row.organization,
+        policy=PolicyReference(version=row.version, digest=row.digest),
+        token=row.token,
+        accepted_at=row.accepted_at,
+    )
+
+
+def project_documents(session: Session, projects: Sequence[ProjectRow], now: datetime) -> list[Project]:
+    """Return projects as their members see them."""
+    ids = [project.id for project in projects]
+    uploads = {
+        row.id: row
+        for row in session.scalars(
+            select(UploadRow).where(UploadRow.id.in_([project.base_upload for project in projects]))
+        )
+    }
+    files = files_of(session, uploads)
+    digests = {
+        (row.project, row.version): row.digest
+        for row in session.scalars(select(PolicyRow).where(PolicyRow.project.in_(ids)))
+    }
+    participants: dict[str, list[Participant]] = {project: [] for project in ids}
+    for row in session.scalars(
+        select(ParticipantRow).where(ParticipantRow.project.in_(ids)).order_by(ParticipantRow.organization)
+    ):
+        accepted = None
+        if row.accepted_version is not None:
+            digest = digests[row.project, row.accepted_version]
+            accepted = PolicyReference(version=row.accepted_version, digest=digest)
+        participants[row.project].append(
+            Participant(organization=row.organization, invited_at=row.invited_at, accepted_policy=accepted)
+        )
+    documents = []
+    for project in projects:
+        upload = uploads[project.base_upload]
+        state = shown_state(upload, now)
+        documents.append(
+            Project.model_validate(
+                {
+                    "id": project.id,
+                    "coordinator": project.coordinator,
+                    "state": _STATE_OF_UPLOAD.get(state, "rejected"),
+                    "reason": upload.reason or ("its parts did not all arrive in time" if state == "expired" else None),
+                    "base": project.base_digest,
+                    "policy": {
+                        "version": project.policy_version,
+                        "digest": digests[project.id, project.policy_version],
+                    },
+                    "created_at": project.created_at,
+                    "participants": tuple(participants[project.id]),
+                    "files": files[upload.id],
+                }
+            )
+        )
+    return documents
+
+
+def _may_start_again(session: Session, project: ProjectRow, request: ProjectCreate, now: datetime) -> bool:
+    """A base that was rejected may be replaced by another one, an expired one also by itself."""
+    state = shown_state(session.get_one(UploadRow, project.base_upload), now)
+    return state == "expired" or (state == "rejected" and project.base_digest != request.base.content_digest())
+
+
+def _require_same(session: Session, project: ProjectRow, request: ProjectCreate) -> None:
+    first = find_policy(session, project.id, 1)
+    if project.base_digest != request.base.content_digest():
+        msg = f"{project.id} exists with another base model; choose another name"
+        raise ConflictError(msg)
+    if first.digest != request.policy.content_digest():
+        msg = f"{project.id} exists with another first policy; publish a new version instead"
+        raise ConflictError(msg)
+
+
+def _add_policy(session: Session, project: str, version: int, policy: Policy, now: datetime) -> PolicyRow:
+    row = PolicyRow(
+        project=project,
+        version=version,
+        digest=policy.content_digest(),
+        document=policy.canonical().decode(),
+        created_at=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _replace_policy(session: Session, project: ProjectRow, policy: Policy, now: datetime) -> None:
+    """A project that starts again with another policy gets it as its next version; acceptances stay as recorded."""
+    current = find_policy(session, project.id, project.policy_version)
+    if current.digest != policy.content_digest():
+        project.policy_version += 1
+        _add_policy(session, project.id, project.policy_version, policy, now)
