@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -46,9 +45,9 @@ class Batch:
 
 def read_sentences(path: Path, *, at_most: int | None = None) -> list[Sentence]:
     """Read JSON lines (`.gz` or plain) of `{"tokens": [...], "tags": [...]}`."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        records = [json.loads(line) for line in islice(lines, at_most)]
+    raw = path.read_bytes()
+    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()[:at_most]
+    records = [json.loads(line) for line in lines]
     return [Sentence(tuple(record["tokens"]), tuple(record["tags"])) for record in records]
 
 

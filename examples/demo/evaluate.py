@@ -1,6 +1,6 @@
 """Entity F1 of models on test sets, as JSON on standard output: {"<model>": {"<test set>": F1 in percent}}.
 
-    python evaluate.py --model NAME=FOLDER ... --test NAME=SENTENCES.jsonl ...
+python evaluate.py --model NAME=FOLDER ... --test NAME=SENTENCES.jsonl ...
 """
 
 import argparse

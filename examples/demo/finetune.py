@@ -1,6 +1,6 @@
 """Fine-tune the project's base on one organization's own sentences: an ordinary training loop, nothing of gramfuse.
 
-    python finetune.py BASE TRAIN.jsonl OUT --epochs 4
+python finetune.py BASE TRAIN.jsonl OUT --epochs 4
 """
 
 import argparse
@@ -39,7 +39,8 @@ def finetune(
     """Train in place with AdamW; the learning rate rises over `warmup` of the steps, then falls to nothing."""
     # The project's policy keeps the base's embeddings: a change of them would be thrown away, and would tell which
     # words occur in the private text.
-    model.base_model.embeddings.requires_grad_(requires_grad=False)
+    for parameter in model.base_model.embeddings.parameters():
+        parameter.requires_grad = False
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
     steps = training.epochs * -(-len(sentences) // training.batch_size)
@@ -49,9 +50,7 @@ def finetune(
     model.train()
     for epoch in range(training.epochs):
         started, total = time.monotonic(), 0.0
-        for batch in batches(
-            encoded, batch_size=training.batch_size, padding_id=tokenizer.pad_token_id, shuffle=order
-        ):
+        for batch in batches(encoded, batch_size=training.batch_size, padding_id=tokenizer.pad_token_id, shuffle=order):
             logits = model(**batch.inputs).logits  # [sentences, subwords, labels]
             loss = torch.nn.functional.cross_entropy(
                 logits.view(-1, len(LABELS)), batch.labels.view(-1), ignore_index=IGNORED

@@ -1,0 +1,189 @@
+"""Start, follow and stop other programs, so that none outlives the demo whatever ends it."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self, TextIO
+
+from rich.console import Console
+
+STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_SECONDS: Final = 15.0  # between asking a program to stop and killing it
+TAIL_LINES: Final = 20
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class CommandFailedError(Exception):
+    """A command ended with another exit code than 0, or too early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A user at a prompt: the folder they are in and their environment."""
+
+    name: str
+    folder: Path
+    environment: Mapping[str, str]
+
+    def show(self, command: Sequence[str]) -> None:
+        """Print a command as this user would type it."""
+        console.print(f"[bold cyan]{self.name}$[/] ", end="")
+        console.print(shlex.join(command), markup=False)
+
+
+@dataclass(slots=True)
+class Processes:
+    """The running children. Leaving the block stops them, each with everything that it started.
+
+    Every child leads a session of its own. So Ctrl-C at the terminal reaches the demo alone, which then stops the
+    children in order, and one signal to a child's group reaches its descendants.
+    """
+
+    _running: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _exit_by_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with _signals_postponed():
+            for process in reversed(self._running):
+                _stop(process)
+            self._running.clear()
+
+    def run(self, shell: Shell, command: Sequence[str], *, log: Path | None = None, typed: str | None = None) -> None:
+        """Run a command to its end, its output on the terminal, or its standard error in a log.
+
+        Raises:
+            CommandFailedError: it failed.
+        """
+        self._finish(shell, command, stdout=None, log=log, typed=typed)
+
+    def read(self, shell: Shell, command: Sequence[str], *, log: Path | None = None) -> str:
+        """Run a command and return its standard output.
+
+        Raises:
+            CommandFailedError: it failed.
+        """
+        return self._finish(shell, command, stdout=subprocess.PIPE, log=log, typed=None)
+
+    def start(
+        self, shell: Shell, command: Sequence[str], *, log: Path, inherited: Sequence[int] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a program that runs until the block is left, its output in a log."""
+        shell.show([*command, "&"])
+        with log.open("w", encoding="utf-8") as output:
+            return self._spawn(
+                shell, command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, inherited=inherited
+            )
+
+    def release(self) -> None:
+        """Let the running programs live on after the block."""
+        self._running.clear()
+
+    def _finish(
+        self, shell: Shell, command: Sequence[str], *, stdout: int | None, log: Path | None, typed: str | None
+    ) -> str:
+        shell.show(command)
+        with (log or Path(os.devnull)).open("a", encoding="utf-8") as stream:
+            process = self._spawn(shell, command, stdin=subprocess.PIPE, stdout=stdout, stderr=stream if log else None)
+            output, _ = process.communicate(typed)
+        self._running.remove(process)
+        if process.returncode != 0:
+            raise CommandFailedError(_describe_end(process, log))
+        return output or ""
+
+    def _spawn(
+        self,
+        shell: Shell,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: TextIO | int | None,
+        stderr: TextIO | None,
+        inherited: Sequence[int] = (),
+    ) -> subprocess.Popen[str]:
+        sys.stdout.flush()
+        with _signals_postponed():  # or a signal might arrive when the child runs and nobody knows of it
+            process = subprocess.Popen(  # noqa: S603 - the demo's own commands
+                command,
+                cwd=shell.folder,
+                env=dict(shell.environment),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+                pass_fds=tuple(inherited),
+            )
+            self._running.append(process)
+        return process
+
+
+def require_running(process: subprocess.Popen[str], *, log: Path) -> None:
+    """Require that a started program has not ended.
+
+    Raises:
+        CommandFailedError: it has.
+    """
+    if process.poll() is not None:
+        raise CommandFailedError(_describe_end(process, log))
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        console.print(f"[yellow]{_command_line(process)} does not stop; killing it[/]")
+    _signal_group(process, signal.SIGKILL)  # whatever of its group is left
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # nobody of the group is left
+
+
+def _describe_end(process: subprocess.Popen[str], log: Path | None) -> str:
+    """What ended, how, and the last lines that it wrote."""
+    lines = [f"{_command_line(process)} ended with exit code {process.returncode}"]
+    if log is not None:
+        lines += [f"the end of {log}:", *log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]]
+    return "\n".join(lines)
+
+
+def _command_line(process: subprocess.Popen[str]) -> str:
+    return shlex.join(map(str, process.args)) if isinstance(process.args, list) else str(process.args)
+
+
+def _exit_by_signal(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _signals_postponed() -> Iterator[None]:
+    """Note stopping signals that arrive meanwhile, and let them take effect at the end."""
+    arrived: list[int] = []
+    previous = {known: signal.signal(known, lambda number, _: arrived.append(number)) for known in STOPPING_SIGNALS}
+    try:
+        yield
+    finally:
+        for known, handler in previous.items():
+            signal.signal(known, handler)
+    for number in arrived:
+        signal.raise_signal(number)

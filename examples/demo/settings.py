@@ -1,0 +1,50 @@
+"""What is played: the organizations, their domains, and how much of everything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+SENTENCES: Final = HERE / "data"
+
+PROJECT: Final = "btc-f.tweets"
+UNSEEN_DOMAIN: Final = "wnut17"
+SIMPLE, REGMEAN = "simple-average", "regmean"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One organization's kind of text; the organization bears the domain's name."""
+
+    name: str
+    description: str
+
+    def sentences(self, part: str) -> Path:
+        """The file of the train, dev or test part."""
+        return SENTENCES / f"{self.name}.{part}.jsonl.gz"
+
+
+DOMAINS: Final = (
+    Domain("btc-f", "tweets by “Twitterati”"),
+    Domain("btc-g", "tweets by mainstream news"),
+    Domain("btc-h", "tweets from outside the UK"),
+)
+UNSEEN: Final = Domain(UNSEEN_DOMAIN, "emerging entities: nobody trained on it")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is trained, measured and tested. `None` means all there is."""
+
+    name: str
+    policy: Path
+    epochs: int
+    train_sentences: int | None
+    test_sentences: int | None
+
+
+SIZES: Final[Mapping[str, Size]] = {
+    "full": Size("full", HERE / "policy.yaml", epochs=4, train_sentences=None, test_sentences=None),
+    "smoke": Size("smoke", HERE / "policy-smoke.yaml", epochs=1, train_sentences=64, test_sentences=40),
+}
