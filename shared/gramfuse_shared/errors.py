@@ -119,6 +119,14 @@ class FileUnreadableError(GramfuseError):
     title = "A file cannot be read"
 
 
+class FileUnwritableError(GramfuseError):
+    """A local file cannot be written: the disk is full, or the folder is not writable."""
+
+    code = "file-unwritable"
+    status = 507
+    title = "A file cannot be written"
+
+
 # --- uploads ---------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.precision import GramPrecision, Precision, ScalarPrecision
 
 FLOAT32_ALPHA: Final = 0.95
-"""Up to this α the scaled sum's smallest eigenvalue is at least 1−α = 0.05 and float32 holds 2e-6; above it does not."""
+"""Up to this α the scaled sum's smallest eigenvalue is at least 1−α = 0.05 and float32 holds 2e-6, above not."""
 
 FLOAT32_ROWS_PER_FEATURE: Final = 4
 """Fewer rows in all than this times the width make the sum nearly singular whatever α is: float32 then misses 2e-6

@@ -1,0 +1,1 @@
+"""The one merge engine: plan, then stream tensors, solve and write shards."""

@@ -1,0 +1,169 @@
+"""Execute one task of a plan: read tensors singly, add up, solve on the device, write the shard."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
+from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
+from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.merging.combining import average, solve_group
+from gramfuse_shared.merging.planning import MergePlan
+from gramfuse_shared.merging.reading import Inputs, MemberReader
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step
+from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader, element_ranges
+from gramfuse_shared.merging.writing import ShardWriter
+
+__all__ = ["DeviceChoice", "MemberReader", "ShardResult", "choose_device", "execute_task"]
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+_METADATA: Final[Mapping[str, str]] = {"format": "pt"}  # transformers refuses a file without it
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """A finished shard.
+
+    Attributes:
+        file: its name, length and SHA-256.
+        diagnostics: JSON values; one entry per group of linears that was solved, and one per parameter that was not
+            merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
+            groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`, `dead_features`.
+    """
+
+    file: FileEntry
+    diagnostics: tuple[dict[str, Any], ...]
+
+
+def choose_device(choice: DeviceChoice) -> torch.device:
+    """Return the device to compute on; `auto` is CUDA where there is one.
+
+    Raises:
+        ConfigurationError: `cuda` was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        msg = "no CUDA device is available to torch; use --device cpu, or install a CUDA build of torch"
+        raise ConfigurationError(msg)
+    return torch.device("cuda" if available and choice != "cpu" else "cpu")
+
+
+def execute_task(
+    plan: MergePlan,
+    index: int,
+    readers: Mapping[str, MemberReader],
+    base_reader: TensorReader | None,
+    target: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> ShardResult:
+    """Merge one shard and write it to `target`, which appears only when it is complete.
+
+    Args:
+        plan: the whole plan.
+        index: which of its tasks.
+        readers: the members' files by member key; of ready sums the one key's `weights`.
+        base_reader: the base's tensors; None where the recipe names no base.
+        target: the file to write; its name need not be the task's.
+        device: where to compute.
+        on_progress: called with the bytes of each read; they add up to the task's `input_bytes`.
+        is_cancelled: looked at before each read.
+
+    Raises:
+        CancelledError: `is_cancelled` said so; nothing is left behind.
+        FileUnreadableError: an input cannot be read.
+        FileUnwritableError: the disk is full or not writable; nothing is left behind.
+        WeightsInvalidError: a merged value is not finite in the output's dtype.
+        StatisticsInvalidError: a Gram matrix is not finite.
+    """
+    task = plan.tasks[index]
+    inputs = Inputs(readers, base_reader, on_progress, is_cancelled)
+    diagnostics: list[dict[str, Any]] = []
+    with _exact_products(), torch.inference_mode(), ShardWriter(target, task.outputs, _METADATA) as shard:
+        for step in task.steps:
+            for output, chunk in _execute_step(step, plan, inputs, device, diagnostics):
+                shard.write(output.name, _convert(chunk, output))
+        inputs.stop_if_cancelled()
+    return ShardResult(shard.entry, tuple(diagnostics))
+
+
+def _execute_step(
+    step: Step, plan: MergePlan, inputs: Inputs, device: torch.device, diagnostics: list[dict[str, Any]]
+) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
+    """Yield the step's tensors in order, each in one or several chunks."""
+    if isinstance(step, GramStep):
+        weights, diagnosis = solve_group(step, inputs, METHODS[plan.method], device)
+        diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
+        yield from zip(step.outputs, weights, strict=True)
+        return
+    if step.reason is not None:
+        method, fallback = ("base", "none") if isinstance(step, CopyStep) else (plan.method, "average")
+        diagnostics.append(
+            {"parameters": [step.output.name], "method": method, "fallback": fallback, "reason": step.reason}
+        )
+    chunks = average(step, inputs, device) if isinstance(step, AverageStep) else _copy(step, inputs)
+    for chunk in chunks:
+        yield step.output, chunk
+
+
+def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:
+    count = torch.Size(step.stored.shape).numel()
+    for start, stop in element_ranges(count, DTYPE_BYTES[step.stored.dtype]):
+        yield inputs.read_elements(step.source, step.stored.name, start, stop)
+
+
+def _convert(chunk: torch.Tensor, output: TensorInfo) -> torch.Tensor:
+    """Convert to the output's dtype; copies of the same dtype pass as they are, bit by bit.
+
+    Raises:
+        WeightsInvalidError: a value is NaN or infinite there.
+    """
+    if output.dtype not in FLOAT_DTYPES:
+        return chunk
+    converted = chunk.to(TORCH_DTYPES[output.dtype])
+    if not bool(torch.isfinite(converted.sum(dtype=torch.float64))) and not bool(torch.isfinite(converted).all()):
+        kind = "an input holds NaN or infinity, or a value is beyond this dtype's range"
+        msg = f"{output.name} is not finite as {output.dtype}: {kind}; check the inputs or choose another out_dtype"
+        raise WeightsInvalidError(msg, tensor=output.name)
+    return converted
+
+
+def _describe_group(step: GramStep, plan: MergePlan) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "parameters": [output.name for output in step.outputs],
+        "method": plan.method,
+        "width": step.width,
+        "compute": step.compute,
+    }
+    if isinstance(step.terms, ReadySum):
+        return description
+    rows = [term.tap.rows for term in step.terms if term.tap is not None]
+    return description | {
+        "alpha": step.settings.alpha,
+        "members": len(step.terms),
+        "rows": sum(rows),
+        "fewest_rows": min(rows),
+    }
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Compute float32 products as such; a TF32 or bf16 setting of the surrounding program would cost three digits."""
+    onednn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # the module replaces itself by an object
+    backends = (torch.backends.cuda.matmul, onednn)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,0 +1,276 @@
+"""Decide a merge, touching nothing: which parameter is merged how, from whom, and into which shard.
+
+The plan is a function of its arguments alone, so every worker that plans the same job gets the same tasks.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.policy import matches_any
+from gramfuse_shared.contract.recipe import Overridable, Recipe, resolve
+from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
+from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
+from gramfuse_shared.fusion.methods import METHODS, Method
+from gramfuse_shared.fusion.methods.method import MethodSettings
+from gramfuse_shared.merging.sharding import INDEX_FILE_NAME, plan_tasks
+from gramfuse_shared.merging.steps import (
+    AverageStep,
+    CopyStep,
+    GramStep,
+    Linear,
+    Precision,
+    Source,
+    Step,
+    Task,
+    Term,
+    tensor_bytes,
+)
+
+DEFAULT_ALPHA: Final = 0.9
+DEFAULT_WEIGHT: Final = 1.0
+DEFAULT_SHARD_BYTES: Final = 2 * 2**30
+
+_OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+__all__ = [
+    "DEFAULT_SHARD_BYTES",
+    "INDEX_FILE_NAME",
+    "Member",
+    "MergePlan",
+    "method_version",
+    "output_tensor",
+    "plan_merge",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One contribution without its values.
+
+    Attributes:
+        key: its identity, which decides the order of addition: the manifest's digest, locally a digest of the file.
+        label: what messages and diagnostics call it.
+        weight: cᵢ, with overrides by parameter name.
+        tensors: its weights by checkpoint name.
+        taps: its statistics; empty where it sent none.
+    """
+
+    key: str
+    label: str
+    weight: Overridable
+    tensors: Mapping[str, TensorInfo]
+    taps: tuple[TapInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge, decided. `labels` maps every member's key to its label, in the order of addition."""
+
+    method: str
+    method_version: str
+    labels: Mapping[str, str]
+    tasks: tuple[Task, ...]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that all tasks read."""
+        return sum(task.input_bytes for task in self.tasks)
+
+    def index_json(self) -> bytes | None:
+        """Return `model.safetensors.index.json` as `save_pretrained` writes it; None for a model of one file."""
+        if len(self.tasks) == 1:
+            return None
+        names = {output.name: task.file_name for task in self.tasks for output in task.outputs}
+        document = {
+            "metadata": {"total_size": sum(task.output_bytes for task in self.tasks)},
+            "weight_map": dict(sorted(names.items())),
+        }
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def method_version(recipe: Recipe) -> str:
+    """Return the version of the recipe's method, for the receipt."""
+    return METHODS[recipe.merge_method].version
+
+
+def plan_merge(
+    members: Sequence[Member],
+    base: Mapping[str, TensorInfo] | None,
+    recipe: Recipe,
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> MergePlan:
+    """Plan the merge of contributions.
+
+    Of each parameter, in the base's order and then what only members store:
+      1. excluded: the base's (left out where the base does not store it),
+      2. not floating-point: the base's, else the first member's,
+      3. no member with a positive weight stores it: the base's,
+      4. one does: its own value,
+      5. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
+         share the tap in each of them and have the same weights and α,
+      6. else: the weighted mean; also where only some sent the tap, since a precision that one lacks cannot be made up.
+
+    Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
+
+    Raises:
+        RecipeInvalidError: no member has a weight, or a parameter is excluded without a base.
+        ArchitectureMismatchError: shapes or kinds of dtype differ, or a tap does not fit the weight that reads it.
+    """
+    chosen = tuple(
+        sorted((member for member in members if member.weight != 0.0), key=lambda member: member.key),
+    )
+    if not chosen:
+        msg = "no model of the merge has a positive weight; name at least one and give it a weight above 0"
+        raise RecipeInvalidError(msg)
+    if len({member.key for member in chosen}) != len(chosen):
+        msg = "two models of the merge have the same content; name each once and raise its weight instead"
+        raise RecipeInvalidError(msg)
+    if recipe.parameters.exclude and base is None:
+        msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
+        raise RecipeInvalidError(msg)
+    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method])
+    steps = planner.plan_steps()
+    if not steps:
+        msg = "the models hold no tensors, so there is nothing to merge"
+        raise RecipeInvalidError(msg)
+    return MergePlan(
+        method=recipe.merge_method,
+        method_version=method_version(recipe),
+        labels={member.key: member.label for member in chosen},
+        tasks=plan_tasks(steps, shard_bytes=shard_bytes),
+    )
+
+
+def output_tensor(stored: TensorInfo, recipe: Recipe) -> TensorInfo:
+    """Return the tensor that comes out: as stored, floating-point ones in the recipe's `out_dtype`."""
+    if recipe.out_dtype is None or stored.dtype not in FLOAT_DTYPES:
+        return stored
+    return stored.model_copy(update={"dtype": _OUT_DTYPES[recipe.out_dtype]})
+
+
+_Feeds = Mapping[str, tuple[TapInfo, LayerInfo]]
+_GroupKey = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class _Planner:
+    members: tuple[Member, ...]
+    base: Mapping[str, TensorInfo] | None
+    recipe: Recipe
+    method: Method
+    feeds: dict[str, _Feeds] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.feeds = {
+            member.key: {layer.weight: (tap, layer) for tap in member.taps for layer in tap.layers}
+            for member in self.members
+        }
+
+    def plan_steps(self) -> list[Step]:
+        steps: dict[_GroupKey, Step] = {}
+        for name in self._names():
+            step = self._plan_parameter(name)
+            if step is None:
+                continue
+            key: _GroupKey = (name,)
+            if isinstance(step, GramStep):
+                key = (step.terms, step.reference, step.settings, step.compute, step.outputs[0].dtype)
+            other = steps.get(key)
+            if isinstance(other, GramStep) and isinstance(step, GramStep):
+                stored = other.stored_bytes + step.stored_bytes
+                step = replace(other, linears=other.linears + step.linears, stored_bytes=stored)
+            steps[key] = step  # a dict keeps the place of the group's first linear
+        return list(steps.values())
+
+    def _names(self) -> list[str]:
+        names = dict.fromkeys(self.base or ())
+        for member in self.members:
+            names.update(dict.fromkeys(member.tensors))
+        return list(names)
+
+    def _plan_parameter(self, name: str) -> Step | None:
+        holders = [member for member in self.members if name in member.tensors]
+        stored = self._base_tensor(name) or holders[0].tensors[name]
+        for member in holders:
+            _require_same_kind(stored, member)
+        output = output_tensor(stored, self.recipe)
+        if matches_any(name, self.recipe.parameters.exclude):
+            return self._copy_of_base(output, "excluded by the recipe")
+        if stored.dtype not in FLOAT_DTYPES:
+            return self._copy_of_base(output, None) or CopyStep(output, holders[0].key, stored)
+        weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
+        holders = [member for member in holders if weights[member.key] > 0]
+        if not holders:
+            copy = self._copy_of_base(output, None)
+            if copy is None:
+                msg = f"no model gives {name} a positive weight and the base does not store it; weigh or exclude it"
+                raise RecipeInvalidError(msg)
+            return copy
+        if len(holders) == 1:
+            return CopyStep(output, holders[0].key, holders[0].tensors[name])
+        terms = tuple(Term(member.key, weights[member.key]) for member in holders)
+        fed = [self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]]
+        reference: Source = None if self._base_tensor(name) else holders[0].key
+        stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
+        stored_bytes += tensor_bytes(stored) if reference is None else 0
+        coarse = all(member.tensors[name].dtype != "F64" for member in holders) and stored.dtype != "F64"
+        compute: Precision = "float32" if coarse and self.recipe.dtype != "float64" else "float64"
+        if not self.method.reads_taps or len(fed) < len(holders):
+            return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(len(fed), holders))
+        return self._plan_linear(output, terms, fed, reference, compute, stored_bytes)
+
+    def _plan_linear(
+        self,
+        output: TensorInfo,
+        terms: tuple[Term, ...],
+        fed: list[tuple[TapInfo, LayerInfo]],
+        reference: Source,
+        compute: Precision,
+        stored_bytes: int,
+    ) -> GramStep:
+        layout = fed[0][1].layout
+        for term, (tap, layer) in zip(terms, fed, strict=True):
+            inputs = output.shape[1 if layer.layout == "out_in" else 0] if len(output.shape) == 2 else None  # noqa: PLR2004
+            if inputs != tap.width or layer.layout != layout:
+                msg = (
+                    f"{output.name} is {list(output.shape)}, but the statistics of {self._label(term.key)} describe it "
+                    f"as {layer.layout} with {tap.width} inputs; collect them again from the model that is merged"
+                )
+                raise ArchitectureMismatchError(msg)
+        alpha = resolve(self.recipe.parameters.alpha, output.name, default=DEFAULT_ALPHA)
+        settings = MethodSettings(alpha, self.recipe.parameters.normalize)
+        tapped = tuple(replace(term, tap=tap) for term, (tap, _) in zip(terms, fed, strict=True))
+        width = fed[0][0].width
+        if self.method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed)):
+            compute = "float64"
+        return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
+
+    def _why_average(self, fed: int, holders: list[Member]) -> str | None:
+        if not self.method.reads_taps or not fed:
+            return None
+        return f"{len(holders) - fed} of {len(holders)} contributions sent no statistics of its inputs"
+
+    def _base_tensor(self, name: str) -> TensorInfo | None:
+        return None if self.base is None else self.base.get(name)
+
+    def _copy_of_base(self, output: TensorInfo, reason: str | None) -> CopyStep | None:
+        stored = self._base_tensor(output.name)
+        return None if stored is None else CopyStep(output, None, stored, reason)
+
+    def _label(self, key: str) -> str:
+        return next(member.label for member in self.members if member.key == key)
+
+
+def _require_same_kind(expected: TensorInfo, member: Member) -> None:
+    found = member.tensors[expected.name]
+    same_kind = found.dtype == expected.dtype or {found.dtype, expected.dtype} <= FLOAT_DTYPES
+    if found.shape != expected.shape or not same_kind:
+        msg = (
+            f"{expected.name} is {found.dtype} {list(found.shape)} in {member.label}, elsewhere {expected.dtype} "
+            f"{list(expected.shape)}; merge models of one architecture, or exclude this parameter"
+        )
+        raise ArchitectureMismatchError(msg)

@@ -1,0 +1,162 @@
+"""The steps of a merge plan: what is read, how it is combined, which tensors come out. Values only."""
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
+from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.fusion.methods.method import MethodSettings
+
+Source: TypeAlias = str | None
+"""A member's key, or None for the base model."""
+
+Layout: TypeAlias = Literal["out_in", "in_out"]
+Precision: TypeAlias = Literal["float32", "float64"]
+
+SUM_BYTES: Final = DTYPE_BYTES["F64"]
+"""Ready sums are float64."""
+
+
+def tensor_bytes(tensor: TensorInfo) -> int:
+    """Bytes of a tensor as stored."""
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count * DTYPE_BYTES[tensor.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One member of a merge with its weight cᵢ > 0; for linears also its tap."""
+
+    key: str
+    weight: float
+    tap: TapInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadySum:
+    """In place of terms: sums that contributions added up to elsewhere. `weight` is Σcᵢ, `tap` what ΣPᵢ is named."""
+
+    key: str
+    weight: float
+    tap: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStep:
+    """A tensor taken over from one source, converted where the output's dtype differs."""
+
+    output: TensorInfo
+    source: Source
+    stored: TensorInfo
+    reason: str | None = None
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor that comes out."""
+        return (self.output,)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read."""
+        return tensor_bytes(self.stored)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageStep:
+    """A parameter merged element by element: W_ref + ΣcᵢDᵢ/Σcᵢ. `reason`: why a linear weight is here."""
+
+    output: TensorInfo
+    terms: tuple[Term, ...] | ReadySum
+    reference: Source
+    compute: Precision
+    stored_bytes: int
+    reason: str | None = None
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor that comes out."""
+        return (self.output,)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read."""
+        return self.stored_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear weight in a group: the tensor that comes out and how it is stored."""
+
+    output: TensorInfo
+    layout: Layout
+
+    @property
+    def height(self) -> int:
+        """Outputs of the layer."""
+        return self.output.shape[0 if self.layout == "out_in" else 1]
+
+
+@dataclass(frozen=True, slots=True)
+class GramStep:
+    """Linear weights that every member feeds from one tap, with the same weights and α: one factorization."""
+
+    linears: tuple[Linear, ...]
+    terms: tuple[Term, ...] | ReadySum
+    reference: Source
+    width: int
+    settings: MethodSettings
+    compute: Precision
+    stored_bytes: int
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that come out, in this order."""
+        return tuple(linear.output for linear in self.linears)
+
+    @property
+    def height(self) -> int:
+        """Rows of the stacked right-hand sides."""
+        return sum(linear.height for linear in self.linears)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read: the weights, and per member one packed Gram matrix."""
+        gram = packed_length(self.width)
+        if isinstance(self.terms, ReadySum):
+            return self.stored_bytes + gram * SUM_BYTES
+        return self.stored_bytes + len(self.terms) * gram * DTYPE_BYTES["F32"]
+
+
+Step: TypeAlias = CopyStep | AverageStep | GramStep
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One shard of the output: the unit of work, of cancellation and of progress."""
+
+    index: int
+    file_name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The shard's tensors in file order."""
+        return tuple(output for step in self.steps for output in step.outputs)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The shard's tensors by name, in file order."""
+        return tuple(output.name for output in self.outputs)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that the task reads; `execute_task` reports them as they are read."""
+        return sum(step.input_bytes for step in self.steps)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the shard's tensors."""
+        return sum(tensor_bytes(output) for output in self.outputs)

@@ -1,0 +1,93 @@
+"""The definition of a merge, in float64 and straight from the rows: what the fusion tests compare with."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gramfuse_shared.fusion import packing
+from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
+from gramfuse_shared.fusion.solve import Accumulator, Solution
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """One organization's weight [out, in] and the rows [n, in] that its layer read."""
+
+    weight: torch.Tensor
+    rows: torch.Tensor
+    share: float = 1.0
+
+    def gram(self) -> Gram:
+        width = self.rows.shape[1]
+        flat = packing.packed_zeros(width)
+        packing.accumulate_rows(flat, self.rows)
+        return Gram(flat, width, len(self.rows))
+
+
+def make_contributors(
+    seed: int,
+    *,
+    members: int,
+    width: int,
+    height: int,
+    rows: int,
+    change: float = 0.1,
+    correlated: bool = True,
+    scales: bool = True,
+) -> tuple[torch.Tensor, list[Contributor]]:
+    """Return a base weight and contributors that fine-tuned it, on inputs with features of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(height, width, generator=generator) / width**0.5
+    contributors = []
+    for index in range(members):
+        inputs = torch.randn(rows, width, generator=generator)
+        if correlated:
+            inputs = inputs @ (torch.eye(width) + 0.5 * torch.randn(width, width, generator=generator) / width**0.5)
+        if scales:
+            inputs = inputs * torch.logspace(-2, 1, width)[torch.randperm(width, generator=generator)]
+        weight = base + change * torch.randn(height, width, generator=generator) / width**0.5
+        contributors.append(Contributor(weight, inputs, share=1.0 + 0.5 * index))
+    return base, contributors
+
+
+def least_squares(contributors: list[Contributor], *, alpha: float, normalize: str = "equal") -> torch.Tensor:
+    """Minimize Σ aᵢ/nᵢ (α‖Xᵢ(W−Wᵢ)ᵀ‖² + (1−α)‖√diag Gᵢ (W−Wᵢ)ᵀ‖²) by lstsq on the augmented, pooled rows."""
+    left, right = [], []
+    for contributor in contributors:
+        rows, weight = contributor.rows.double(), contributor.weight.double()
+        share = contributor.share * (len(rows) if normalize == "rows" else 1.0)
+        augmented = torch.cat([alpha**0.5 * rows, (1 - alpha) ** 0.5 * rows.square().sum(0).sqrt().diag()])
+        augmented = augmented * (share / len(rows)) ** 0.5
+        left.append(augmented)
+        right.append(augmented @ weight.T)
+    return torch.linalg.lstsq(torch.cat(left), torch.cat(right), driver="gelsd").solution.T
+
+
+def merge(
+    contributors: list[Contributor],
+    *,
+    alpha: float,
+    normalize: str = "equal",
+    reference: torch.Tensor | None = None,
+    method: str = "regmean",
+    device: str = "cpu",
+) -> tuple[torch.Tensor, Solution]:
+    """Merge with the code under test: W_ref + delta, on the device."""
+    settings = MethodSettings(alpha=alpha, normalize=normalize)
+    chosen = METHODS[method]
+    width, rows = contributors[0].rows.shape[1], sum(len(contributor.rows) for contributor in contributors)
+    dtype = torch.float64 if chosen.needs_float64(settings, width=width, rows=rows) else torch.float32
+    origin = (contributors[0].weight if reference is None else reference).to(device, dtype)
+    accumulator = Accumulator(dtype=dtype)
+    for contributor in contributors:
+        gram = contributor.gram()
+        on_device = Gram(gram.packed.to(device), gram.width, gram.rows)
+        difference = contributor.weight.to(device, dtype) - origin
+        accumulator.add(difference, chosen.precision(on_device, contributor.share, settings), contributor.share)
+    solution = accumulator.solve()
+    return (origin + solution.delta).float().cpu(), solution
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double().cpu() - expected.double()).norm() / expected.double().norm())
