@@ -1,0 +1,130 @@
+"""Numerical checks of an upload: weights are finite, a Gram matrix is one.
+
+What a contribution may hold decides what a merge may compute: one NaN would spread to the whole model, one indefinite
+matrix would silently turn a layer into an average.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from gramfuse_shared.contract.manifest import TapInfo
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata, gram_tensor_name, packed_length
+from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
+from gramfuse_shared.fusion import packing
+from gramfuse_shared.fusion.cholesky import DEAD_BELOW
+from gramfuse_shared.merging.streaming import TensorReader, element_ranges
+
+SYMMETRY_TOLERANCE: Final = 1e-5
+"""Of g_ij − g_ji, in units of √(g_ii g_jj): rounding of a product of float32 rows stays well below."""
+
+DEFINITENESS_TOLERANCE: Final = 1e-4
+"""Added to the Jacobi-scaled matrix: an honest Gram matrix with fewer rows than features has eigenvalues of ±1e-6."""
+
+
+def inspect_weights(weights: TensorReader, on_progress: Callable[[int], None] = lambda _: None) -> None:
+    """Require that every floating-point value is finite. Reads each tensor once, in chunks.
+
+    Args:
+        weights: the file.
+        on_progress: called with the bytes of each read.
+
+    Raises:
+        WeightsInvalidError: NaN or infinity; the message names the tensor.
+        FileUnreadableError: the file cannot be read.
+    """
+    for name, entry in weights.tensors.items():
+        count = torch.Size(entry.shape).numel()
+        for start, stop in element_ranges(count, DTYPE_BYTES[entry.dtype]):
+            chunk = weights.read_elements(name, start, stop)
+            on_progress(chunk.numel() * chunk.element_size())
+            if chunk.is_floating_point() and not _is_finite(chunk):
+                msg = f"tensor {name} holds NaN or infinity; the training diverged, or the file is damaged"
+                raise WeightsInvalidError(msg, tensor=name)
+
+
+def inspect_statistics(
+    statistics: TensorReader,
+    metadata: StatisticsMetadata,
+    on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    device: torch.device | None = None,
+) -> None:
+    """Require that every tap's matrix could be XᵀX of real rows. Reads each tap once.
+
+    Checked per tap, in this order:
+      1. packed, of the length that the width says, finite,
+      2. the diagonal is not negative,
+      3. the diagonal tiles are symmetric to `SYMMETRY_TOLERANCE`,
+      4. scaled to a unit diagonal and with `DEFINITENESS_TOLERANCE` added, it factorizes.
+
+    Args:
+        statistics: the file.
+        metadata: its metadata, already checked against its header.
+        on_progress: called with the bytes of each read.
+        device: where to factorize; the CPU by default.
+
+    Raises:
+        StatisticsInvalidError: any of the above; the message names the tap.
+        StatisticsMalformedError: a tap's tensor is missing or of another length or dtype.
+        FileUnreadableError: the file cannot be read.
+    """
+    for tap in metadata.taps:
+        name = gram_tensor_name(tap.name)
+        entry = statistics.tensors.get(name)
+        if entry is None or entry.dtype != "F32" or entry.shape != (packed_length(tap.width),):
+            msg = (
+                f"tensor {name} is not the packed float32 matrix of {tap.width} features that tap {tap.name} announces"
+            )
+            raise StatisticsMalformedError(msg)
+        gram = statistics.read(name)
+        on_progress(gram.numel() * gram.element_size())
+        reason = _find_fault(gram.to(device or torch.device("cpu")), tap)
+        if reason is not None:
+            msg = f"tap {tap.name}: {reason}; collect the statistics again"
+            raise StatisticsInvalidError(msg, tap=tap.name)
+
+
+def _find_fault(gram: torch.Tensor, tap: TapInfo) -> str | None:
+    # 1.
+    if not _is_finite(gram):
+        return "the Gram matrix holds NaN or infinity"
+    # 2.
+    energy = packing.diagonal(gram, tap.width)
+    if bool((energy < 0).any()):
+        return f"feature {int(energy.argmin())} has a negative sum of squares"
+    # Features below float32's reach are scaled as if they had the least that counts. A Gram matrix stays one then, and
+    # a feature of no energy whose products with others are not zero, which no rows can have, is found in step 4.
+    scale = energy.double().clamp(min=DEAD_BELOW).rsqrt()
+    # 3.
+    for start, end, block in packing.block_rows(gram, tap.width):
+        tile = block[:, start:end].double() * scale[start:end, None] * scale[start:end]
+        if float((tile - tile.T).abs().max()) > SYMMETRY_TOLERANCE:
+            return f"the Gram matrix is not symmetric among features {start} to {end - 1}"
+    # 4.
+    if not _factorizes(gram, tap.width, scale, torch.float32) and not _factorizes(
+        gram, tap.width, scale, torch.float64
+    ):
+        return "the Gram matrix is not positive semi-definite, so it cannot be a sum of products of real rows"
+    return None
+
+
+def _factorizes(gram: torch.Tensor, width: int, scale: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Try the factorization. Float32 first, since it is faster and a success there is a proof within the tolerance."""
+    # scaled in float64: the scale of a nearly dead feature times its products may leave float32's range
+    matrix = packing.unpack_lower(gram, width, dtype=torch.float64)
+    matrix = matrix.mul_(scale[:, None]).mul_(scale).to(dtype)
+    matrix.diagonal().add_(DEFINITENESS_TOLERANCE)
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    return int(info) == 0 and _is_finite(lower.diagonal())
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    if values.numel() == 0:
+        return True
+    if values.element_size() == 1:  # float8 has no reductions
+        values = values.float()
+    low, high = values.aminmax()
+    return bool(torch.isfinite(low) & torch.isfinite(high))
