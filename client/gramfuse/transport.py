@@ -27,7 +27,6 @@ from gramfuse_shared.version import __version__
 Result = TypeVar("Result")
 
 USER_AGENT: Final = f"gramfuse/{__version__}"
-READ_BYTES: Final = limits.MIB
 MAX_ANSWER_BYTES: Final = 4 * limits.MAX_DOCUMENT_BYTES
 
 # Answers that carry no problem document come from a proxy on the way.
@@ -246,7 +245,7 @@ def _translated() -> Iterator[None]:
 
 def _chunks(response: httpx.Response) -> Iterator[bytes]:
     with _translated():
-        yield from response.iter_raw(READ_BYTES)
+        yield from response.iter_raw()  # as it arrives: what came before a break is kept
 
 
 def _read_bounded(response: httpx.Response) -> bytes:

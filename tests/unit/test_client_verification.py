@@ -1,0 +1,166 @@
+"""Offline verification finds every kind of tampering."""
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gramfuse.config import Home
+from gramfuse.verification import verify
+from gramfuse_shared.contract.receipt import Receipt, SignedReceipt
+from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.errors import DigestMismatchError, FileUnreadableError, ReceiptInvalidError
+
+URL = "https://merge.example.org"
+FILES = {"config.json": b'{"model_type": "bert"}', "model.safetensors": bytes(range(200))}
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def receipt_of(files: dict[str, bytes]) -> Receipt:
+    return Receipt.model_validate(
+        {
+            "project": "acme.tweets",
+            "model": "regmean-1",
+            "attempt": 1,
+            "base": "ab" * 32,
+            "policy": {"version": 1, "digest": "cd" * 32},
+            "recipe": {"merge_method": "regmean"},
+            "method_version": "regmean/1",
+            "contributions": [{"organization": "globex", "manifest": "ef" * 32, "weight": 1.0}],
+            "outputs": [{"name": n, "bytes": len(b), "sha256": sha256_hex(b)} for n, b in files.items()],
+            "created": "2026-01-02T03:04:05Z",
+            "software": "gramfuse 0.1.0",
+        }
+    )
+
+
+def signed(receipt: Receipt, key: Ed25519PrivateKey = KEY) -> SignedReceipt:
+    signature = base64.b64encode(key.sign(receipt.canonical())).decode()
+    return SignedReceipt(receipt=receipt, public_key=public(key), signature=signature)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "receipt.json").write_bytes(signed(receipt_of(FILES)).canonical())
+    return folder
+
+
+def check(folder: Path):
+    return verify(folder, trusted_keys={public(KEY): URL})
+
+
+def test_an_untouched_model_verifies_and_names_its_signer(model):
+    found = check(model)
+    assert (found.signer, found.files, found.bytes) == (URL, 2, sum(map(len, FILES.values())))
+    assert found.receipt.model == "regmean-1"
+
+
+def test_by_default_the_keys_pinned_at_first_use_are_trusted(model, tmp_path):
+    home = Home(tmp_path / "home")
+    with pytest.raises(ReceiptInvalidError, match="not pinned"):
+        verify(model, home=home)
+    home.pin_receipt_key(URL, public(KEY))
+    assert verify(model, home=home).signer == URL
+
+
+@pytest.mark.parametrize("position", [0, 77, 199])
+def test_a_flipped_bit_is_found(model, position):
+    path = model / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DigestMismatchError, match=r"model\.safetensors was altered"):
+        check(model)
+
+
+@pytest.mark.parametrize("content", [b"", FILES["config.json"][:-1], FILES["config.json"] + b" "])
+def test_a_shortened_or_lengthened_file_is_found(model, content):
+    (model / "config.json").write_bytes(content)
+    with pytest.raises(DigestMismatchError, match=r"config\.json"):
+        check(model)
+
+
+def test_a_missing_file_is_found(model):
+    (model / "config.json").unlink()
+    with pytest.raises(FileUnreadableError, match=r"config\.json is missing"):
+        check(model)
+
+
+def test_a_link_in_place_of_a_file_is_found(model, tmp_path):
+    shutil.move(model / "config.json", tmp_path / "elsewhere.json")
+    (model / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(FileUnreadableError, match="regular file"):
+        check(model)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling.py", ".hidden"])
+def test_a_spare_file_is_found(model, name):
+    (model / name).write_bytes(b"x")
+    with pytest.raises(ReceiptInvalidError, match="does not name"):
+        check(model)
+
+
+def test_a_missing_receipt_is_found(model):
+    (model / "receipt.json").unlink()
+    with pytest.raises(FileUnreadableError, match=r"receipt\.json"):
+        check(model)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"receipt": {}}'])
+def test_what_is_not_a_receipt_is_found(model, text):
+    (model / "receipt.json").write_text(text)
+    with pytest.raises(ReceiptInvalidError, match="not a signed receipt"):
+        check(model)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("model",), "regmean-2"),
+        (("policy", "version"), 2),
+        (("contributions", 0, "weight"), 0.5),
+        (("recipe", "parameters", "alpha"), 0.8),
+        (("created",), "2026-01-02T03:04:06Z"),
+        (("outputs", 0, "sha256"), "00" * 32),
+    ],
+)
+def test_a_receipt_with_any_altered_word_is_found(model, path, value):
+    document = json.loads((model / "receipt.json").read_text())
+    place = document["receipt"]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (model / "receipt.json").write_text(json.dumps(document))
+    with pytest.raises(ReceiptInvalidError, match="signature is wrong"):
+        check(model)
+
+
+def test_a_receipt_signed_by_another_key_is_found_even_if_it_names_the_trusted_one(model):
+    forged = signed(receipt_of(FILES), OTHER_KEY)
+    (model / "receipt.json").write_bytes(forged.canonical())
+    with pytest.raises(ReceiptInvalidError, match="not pinned"):
+        check(model)
+    (model / "receipt.json").write_bytes(forged.model_copy(update={"public_key": public(KEY)}).canonical())
+    with pytest.raises(ReceiptInvalidError, match="signature is wrong"):
+        check(model)
+
+
+@pytest.mark.parametrize("field", ["public_key", "signature"])
+def test_keys_and_signatures_of_a_wrong_length_are_found(model, field):
+    document = json.loads((model / "receipt.json").read_text())
+    document[field] = base64.b64encode(b"short").decode()
+    (model / "receipt.json").write_text(json.dumps(document))
+    with pytest.raises(ReceiptInvalidError):
+        verify(model, trusted_keys={document["public_key"]: URL})
