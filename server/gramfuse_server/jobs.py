@@ -1,4 +1,4 @@
-"""Durable jobs on DBOS, in the application's own database. Never torch: workflows are named here, and run by the worker.
+"""Durable jobs on DBOS, in the application's own database. Never torch: workflows are named here, the worker runs them.
 
 A job is enqueued in the transaction that writes its row, so that neither can be lost without the other. The version of
 the application is pinned: a computed one changes with every release and would strand what is pending. Everything that
@@ -6,6 +6,7 @@ DBOS stores is portable JSON, never pickle.
 """
 
 import logging
+import secrets
 from datetime import datetime
 from typing import Final, Literal
 
@@ -57,7 +58,9 @@ class JobQueue:
             kind: what was uploaded.
             subject_id: the project's id for a base model, the contribution's id for a contribution.
         """
-        self._enqueue(session, INSPECTIONS, INSPECT, f"{INSPECT}:{kind}:{subject_id}", kind, subject_id)
+        # an upload is sealed once; a project whose base was rejected may seal another, which is another workflow
+        workflow = f"{INSPECT}:{kind}:{subject_id}:{secrets.token_hex(4)}"
+        self._enqueue(session, INSPECTIONS, INSPECT, workflow, kind, subject_id)
 
     def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int) -> str:
         """Have an attempt at a job carried out; return its workflow's id, which the attempt's row keeps."""
