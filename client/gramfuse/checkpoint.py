@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from gramfuse.distinct import EXAMPLE_BYTES, DistinctRows
+from gramfuse.loading import read_header
 from gramfuse.statistics import Statistics, Stream
-from gramfuse.statistics_io import read_local_header, written_whole
+from gramfuse.statistics_io import written_whole
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.errors import ConflictError, StateError, StatisticsMalformedError
@@ -80,7 +81,7 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint | None:
     """
     if not path.exists():
         return None
-    header = read_local_header(path)
+    header = read_header(path)
     document: dict[str, Any] = json.loads(header.metadata.get(_KEY, "{}"))
     if document.get("format") != _FORMAT:
         msg = f"{path} is no checkpoint of this version of gramfuse; delete it to start anew"

@@ -152,8 +152,10 @@ def _batch(model: nn.Module, batch: Sequence[_Example], pad: int, device: torch.
     if all(example.types is not None for example in batch):
         inputs["token_type_ids"] = _padded([example.types or [] for example in batch], 0, device)["input_ids"]
     if batch[0].target is not None:
-        start = model.config.decoder_start_token_id  # type: ignore[union-attr] # it generates, so it has a config
-        shifted = _padded([[start, *(example.target or [])[:-1]] for example in batch], pad, device)
+        config: Any = model.config
+        shifted = _padded(
+            [[config.decoder_start_token_id, *(example.target or [])[:-1]] for example in batch], pad, device
+        )
         inputs |= {f"decoder_{name}": tensor for name, tensor in shifted.items()}
     if hasattr(model.config, "use_cache"):
         inputs["use_cache"] = False

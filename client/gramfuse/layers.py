@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gramfuse.statistics_io import read_local_header
-from gramfuse_shared.errors import ArchitectureMismatchError, FileUnreadableError
+from gramfuse.loading import open_model_folder
+from gramfuse_shared.errors import ArchitectureMismatchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +94,9 @@ def require_saved_layers(layers: tuple[Layer, ...], folder: Path) -> None:
 
     Raises:
         ArchitectureMismatchError: a weight is missing; the message names it and what to do.
-        FileUnreadableError: no safetensors file, or one cannot be read.
+        FileUnreadableError: no checkpoint in safetensors files, or one cannot be read.
     """
-    saved: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        saved |= {entry.name: entry.shape for entry in read_local_header(path).tensors.values()}
-    if not saved:
-        msg = f"{folder} holds no *.safetensors file; save the model with save_pretrained first"
-        raise FileUnreadableError(msg)
+    saved = open_model_folder(folder).tensors
     missing = [layer.weight for layer in layers if layer.weight not in saved]
     if missing:
         msg = (

@@ -10,13 +10,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
-from gramfuse_shared.contract.safetensors_header import (
-    LENGTH_BYTES,
-    Header,
-    format_header,
-    parse_header,
-    parse_header_length,
-)
+from gramfuse.loading import read_header
+from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import (
     METADATA_KEY,
     StatisticsMetadata,
@@ -63,29 +58,13 @@ def write_statistics(path: Path, metadata: StatisticsMetadata, taps: Iterable["T
             stream.write(tap.gram.numpy().astype("<f4", copy=False).data)
 
 
-def read_local_header(path: Path) -> Header:
-    """Read the header of a local safetensors file.
-
-    Raises:
-        FileUnreadableError: there is no such file, or it cannot be read.
-        HeaderMalformedError, HeaderTooLargeError: it is not a safetensors file.
-    """
-    try:
-        with path.open("rb") as stream:
-            prefix = stream.read(LENGTH_BYTES)
-            return parse_header(prefix + stream.read(parse_header_length(prefix)), path.stat().st_size)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
-        raise FileUnreadableError(msg) from error
-
-
 def read_statistics(path: Path) -> tuple[StatisticsMetadata, Iterator[torch.Tensor]]:
     """Return what a statistics file says, and its packed matrices in the order of its taps, read one at a time.
 
     Raises:
         FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: as their names say.
     """
-    header = read_local_header(path)
+    header = read_header(path)
     metadata = parse_statistics_metadata(header)
 
     def grams() -> Iterator[torch.Tensor]:

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text as RichText
 
+from gramfuse.base_model import build_base_manifest
 from gramfuse.cli import output
 from gramfuse.forwarding import Progress as Measured
 from gramfuse.forwarding import collect
-from gramfuse.statistics_io import read_local_header
+from gramfuse.loading import open_statistics_file
 from gramfuse.texts import Fields, read_texts
-from gramfuse_shared.contract.statistics_file import StatisticsMetadata, parse_statistics_metadata
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import CancelledError, ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model's layer inputs on your own texts.")
@@ -54,7 +55,7 @@ def collect_command(
     tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
     base: Annotated[
-        str | None, typer.Option(help="Fingerprint of the project's base model, to be noted in the file.")
+        Path | None, typer.Option(help="Folder of the project's base model; its fingerprint is noted in the file.")
     ] = None,
     count_padding: Annotated[
         bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
@@ -80,7 +81,7 @@ def collect_command(
                 batch_size=batch_size,
                 max_length=max_length,
                 device=device,
-                base=base,
+                base=None if base is None else build_base_manifest(base).content_digest(),
                 padding="counted" if count_padding else "dropped",
                 share_inputs=share_inputs,
                 checkpoint=checkpoint,
@@ -119,7 +120,7 @@ def collect_command(
 @app.command("show")
 def show_command(file: Annotated[Path, typer.Argument(help="A statistics file.")]) -> None:
     """Show what a statistics file says: its taps, their rows and their sources."""
-    metadata = parse_statistics_metadata(read_local_header(file))
+    metadata = open_statistics_file(file).metadata
     output.show(metadata, lambda console: _render(metadata, console))
 
 

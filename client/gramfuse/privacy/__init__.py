@@ -1,0 +1,1 @@
+"""Privacy: what statistics reveal, said before they leave."""
