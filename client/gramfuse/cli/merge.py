@@ -1,0 +1,96 @@
+"""`gramfuse merge`: merge local folders by a recipe, without a server."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import rich.progress as rich_progress
+import typer
+from rich.console import Console
+
+from gramfuse.cli import output
+from gramfuse.local_merging import MergedModel, merge
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLE = """[b]Example[/b] of a recipe; paths start from the recipe's folder
+
+merge_method: regmean
+
+base_model: base
+
+models: \\[{model: tuned-a}, {model: tuned-b, parameters: {weight: 0.5}}]
+
+parameters: {alpha: 0.9}
+"""
+
+
+class Device(StrEnum):
+    """Where to compute; auto is CUDA where there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@app.command("merge", epilog=_EXAMPLE)
+def merge_command(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, YAML or JSON, with mergekit's keys.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it appears when it is complete.")],
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where an earlier merge wrote it.")
+    ] = False,
+    shard_size: Annotated[float, typer.Option(min=0.001, help="Largest weight file, in GB.")] = 2.0,
+) -> None:
+    """Merge local models by a recipe into a folder that from_pretrained loads.
+
+    Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it.
+    """
+    start = time.monotonic()
+    with _progress_bar() as show_progress:
+        model = merge(
+            recipe,
+            out,
+            device=device.value,
+            overwrite=overwrite,
+            shard_bytes=int(shard_size * 1e9),
+            on_progress=show_progress,
+        )
+    seconds = time.monotonic() - start
+    result = {
+        "path": str(model.path),
+        "seconds": round(seconds, 3),
+        "files": model.files,
+        "diagnostics": model.diagnostics,
+    }
+    output.show(result, lambda console: _render(console, model, seconds))
+
+
+def _render(console: Console, model: MergedModel, seconds: float) -> None:
+    size = output.format_bytes(sum(file.bytes for file in model.files))
+    console.print(f"{model.path}: {len(model.files)} weight file(s), {size}, in {seconds:.1f} s", markup=False)
+    solved = sum(len(entry["parameters"]) for entry in model.diagnostics if "width" in entry)
+    if solved:
+        console.print(f"{solved} linear weights by least squares, everything else by the mean", markup=False)
+    for entry in model.fallbacks:
+        names = ", ".join(entry["parameters"])
+        console.print(f"  {entry['fallback']}: {names}: {entry['reason']}", markup=False)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    with rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        console=output.console(stderr=True),
+        disable=output.is_json(),
+    ) as bars:
+        task = bars.add_task("merging", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

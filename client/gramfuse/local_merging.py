@@ -1,0 +1,323 @@
+"""Merge local folders by a recipe with the engine that the service runs: `gramfuse.merge` and `gramfuse merge`.
+
+Each model of the recipe is a `from_pretrained` folder, for methods that read taps with `statistics.safetensors` in it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gramfuse.loading import INDEX_FILE, open_statistics_file, read_document, weight_file_names
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import FileEntry, TapInfo, TensorInfo
+from gramfuse_shared.contract.recipe import ModelEntry, OutputDtype, Recipe, parse_recipe
+from gramfuse_shared.digest import sha256_hex_of_chunks
+from gramfuse_shared.errors import (
+    ConflictError,
+    FileUnreadableError,
+    FileUnwritableError,
+    GramfuseError,
+    RecipeInvalidError,
+)
+from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
+from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, Member, MergePlan, plan_merge
+from gramfuse_shared.merging.steps import GramStep
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
+from gramfuse_shared.version import __version__
+
+STATISTICS_FILE: Final = "statistics.safetensors"
+REPORT_FILE: Final = "gramfuse-merge.json"
+"""Written into every merged folder: recipe, models, diagnostics. `overwrite` replaces only folders that hold it."""
+
+_COPIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".tiktoken", ".txt"})
+_NOT_COPIED: Final = frozenset({REPORT_FILE, INDEX_FILE, "pytorch_model.bin.index.json", "trainer_state.json"})
+_CHUNK_BYTES: Final = 4 * 2**20
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes that the whole merge reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergedModel:
+    """A merged folder: where it is, its weight files, and what the engine says of each group of linears."""
+
+    path: Path
+    files: tuple[FileEntry, ...]
+    diagnostics: tuple[dict[str, Any], ...]
+
+    @property
+    def fallbacks(self) -> tuple[dict[str, Any], ...]:
+        """The diagnostics of groups that were not solved as the method would."""
+        return tuple(entry for entry in self.diagnostics if entry["fallback"] != "none")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Everything a merge reads, opened."""
+
+    members: tuple[Member, ...]
+    readers: Mapping[str, MemberReader]
+    base: TensorFiles | None
+
+
+def merge(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    folder: str | Path | None = None,
+    device: DeviceChoice = "auto",
+    overwrite: bool = False,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    on_progress: OnProgress = lambda _done, _total: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> MergedModel:
+    """Merge local models by a recipe into a folder that `from_pretrained` loads.
+
+    Configuration and tokenizer are the base model's, or the first model's where the recipe names no base. The folder
+    appears when it is complete; an interrupted merge leaves nothing, and running it again is safe.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: the folder to write.
+        folder: what the recipe's relative paths start from; the recipe file's own folder, else the working directory.
+        device: where to compute.
+        overwrite: replace `out` where an earlier merge wrote it.
+        shard_bytes: largest weight file, except for what cannot be divided.
+        on_progress: called with bytes read and bytes in all.
+        is_cancelled: looked at before each read.
+
+    Raises:
+        RecipeInvalidError: the recipe names no models, or asks for what they do not allow.
+        FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: a model or its statistics cannot be read.
+        ArchitectureMismatchError: the models do not fit together.
+        ConflictError: `out` exists and is not empty.
+        FileUnwritableError: the disk is full or not writable.
+        CancelledError: `is_cancelled` said so.
+    """
+    parsed, origin = _read_recipe(recipe)
+    start = Path(folder) if folder is not None else origin
+    target = Path(out)
+    _require_free(target, overwrite=overwrite)
+    chosen = choose_device(device)
+    with ExitStack() as stack:
+        inputs = _open_inputs(parsed, start, stack)
+        base = None if inputs.base is None else _tensors_of(inputs.base)
+        plan = plan_merge(inputs.members, base, parsed, shard_bytes=shard_bytes)
+        _require_statistics_to_fit(plan)
+        counter = _Counter(plan.input_bytes, on_progress)
+        with _complete_folder(target) as beside:
+            files: list[FileEntry] = []
+            diagnostics: list[dict[str, Any]] = []
+            for task in plan.tasks:
+                result = execute_task(
+                    plan,
+                    task.index,
+                    inputs.readers,
+                    inputs.base,
+                    beside / task.file_name,
+                    device=chosen,
+                    on_progress=counter.add,
+                    is_cancelled=is_cancelled,
+                )
+                files.append(result.file)
+                diagnostics.extend(result.diagnostics)
+            _write_rest(beside, start / (parsed.base_model or parsed.models[0].model), plan, parsed, diagnostics)
+    return MergedModel(target, tuple(files), tuple(diagnostics))
+
+
+@dataclass(slots=True)
+class _Counter:
+    total: int
+    on_progress: OnProgress
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.on_progress(self.done, self.total)
+
+
+def _read_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, Path]:
+    if isinstance(recipe, Recipe):
+        return recipe, Path()
+    path = Path(recipe)
+    try:
+        text = read_document(path, most_bytes=limits.MAX_REQUEST_BYTES).decode()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise RecipeInvalidError(msg) from error
+    return parse_recipe(text), path.parent
+
+
+def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
+    if not recipe.models:
+        msg = "the recipe names no models; add `models:` with a list of `- model: FOLDER`"
+        raise RecipeInvalidError(msg)
+    reads_taps = METHODS[recipe.merge_method].reads_taps
+    members: list[Member] = []
+    readers: dict[str, MemberReader] = {}
+    keys = _keys_of(recipe.models, start, reads_taps=reads_taps)
+    for entry, key in zip(recipe.models, keys, strict=True):
+        weights = _open_weights(start / entry.model, stack)
+        taps: tuple[TapInfo, ...] = ()
+        statistics = None
+        if reads_taps:
+            path = start / entry.model / STATISTICS_FILE
+            taps = open_statistics_file(path).metadata.taps
+            statistics = _open_file(path, stack)
+        members.append(Member(key, entry.model, entry.parameters.weight, _tensors_of(weights), taps))
+        readers[key] = MemberReader(weights, statistics)
+    base = None if recipe.base_model is None else _open_weights(start / recipe.base_model, stack)
+    return _Inputs(tuple(members), readers, base)
+
+
+def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool) -> list[str]:
+    """Name each model by its content, so that neither the recipe's order nor a folder's name can change the result.
+
+    The digest of the statistics; of the weights where none are read, and besides where two statistics are the same.
+    """
+    folders = [start / entry.model for entry in entries]
+    keys = [_statistics_digest(folder) if reads_taps else _weights_digest(folder) for folder in folders]
+    return [
+        key if keys.count(key) == 1 or not reads_taps else f"{key}-{_weights_digest(folder)}"
+        for key, folder in zip(keys, folders, strict=True)
+    ]
+
+
+def _statistics_digest(folder: Path) -> str:
+    path = folder / STATISTICS_FILE
+    if folder.is_dir() and not path.is_file():
+        msg = (
+            f"{folder} holds no {STATISTICS_FILE}, which this method reads: "
+            f"gramfuse stats collect --model {folder} --texts FILE --out {path}"
+        )
+        raise FileUnreadableError(msg)
+    return _file_digest(path)
+
+
+def _weights_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in weight_file_names(folder):
+        digest.update(bytes.fromhex(_file_digest(folder / name)))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with LocalFile(path) as file:
+        ranges = range(0, file.size, _CHUNK_BYTES)
+        return sha256_hex_of_chunks(bytes(file.read(begin, min(begin + _CHUNK_BYTES, file.size))) for begin in ranges)
+
+
+def _open_weights(folder: Path, stack: ExitStack) -> TensorFiles:
+    return TensorFiles([_open_file(folder / name, stack) for name in weight_file_names(folder)])
+
+
+def _open_file(path: Path, stack: ExitStack) -> TensorFile:
+    try:
+        return TensorFile.open(stack.enter_context(LocalFile(path)))
+    except GramfuseError as error:
+        raise type(error)(f"{path}: {error.message}", **error.facts) from error
+
+
+def _tensors_of(files: TensorFiles) -> dict[str, TensorInfo]:
+    return {
+        entry.name: TensorInfo.model_validate({"name": entry.name, "dtype": entry.dtype, "shape": entry.shape})
+        for entry in files.tensors.values()
+    }
+
+
+def _require_statistics_to_fit(plan: MergePlan) -> None:
+    """Refuse what would be a plain average under another name: statistics that fit none of the weights."""
+    if METHODS[plan.method].reads_taps and len(plan.labels) > 1:
+        steps = [step for task in plan.tasks for step in task.steps]
+        if not any(isinstance(step, GramStep) for step in steps):
+            msg = (
+                f"no weight of the models is fed by taps of all their statistics, so {plan.method} would be an average"
+            )
+            raise RecipeInvalidError(msg)
+
+
+def _require_free(target: Path, *, overwrite: bool) -> None:
+    replaced = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if replaced and not overwrite:
+        msg = f"{target} exists and is not empty; choose another folder, or --overwrite a folder that a merge wrote"
+        raise ConflictError(msg)
+    if replaced and not (target / REPORT_FILE).is_file():
+        msg = f"{target} holds no {REPORT_FILE}, so no merge wrote it and it is not replaced; choose another folder"
+        raise ConflictError(msg)
+
+
+@contextmanager
+def _complete_folder(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target, which takes the target's place on a clean exit and vanishes on any other."""
+    target = target.absolute()
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        if beside.exists():  # an earlier run was killed
+            shutil.rmtree(beside)
+        beside.mkdir(parents=True)
+    except OSError as error:
+        msg = f"{beside} cannot be made: {error.strerror}; choose another folder"
+        raise FileUnwritableError(msg) from error
+    try:
+        yield beside
+        _swap(beside, target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        msg = f"{target} cannot be written: {error.strerror}"
+        raise FileUnwritableError(msg) from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _swap(beside: Path, target: Path) -> None:
+    """Put the new folder in the target's place; the old one is deleted last, so that one of them always exists."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        target.rename(old)
+    beside.rename(target)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _write_rest(beside: Path, source: Path, plan: MergePlan, recipe: Recipe, diagnostics: list[dict[str, Any]]) -> None:
+    """Copy configuration and tokenizer, write the index of shards and the report."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
+            shutil.copyfile(path, beside / path.name)
+    if recipe.out_dtype is not None:
+        _declare_dtype(beside / "config.json", recipe.out_dtype)
+    index = plan.index_json()
+    if index is not None:
+        (beside / INDEX_FILE).write_bytes(index)
+    report = {
+        "gramfuse": __version__,
+        "method": plan.method_version,
+        "recipe": recipe.model_dump(mode="json"),
+        "models": [{"model": label, "key": key} for key, label in plan.labels.items()],
+        "diagnostics": diagnostics,
+    }
+    (beside / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _declare_dtype(config: Path, dtype: OutputDtype) -> None:
+    """Let the configuration name the dtype that was written, where it names one: `from_pretrained` follows it."""
+    if not config.is_file():
+        return
+    try:
+        document = json.loads(config.read_text("utf-8"))
+    except ValueError as error:
+        msg = f"{config.name} is not JSON: {error}"
+        raise FileUnreadableError(msg) from error
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(document, dict) and key in document:
+            document[key] = dtype
+    config.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
