@@ -6,7 +6,6 @@ DBOS stores is portable JSON, never pickle.
 """
 
 import logging
-import secrets
 from datetime import datetime
 from typing import Final, Literal
 
@@ -16,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server.database import Database, database_url
 from gramfuse_server.settings import Settings
-from gramfuse_server.tables import AttemptRow, JobContributionRow, JobLogRow, JobRow
+from gramfuse_server.tables import AttemptRow, ContributionRow, JobContributionRow, JobLogRow, JobRow, ProjectRow
 
 APPLICATION_NAME: Final = "gramfuse"
 APPLICATION_VERSION: Final = "1"
@@ -58,9 +57,13 @@ class JobQueue:
             kind: what was uploaded.
             subject_id: the project's id for a base model, the contribution's id for a contribution.
         """
-        # an upload is sealed once; a project whose base was rejected may seal another, which is another workflow
-        workflow = f"{INSPECT}:{kind}:{subject_id}:{secrets.token_hex(4)}"
-        self._enqueue(session, INSPECTIONS, INSPECT, workflow, kind, subject_id)
+        # an upload is sealed once; a project whose base was rejected may seal another upload
+        upload = (
+            session.get_one(ProjectRow, subject_id).base_upload
+            if kind == "base"
+            else session.get_one(ContributionRow, subject_id).upload
+        )
+        self._enqueue(session, INSPECTIONS, INSPECT, inspection_workflow(upload), kind, subject_id)
 
     def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int) -> str:
         """Have an attempt at a job carried out; return its workflow's id, which the attempt's row keeps."""
@@ -108,6 +111,11 @@ class JobQueue:
             },
             *arguments,
         )
+
+
+def inspection_workflow(upload: str) -> str:
+    """Return the id of the workflow that inspects an upload."""
+    return f"{INSPECT}:{upload}"
 
 
 def write_log(session: Session, job: JobRow, now: datetime, message: str) -> None:

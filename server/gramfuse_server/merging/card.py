@@ -1,0 +1,118 @@
+"""The model card: what was merged, how, what each layer got, and what the model is not."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from gramfuse_server.merging.attempts import Attempt
+from gramfuse_server.merging.inputs import MergeInputs
+from gramfuse_shared.contract.recipe import Overridable
+from gramfuse_shared.version import __version__
+
+MAX_ROWS: Final = 400
+"""Rows of the table of layers; diagnostics.json has them all."""
+
+_METHODS: Final = {
+    "linear": "the weighted mean of the contributions, parameter by parameter",
+    "regmean": (
+        "regression mean (RegMean, Jin et al., ICLR 2023): each linear layer is the least-squares answer to all "
+        "contributions' layers on their own inputs, everything else the weighted mean"
+    ),
+}
+
+
+def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    """Write README.md."""
+    recipe = inputs.recipe
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [merge, gramfuse]",
+        "---",
+        "",
+        f"# {attempt.project} · {attempt.job}",
+        "",
+        (
+            f"Merged from {len(inputs.cohort)} organizations' models by gramfuse {__version__} on {now:%Y-%m-%d %H:%M} "
+            f"UTC, attempt {attempt.number}. No organization's text took part: only weights and layer statistics."
+        ),
+        "",
+        "## What was merged",
+        "",
+        "| organization | contribution | weight |",
+        "|---|---|---|",
+        *(
+            f"| {member.organization} | `{member.contribution[:16]}…` | {_weight(member.weight)} |"
+            for member in inputs.cohort
+        ),
+        "",
+        f"Base model: `{inputs.base_digest}`. Policy: version {inputs.policy.version}, `{inputs.policy.digest}`.",
+        "",
+        "## How",
+        "",
+        f"`{recipe.merge_method}` ({inputs.plan.method_version}): {_METHODS[recipe.merge_method]}.",
+        "",
+        *_parameters(inputs),
+        "",
+        (
+            "Config, tokenizer, and every parameter that nobody contributed are the base model's. `recipe.yaml` "
+            "repeats the merge; `receipt.json` is the server's signed statement of inputs and outputs."
+        ),
+        "",
+        "## Layers",
+        "",
+        *_layers(diagnostics),
+        "",
+        "## Limits",
+        "",
+        "- Nobody has evaluated this model yet: measure it on your own data before you use it.",
+        "- It inherits the biases and the licence of the base model and of what the organizations trained on.",
+        "- Layers without statistics from every contribution are plain means; the table says which and why.",
+        "- The merge is not differentially private. Whoever holds the model may learn something about the cohort.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _parameters(inputs: MergeInputs) -> list[str]:
+    recipe, lines = inputs.recipe, []
+    if recipe.merge_method == "regmean":
+        lines.append(f"- α (share of a Gram matrix's off-diagonal): {_weight(recipe.parameters.alpha)}")
+        counted = {"equal": "organizations count alike", "rows": "organizations count by their rows"}
+        lines.append(f"- normalisation: {recipe.parameters.normalize}, {counted[recipe.parameters.normalize]}")
+    if recipe.parameters.exclude:
+        lines.append(f"- excluded, so the base's: {', '.join(f'`{name}`' for name in recipe.parameters.exclude)}")
+    lines.append(f"- written as {recipe.out_dtype or 'the base stores it'}")
+    return lines
+
+
+def _layers(diagnostics: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not diagnostics:
+        return ["Every parameter was merged as the method says."]
+    counts = Counter(f"{entry['method']}, fallback {entry['fallback']}" for entry in diagnostics)
+    lines = [
+        f"{', '.join(f'{count} × {kind}' for kind, count in counts.most_common())}.",
+        "",
+        "| parameters | merged by | rows (fewest) | dead features | note |",
+        "|---|---|---|---|---|",
+        *(_layer(entry) for entry in diagnostics[:MAX_ROWS]),
+    ]
+    if len(diagnostics) > MAX_ROWS:
+        lines.append(f"\n…and {len(diagnostics) - MAX_ROWS} more, see `diagnostics.json`.")
+    return lines
+
+
+def _layer(entry: Mapping[str, Any]) -> str:
+    names = entry["parameters"]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    rows = f"{entry['rows']:,} ({entry['fewest_rows']:,})" if "rows" in entry else ""
+    method = entry["method"] if entry["fallback"] in {"none", None} else f"{entry['method']} → {entry['fallback']}"
+    return (
+        f"| `{names[0]}`{more} | {method} | {rows} | {entry.get('dead_features', '')} | {entry.get('reason') or ''} |"
+    )
+
+
+def _weight(value: Overridable) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(f"{conditional.value:g} for `{conditional.filter or '*'}`" for conditional in value)

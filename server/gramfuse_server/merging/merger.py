@@ -1,0 +1,154 @@
+"""The three steps of a merge: plan, one task per shard, publish. Each is safe to repeat and to race. Imports torch."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server.clock import Clock
+from gramfuse_server.database import Database, reading, transaction
+from gramfuse_server.merging import attempts, publication
+from gramfuse_server.merging.attempts import Attempt, TaskSize
+from gramfuse_server.merging.inputs import load_inputs, open_base, open_members
+from gramfuse_shared.errors import CancelledError, GramfuseError
+from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
+
+LOOK_SECONDS: Final = 0.5
+"""Between two looks, within a task, at whether the job still runs; progress is written at the same time."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Merger:
+    """Carries out attempts; `worker` is its name, `scratch` a local folder for the shard that is being written."""
+
+    database: Database
+    blobs: Blobs
+    key: Ed25519PrivateKey
+    scratch: Path
+    worker: str
+    device: DeviceChoice
+    clock: Clock
+
+    def plan(self, attempt: Attempt, *, shard_bytes: int) -> int | None:
+        """Plan the attempt and note its tasks; return their number, None where the attempt may not go on."""
+        with reading(self.database) as session:
+            if not attempts.is_running(session, attempt):
+                return None
+            plan = load_inputs(session, attempt, shard_bytes=shard_bytes).plan
+        tasks = [TaskSize(task.file_name, task.input_bytes) for task in plan.tasks]
+        with transaction(self.database) as session:
+            goes_on = attempts.begin(session, attempt, tasks, worker=self.worker, now=self.clock())
+        return len(tasks) if goes_on else None
+
+    def execute(self, attempt: Attempt, number: int, *, shard_bytes: int) -> None:
+        """Compute one shard, unless that is done already or the attempt may not go on."""
+        with transaction(self.database) as session:
+            if not attempts.begin_task(session, attempt, number, worker=self.worker, now=self.clock()):
+                return
+        with reading(self.database) as session:
+            inputs = load_inputs(session, attempt, shard_bytes=shard_bytes)
+        watch = _Watch(self, attempt, number)
+        began = time.monotonic()
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.scratch, prefix="shard-") as folder:
+            target = Path(folder) / inputs.plan.tasks[number].file_name
+            try:
+                result = execute_task(
+                    inputs.plan,
+                    number,
+                    open_members(self.blobs, inputs.manifests),
+                    open_base(self.blobs, inputs.base),
+                    target,
+                    device=choose_device(self.device),
+                    on_progress=watch.count,
+                    is_cancelled=watch.is_cancelled,
+                )
+            except CancelledError:
+                _log.info("task stopped", attempt=str(attempt), task=number)
+                return
+            self.blobs.put_file(blob_key(result.file.sha256), target)
+        with transaction(self.database) as session:
+            attempts.finish_task(
+                session,
+                attempt,
+                number,
+                file=result.file,
+                diagnostics=result.diagnostics,
+                seconds=time.monotonic() - began,
+                worker=self.worker,
+                now=self.clock(),
+            )
+        _log.info("task finished", attempt=str(attempt), task=number, bytes=result.file.bytes)
+
+    def is_complete(self, attempt: Attempt) -> bool | None:
+        """Tell whether all tasks have succeeded; None where the attempt may not go on."""
+        with reading(self.database) as session:
+            if not attempts.is_running(session, attempt):
+                return None
+            return publication.finished_tasks(session, attempt) is not None
+
+    def publish(self, attempt: Attempt, *, shard_bytes: int) -> bool:
+        """Publish the model; False where the attempt may not go on, or has been published."""
+        with reading(self.database) as session:
+            if not attempts.is_running(session, attempt):
+                return False
+            inputs = load_inputs(session, attempt, shard_bytes=shard_bytes)
+            tasks = publication.finished_tasks(session, attempt)
+        if tasks is None:
+            return False
+        prepared = publication.prepare(inputs, attempt, tasks, blobs=self.blobs, key=self.key, now=self.clock())
+        with transaction(self.database) as session:
+            published = publication.publish(session, attempt, prepared, now=self.clock())
+        _log.info("published" if published else "not published", attempt=str(attempt))
+        return published
+
+    def fail(self, attempt: Attempt, error: GramfuseError) -> None:
+        """End the attempt with an error's code and message."""
+        with transaction(self.database) as session:
+            failed = attempts.fail(session, attempt, code=error.code, message=error.message, now=self.clock())
+        if failed:
+            _log.warning("attempt failed", attempt=str(attempt), code=error.code)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Writes a task's progress and looks for cancellation, both at most every `LOOK_SECONDS`."""
+
+    merger: Merger
+    attempt: Attempt
+    number: int
+    monotonic: Callable[[], float] = time.monotonic
+    done_bytes: int = 0
+    stopped: bool = False
+    looked: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.looked = self.monotonic()
+
+    def count(self, read_bytes: int) -> None:
+        """Add what the engine has read."""
+        self.done_bytes += read_bytes
+
+    def is_cancelled(self) -> bool:
+        """Tell whether the task must stop."""
+        now = self.monotonic()
+        if now - self.looked >= LOOK_SECONDS and not self.stopped:
+            self.looked = now
+            with transaction(self.merger.database) as session:
+                self.stopped = not attempts.progress_task(
+                    session,
+                    self.attempt,
+                    self.number,
+                    done_bytes=self.done_bytes,
+                    worker=self.merger.worker,
+                    now=self.merger.clock(),
+                )
+        return self.stopped

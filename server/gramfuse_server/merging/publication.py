@@ -1,0 +1,171 @@
+"""Publish a merged model: its small files, the signed receipt, and the one transaction that makes it visible."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server.database import insert_if_absent
+from gramfuse_server.jobs import write_log
+from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
+from gramfuse_server.merging.card import write_card
+from gramfuse_server.merging.inputs import MergeInputs
+from gramfuse_server.receipt_key import public_key
+from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
+from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedContribution, Receipt, SignedReceipt
+from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.merging.planning import INDEX_FILE_NAME
+from gramfuse_shared.version import __version__
+
+CARD_FILE_NAME: Final = "README.md"
+RECIPE_FILE_NAME: Final = "recipe.yaml"
+DIAGNOSTICS_FILE_NAME: Final = "diagnostics.json"
+SOFTWARE: Final = f"gramfuse {__version__}"
+
+_OWN_FILES: Final = frozenset(
+    {CARD_FILE_NAME, RECIPE_FILE_NAME, DIAGNOSTICS_FILE_NAME, INDEX_FILE_NAME, RECEIPT_FILE_NAME}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A model that is complete in the blob store and not visible yet. `new_blobs` are those that nothing names yet."""
+
+    receipt: SignedReceipt
+    new_blobs: tuple[FileEntry, ...]
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The model's files, without the receipt itself."""
+        return self.receipt.receipt.outputs
+
+
+def prepare(
+    inputs: MergeInputs,
+    attempt: Attempt,
+    tasks: Sequence[TaskRow],
+    *,
+    blobs: Blobs,
+    key: Ed25519PrivateKey,
+    now: datetime,
+) -> Publication:
+    """Write the small files' blobs and sign the receipt. Shards come from the tasks, all else from the base."""
+    shards = tuple(_shard(task) for task in tasks)
+    written = [_put(blobs, name, content) for name, content in _small_files(inputs, attempt, tasks, now).items()]
+    taken = tuple(
+        FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256)
+        for file in inputs.base.files
+        if file.tensors is None and file.name not in _OWN_FILES
+    )
+    receipt = Receipt(
+        project=attempt.project,
+        model=attempt.job,
+        attempt=attempt.number,
+        base=inputs.base_digest,
+        policy=inputs.policy,
+        recipe=inputs.recipe,
+        method_version=inputs.plan.method_version,
+        contributions=tuple(
+            MergedContribution(organization=member.organization, manifest=member.contribution, weight=member.weight)
+            for member in inputs.cohort
+        ),
+        outputs=tuple(sorted((*shards, *written, *taken), key=lambda file: file.name)),
+        created=now,
+        software=SOFTWARE,
+    )
+    return Publication(receipt=sign(receipt, key), new_blobs=tuple(written))
+
+
+def sign(receipt: Receipt, key: Ed25519PrivateKey) -> SignedReceipt:
+    """Sign the receipt's canonical JSON."""
+    signature = base64.b64encode(key.sign(receipt.canonical())).decode("ascii")
+    return SignedReceipt(receipt=receipt, public_key=public_key(key), signature=signature)
+
+
+def publish(session: Session, attempt: Attempt, publication: Publication, *, now: datetime) -> bool:
+    """Make the model visible and end the job; False where the attempt may not go on any more."""
+    job = lock(session, attempt)
+    if job is None:
+        return False
+    files = publication.files
+    session.add(
+        ModelRow(
+            project=attempt.project,
+            id=attempt.job,
+            attempt=attempt.number,
+            bytes=sum(file.bytes for file in files),
+            receipt=publication.receipt.canonical().decode(),
+            created_at=now,
+        )
+    )
+    session.flush()
+    for position, file in enumerate(files):
+        session.add(
+            ModelFileRow(
+                project=attempt.project,
+                model=attempt.job,
+                name=file.name,
+                position=position,
+                bytes=file.bytes,
+                sha256=file.sha256,
+            )
+        )
+    for file in publication.new_blobs:
+        insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
+    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    job.state = row.state = job.stage = "succeeded"
+    job.finished_at = row.finished_at = now
+    write_log(session, job, now, f"published {len(files)} files, {sum(file.bytes for file in files)} bytes")
+    audit_log.append(
+        session,
+        at=now,
+        organization=None,
+        token=None,
+        action="model.publish",
+        subject=f"{attempt.project}/{attempt.job}",
+        details={
+            "attempt": attempt.number,
+            "receipt": publication.receipt.receipt.content_digest(),
+            "contributions": [member.manifest for member in publication.receipt.receipt.contributions],
+        },
+    )
+    return True
+
+
+def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | None:
+    """Return the attempt's tasks once all have succeeded, else None."""
+    tasks = tasks_of(session, attempt)
+    return tasks if tasks and all(task.state == "succeeded" for task in tasks) else None
+
+
+def _small_files(inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], now: datetime) -> dict[str, bytes]:
+    diagnostics: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
+    index = inputs.plan.index_json()
+    recipe = inputs.recipe.model_dump(mode="json", exclude_none=True)
+    return {
+        CARD_FILE_NAME: write_card(inputs, attempt, diagnostics, now).encode(),
+        RECIPE_FILE_NAME: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
+        DIAGNOSTICS_FILE_NAME: (json.dumps(diagnostics, indent=1) + "\n").encode(),
+    } | ({INDEX_FILE_NAME: index} if index is not None else {})
+
+
+def _put(blobs: Blobs, name: str, content: bytes) -> FileEntry:
+    entry = FileEntry(name=name, bytes=len(content), sha256=sha256_hex(content))
+    blobs.put(blob_key(entry.sha256), content)
+    return entry
+
+
+def _shard(task: TaskRow) -> FileEntry:
+    if task.sha256 is None or task.bytes is None:
+        msg = f"task {task.number} has no shard"
+        raise ValueError(msg)
+    return FileEntry(name=task.file, bytes=task.bytes, sha256=task.sha256)

@@ -1,0 +1,129 @@
+"""What every worker does for all: take dead workers' work over, end what cannot end by itself, sweep.
+
+Safe on any number of workers at once.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from dbos import DBOS
+from sqlalchemy import select
+
+from gramfuse_server.blobs import Blobs
+from gramfuse_server.clock import Clock
+from gramfuse_server.database import Database, reading, transaction
+from gramfuse_server.heartbeats import Watch, last_beats
+from gramfuse_server.intake.inspection import Inspector, Kind
+from gramfuse_server.intake.uploads import expire_uploads
+from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, inspection_workflow
+from gramfuse_server.merging import attempts
+from gramfuse_server.merging.attempts import Attempt
+from gramfuse_server.sweeping import delete_spent_bytes
+from gramfuse_server.tables import AttemptRow, ContributionRow, ProjectRow, TaskRow, UploadRow
+from gramfuse_shared.errors import GramfuseError
+
+_ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+_CRASHED: Final = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+_GIVEN_UP: Final = "every worker that tried it ended; the workers' logs have the cause"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """One worker's share of the duties; `worker` is its own name."""
+
+    database: Database
+    blobs: Blobs
+    inspector: Inspector
+    worker: str
+    watch: Watch
+    clock: Clock
+    monotonic: Callable[[], float] = time.monotonic
+
+    def take_over(self) -> list[str]:
+        """Free the pending workflows of dead workers; return these workers."""
+        pending = DBOS.list_workflows(
+            status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
+        )
+        others = {workflow.executor_id for workflow in pending if workflow.executor_id} - {self.worker}
+        if not others:
+            return []
+        with reading(self.database) as session:
+            beats = last_beats(session, others)
+        dead = self.watch.dead(beats, self.monotonic())
+        if dead:
+            # resume_workflow would forget how often a workflow has been tried, and its queue, and could restart one
+            # that another worker has taken over in this moment; this is guarded by the dead worker's name
+            DBOS._recover_pending_workflows(dead)  # noqa: SLF001 - see above; the take-over tests would notice
+            _log.warning("took over", dead=dead, workflows=len(pending))
+        return dead
+
+    def end_abandoned(self) -> None:
+        """End attempts and inspections whose workflows have ended without ending them."""
+        self._end_attempts()
+        self._end_inspections()
+
+    def sweep(self) -> None:
+        """Expire uploads, and delete bytes that have no further use."""
+        now = self.clock()
+        with transaction(self.database) as session:
+            expired = expire_uploads(session, now)
+        deleted = delete_spent_bytes(self.database, self.blobs, now)
+        if expired or deleted:
+            _log.info("swept", expired_uploads=expired, deleted_keys=deleted)
+
+    def _end_attempts(self) -> None:
+        with reading(self.database) as session:
+            rows = session.scalars(select(AttemptRow).where(AttemptRow.state.in_(UNFINISHED))).all()
+            shards = {
+                row.workflow: [
+                    f"{MERGE_SHARD}:{row.project}:{row.job}:{row.number}:{task.number}"
+                    for task in session.scalars(
+                        select(TaskRow).where(
+                            TaskRow.project == row.project,
+                            TaskRow.job == row.job,
+                            TaskRow.attempt == row.number,
+                            TaskRow.state != "succeeded",
+                        )
+                    )
+                ]
+                for row in rows
+            }
+        for row in rows:
+            if _any_in([row.workflow], _ENDED) or _any_in(shards[row.workflow], _CRASHED):
+                attempt = Attempt(row.project, row.job, row.number)
+                with transaction(self.database) as session:
+                    attempts.fail(
+                        session, attempt, code=GramfuseError.code, message=f"given up: {_GIVEN_UP}", now=self.clock()
+                    )
+
+    def _end_inspections(self) -> None:
+        with reading(self.database) as session:
+            sealed = session.scalars(select(UploadRow).where(UploadRow.state == "sealed")).all()
+            subjects: dict[str, tuple[Kind, str | None]] = {
+                row.id: (
+                    ("base", session.scalar(select(ProjectRow.id).where(ProjectRow.base_upload == row.id)))
+                    if row.kind == "base"
+                    else (
+                        "contribution",
+                        session.scalar(select(ContributionRow.id).where(ContributionRow.upload == row.id)),
+                    )
+                )
+                for row in sealed
+            }
+        for upload, (kind, subject) in subjects.items():
+            if subject is not None and _any_in([inspection_workflow(upload)], _ENDED):
+                self.inspector.abandon(kind, subject, f"could not be inspected: {_GIVEN_UP}; send it again")
+
+
+def _any_in(workflows: Sequence[str], states: Sequence[str]) -> bool:
+    if not workflows:
+        return False
+    found = DBOS.list_workflows(
+        workflow_ids=list(workflows), status=list(states), limit=1, load_input=False, load_output=False
+    )
+    return bool(found)

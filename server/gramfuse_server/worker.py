@@ -1,0 +1,203 @@
+"""The worker process: inspects uploads, merges, takes over from dead workers. Everything it needs is wired here."""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+import torch
+from dbos import DBOS
+
+from gramfuse_server import heartbeats, schema
+from gramfuse_server.blobs import open_blobs
+from gramfuse_server.clock import Clock, system_clock
+from gramfuse_server.database import Database, open_database, transaction
+from gramfuse_server.intake.inspection import Inspector, Kind, Manifest
+from gramfuse_server.jobs import (
+    INSPECT,
+    INSPECTIONS,
+    MAX_RECOVERY_ATTEMPTS,
+    MERGES,
+    POLLING_SECONDS,
+    SHARDS,
+    worker_configuration,
+)
+from gramfuse_server.merging import workflows
+from gramfuse_server.merging.merger import Merger
+from gramfuse_server.receipt_key import load_key
+from gramfuse_server.settings import Settings
+from gramfuse_server.supervision import Supervisor
+from gramfuse_shared.contract.manifest import BaseManifest
+from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
+from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.merging.execution import choose_device
+from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile
+from gramfuse_shared.version import __version__
+
+MERGES_AT_ONCE: Final = 8
+"""Merges only wait for their shards, so several may wait on one worker."""
+SHARDS_AT_ONCE: Final = 1
+"""A shard takes the whole device."""
+INSPECTIONS_AT_ONCE: Final = 1
+INSPECTION_TRIES: Final = 3
+DRAIN_SECONDS: Final = 24 * 3600
+"""Within which a shard that is being computed must end after SIGTERM; whoever cannot wait kills."""
+SUPERVISION_SECONDS: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT, then end at the next task boundary.
+
+    Raises:
+        ConfigurationError: a setting does not work, or the database is of another version.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    Worker(settings, stopping).run()
+
+
+class Worker:
+    """One worker, named after its host and by chance, so that no two are taken for each other."""
+
+    def __init__(self, settings: Settings, stopping: threading.Event, *, clock: Clock = system_clock) -> None:
+        """Open everything; nothing is claimed yet."""
+        self.name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._clock = clock
+        self._stopping = stopping
+        self._ended = threading.Event()
+        self._database = open_database(settings.database_url)
+        _require_current(self._database)
+        blobs = open_blobs(settings.blobs)
+        scratch = settings.scratch / self.name
+        self._merger = Merger(
+            database=self._database,
+            blobs=blobs,
+            key=load_key(settings.receipt_key),
+            scratch=scratch,
+            worker=self.name,
+            device=settings.device,
+            clock=clock,
+        )
+        self._inspector = Inspector(self._database, blobs, scratch, check_numbers, clock)
+        self._supervisor = Supervisor(
+            database=self._database,
+            blobs=blobs,
+            inspector=self._inspector,
+            worker=self.name,
+            watch=heartbeats.Watch(settings.worker_lease),
+            clock=clock,
+        )
+
+    def run(self) -> None:
+        """Work until `stopping` is set, then drain and leave."""
+        settings = self._settings
+        host = describe_host(choose_device(settings.device))
+        with transaction(self._database) as session:
+            heartbeats.enter(session, self.name, host, self._clock())
+        DBOS(config=worker_configuration(settings, self.name))
+        workflows.register(self._merger, shard_bytes=settings.shard_bytes, stopping=self._stopping)
+        _register_inspection(self._inspector)
+        DBOS.launch()
+        for queue, at_once in (
+            (INSPECTIONS, INSPECTIONS_AT_ONCE),
+            (MERGES, MERGES_AT_ONCE),
+            (SHARDS, SHARDS_AT_ONCE),
+        ):
+            DBOS.register_queue(
+                queue,
+                worker_concurrency=at_once,
+                polling_interval_sec=POLLING_SECONDS,
+                on_conflict="always_update",
+            )
+        duties = [
+            self._every(settings.heartbeat_interval.total_seconds(), self._beat, until=self._ended),
+            self._every(SUPERVISION_SECONDS, self._supervisor.take_over, until=self._stopping),
+            self._every(SUPERVISION_SECONDS * 5, self._supervisor.end_abandoned, until=self._stopping),
+            self._every(settings.sweep_interval.total_seconds(), self._supervisor.sweep, until=self._stopping),
+        ]
+        _log.info("worker started", worker=self.name, device=host.device)
+        self._stopping.wait()
+        _log.info("worker drains", worker=self.name)
+        DBOS.destroy(workflow_completion_timeout_sec=DRAIN_SECONDS, destroy_registry=True)
+        self._ended.set()
+        for duty in duties:
+            duty.join()
+        with transaction(self._database) as session:
+            heartbeats.leave(session, self.name, self._clock())
+        self._database.close()
+        _log.info("worker stopped", worker=self.name)
+
+    def _beat(self) -> None:
+        with transaction(self._database) as session:
+            heartbeats.beat(session, self.name, self._clock())
+
+    def _every(self, seconds: float, duty: Callable[[], object], *, until: threading.Event) -> threading.Thread:
+        def repeat() -> None:
+            while not until.wait(seconds):
+                try:
+                    duty()
+                except Exception:  # noqa: BLE001 - the border of a duty, see below
+                    # the border of a duty: the database may be away for a while, the next round tries again
+                    _log.exception("a duty failed", duty=duty.__name__)
+
+        thread = threading.Thread(target=repeat, name=duty.__name__, daemon=True)
+        thread.start()
+        return thread
+
+
+def check_numbers(manifest: Manifest, paths: Mapping[str, Path]) -> None:
+    """Check every value of the assembled files of a manifest.
+
+    Raises:
+        WeightsInvalidError: weights hold NaN or infinity.
+        StatisticsInvalidError: statistics are not the Gram matrices of anything.
+    """
+    if isinstance(manifest, BaseManifest):
+        names = [file.name for file in manifest.files if file.tensors is not None]
+    else:
+        names = [manifest.weights.file.name]
+    for name in names:
+        with LocalFile(paths[name]) as source:
+            inspect_weights(TensorFile.open(source))
+    if not isinstance(manifest, BaseManifest) and manifest.statistics is not None:
+        with LocalFile(paths[manifest.statistics.file.name]) as source:
+            file = TensorFile.open(source)
+            inspect_statistics(file, parse_statistics_metadata(file.header))
+
+
+def describe_host(device: torch.device) -> heartbeats.Host:
+    """Say where this worker computes, and how much memory there is."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described, memory = f"cuda ({properties.name})", properties.total_memory
+    else:
+        described = f"cpu ({torch.get_num_threads()} threads)"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return heartbeats.Host(name=socket.gethostname(), device=described, memory_bytes=memory, version=__version__)
+
+
+def _register_inspection(inspector: Inspector) -> None:
+    @DBOS.workflow(name=INSPECT, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
+    def inspect(kind: Kind, subject: str) -> None:
+        # tried again, because what fails here and is not the upload's fault is the store or the database
+        DBOS.run_step(
+            {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
+            lambda: inspector.inspect(kind, subject),
+        )
+
+
+def _require_current(database: Database) -> None:
+    current, head = schema.current(database), schema.head()
+    if current != head:
+        msg = f"the database is at {current}, this version needs {head}; run `gramfuse-server db upgrade`"
+        raise ConfigurationError(msg)
