@@ -59,7 +59,6 @@ class Collector:
         self._probe = Probe()
         self._calls: list[tuple[nn.Module, Frame]] = []
         self._pass: ForwardPass | None = None
-        self._paused = False
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Statistics:
@@ -88,10 +87,6 @@ class Collector:
 
     # --- what the hooks call -------------------------------------------------------------------------------------
 
-    def _is_off(self) -> bool:
-        # Inside of backward(), gradient checkpointing computes again what was counted already.
-        return self._paused or torch._C._current_graph_task_id() != -1  # noqa: SLF001 - as torch.utils.checkpoint asks it
-
     def _enter(self, module: nn.Module, bound: Mapping[str, Any], *, two_sided: bool) -> None:
         if self._calls and (module is self._model or module is self._calls[0][0]):
             self._calls.clear()  # the last pass was interrupted: no outermost module calls itself
@@ -103,7 +98,7 @@ class Collector:
         self._calls.append((module, frame))
 
     def _leave(self, module: nn.Module, _arguments: object, output: object) -> None:
-        if self._is_off() or not self._calls:
+        if _is_in_backward() or not self._calls:
             return
         while self._calls and self._calls.pop()[0] is not module:
             pass
@@ -142,11 +137,7 @@ class Collector:
     def _probe_once(self, module: nn.Module, bound: Mapping[str, Any], frame: Frame) -> None:
         if self._probe.attempts[module] >= PROBES_PER_MODULE or frame.cached:
             return
-        self._paused = True
-        try:
-            found = probe_sources(module, bound, frame, self.layers)
-        finally:
-            self._paused = False
+        found = probe_sources(module, bound, frame, self.layers)
         self._probe.attempts[module] = PROBES_PER_MODULE if found else self._probe.attempts[module] + 1
         self._probe.sources = found | self._probe.sources
 
@@ -159,9 +150,9 @@ class _EnterHook:
         self._parameters = parameters
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not self._collector._is_off():  # noqa: SLF001 - the collector's own hook
+        if not _is_in_backward():
             bound = dict(zip(self._parameters, arguments, strict=False)) | keywords
-            self._collector._enter(module, bound, two_sided=_DECODER_INPUT in self._parameters)  # noqa: SLF001
+            self._collector._enter(module, bound, two_sided=_DECODER_INPUT in self._parameters)  # noqa: SLF001 - its own hook
 
 
 class _LayerHook:
@@ -172,6 +163,11 @@ class _LayerHook:
         self._layer = layer
 
     def __call__(self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not self._collector._is_off():  # noqa: SLF001 - the collector's own hook
+        if not _is_in_backward():
             tensor = arguments[0] if arguments else next(iter(keywords.values()))
-            self._collector._read(self._layer, tensor)  # noqa: SLF001
+            self._collector._read(self._layer, tensor)  # noqa: SLF001 - its own hook
+
+
+def _is_in_backward() -> bool:
+    # There, gradient checkpointing computes again what was counted already.
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - as torch.utils.checkpoint asks it

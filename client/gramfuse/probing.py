@@ -188,7 +188,7 @@ def _with_other_tokens(module: nn.Module, pair: torch.Tensor, values: torch.Tens
 
 @contextmanager
 def _undisturbed(module: nn.Module, layers: tuple[Layer, ...], look: Any) -> Iterator[None]:  # noqa: ANN401 - called with a layer and a tensor
-    """Evaluation mode, no gradients, random state and autocast cache kept, and `look` at every layer's input."""
+    """Evaluation mode, no gradients, random state and autocast cache kept, nobody's hooks but `look` at every layer."""
     training = [inner for inner in module.modules() if inner.training]
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     cache = torch.is_autocast_cache_enabled()
@@ -200,6 +200,7 @@ def _undisturbed(module: nn.Module, layers: tuple[Layer, ...], look: Any) -> Ite
         stack.callback(torch.set_autocast_cache_enabled, cache)
         stack.callback(_set_training, training, training=True)
         _set_training(training, training=False)
+        stack.enter_context(_without_hooks(module))
         for layer in layers:
             for linear in layer.modules:
                 hook = linear.register_forward_pre_hook(
@@ -215,3 +216,24 @@ def _undisturbed(module: nn.Module, layers: tuple[Layer, ...], look: Any) -> Ite
 def _set_training(modules: list[nn.Module], *, training: bool) -> None:
     for module in modules:
         module.training = training
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """Silence all hooks, the caller's and the collector's; those that the model itself adds meanwhile stay."""
+    tables = [
+        table
+        for inner in module.modules()
+        for table in (inner._forward_pre_hooks, inner._forward_hooks)  # noqa: SLF001 - no public way
+    ]
+    silenced = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, before in zip(tables, silenced, strict=True):
+            added = dict(table)
+            table.clear()
+            table.update(before)
+            table.update(added)

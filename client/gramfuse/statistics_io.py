@@ -19,7 +19,7 @@ from gramfuse_shared.contract.statistics_file import (
     packed_length,
     parse_statistics_metadata,
 )
-from gramfuse_shared.errors import FileUnreadableError
+from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
 
 if TYPE_CHECKING:
     from gramfuse.statistics import Tap
@@ -30,7 +30,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """Write a file beside its place and rename it on a clean exit; on any other, nothing is left behind.
 
     Raises:
-        FileUnreadableError: the folder cannot be written.
+        FileUnwritableError: the folder cannot be written.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -41,7 +41,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         beside.replace(path)
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror or error}"
-        raise FileUnreadableError(msg) from error
+        raise FileUnwritableError(msg) from error
     finally:
         beside.unlink(missing_ok=True)
 

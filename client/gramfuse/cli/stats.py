@@ -20,7 +20,7 @@ from gramfuse.forwarding import collect
 from gramfuse.loading import open_statistics_file
 from gramfuse.texts import Fields, read_texts
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
-from gramfuse_shared.errors import CancelledError, ConfigurationError
+from gramfuse_shared.errors import CancelledError, FileUnwritableError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model's layer inputs on your own texts.")
 
@@ -151,7 +151,7 @@ def _short(weight: str) -> str:
 def _require_writable(out: Path) -> None:
     if not out.parent.is_dir() or out.is_dir():
         msg = f"{out} cannot be written: {out.parent} is no folder, or {out} is one"
-        raise ConfigurationError(msg)
+        raise FileUnwritableError(msg)
 
 
 @contextmanager
