@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
-from gramfuse_server.api import base, contributions, health, organizations, projects, tokens
+from gramfuse_server.api import admin, base, contributions, health, jobs, models, organizations, projects, tokens
 from gramfuse_server.api.context import Services
 from gramfuse_server.api.openapi import describe
 from gramfuse_server.api.problems import ProblemDocuments, install_handlers
@@ -30,6 +30,9 @@ ROUTERS: Final = (
     projects.router,
     base.router,
     contributions.router,
+    jobs.router,
+    models.router,
+    admin.router,
 )
 
 
