@@ -11,7 +11,7 @@ from gramfuse import pulling, pushing
 from gramfuse.base_model import open_base_folder
 from gramfuse.config import Home, Token, require_token
 from gramfuse.contribution import ContributionPlan
-from gramfuse.progress import OnProgress
+from gramfuse.progress import OnProgress, Progress
 from gramfuse.transport import Transport
 from gramfuse.uploads import DEFAULT_PARALLEL_PARTS, send_missing_parts
 from gramfuse.watching import Deadline, poll, watch_job
@@ -160,6 +160,7 @@ class Client:
                 on_progress=on_progress,
             )
             self._transport.call("POST", f"{path}/base/seal")
+        _begin_check(on_progress)
         ready = poll(
             lambda: self._project(project),
             lambda seen: seen.state in {"ready", "rejected"},
@@ -266,6 +267,7 @@ class Client:
         package = prepared.package(on_progress)
         sent = pushing.send(self._transport, package, parallel=self._parallel, on_progress=on_progress)
         path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
+        _begin_check(on_progress)
         checked = poll(
             lambda: ContributionDetail.parse(self._transport.call("GET", path)),
             lambda seen: seen.state not in {"open", "sealed"},
@@ -425,3 +427,8 @@ class Client:
             cursor = answer.next_cursor
             if cursor is None:
                 return
+
+
+def _begin_check(on_progress: OnProgress | None) -> None:
+    if on_progress is not None:
+        on_progress(Progress("check", 0, 0))

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["digest", "upload", "download"]
+Stage = Literal["digest", "upload", "check", "download"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage has come. `total_bytes` is known from the start."""
+    """How far a stage has come. `check` is the server's own and counts no bytes."""
 
     stage: Stage
     done_bytes: int

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,17 +78,24 @@ def _missing_parts(
 
 
 def _send_all(transport: Transport, parts: Sequence[PartToSend], parallel: int, count: ByteCount) -> None:
-    """Send all parts; after the first failure start no other, and wait for those on the way."""
-    interrupted = threading.Event()
+    """Send all parts; after the first failure begin no other, and let those on the way arrive."""
+    failed, interrupted = threading.Event(), threading.Event()
+
+    def send(part: PartToSend) -> None:
+        if failed.is_set():
+            return
+        try:
+            _send(transport, part, count, interrupted)
+        except BaseException:
+            failed.set()
+            raise
+
     pool = ThreadPoolExecutor(max_workers=max(parallel, 1), thread_name_prefix="gramfuse-part")
     try:
-        sending: list[Future[None]] = [pool.submit(_send, transport, part, count, interrupted) for part in parts]
-        done, _ = wait(sending, return_when=FIRST_EXCEPTION)
-        failed = next((future for future in done if future.exception() is not None), None)
-        if failed is not None:
-            failed.result()
+        for future in as_completed([pool.submit(send, part) for part in parts]):
+            future.result()
     except KeyboardInterrupt:
-        interrupted.set()
+        interrupted.set()  # those on the way stop too
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

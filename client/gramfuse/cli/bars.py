@@ -10,7 +10,12 @@ from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
 from gramfuse_shared.contract.http_api import Job
 
-_TITLES: Final[dict[Stage, str]] = {"digest": "Reading", "upload": "Sending", "download": "Fetching"}
+_TITLES: Final[dict[Stage, str]] = {
+    "digest": "Reading",
+    "upload": "Sending",
+    "check": "Checking",
+    "download": "Fetching",
+}
 
 
 @contextlib.contextmanager
@@ -30,9 +35,11 @@ def transfer() -> Iterator[OnProgress]:
     def show(progress: Progress) -> None:
         if progress.stage not in tasks:
             bars.start()
+            if progress.stage == "check":
+                bars.print("a worker of the server is checking what was sent …")
             # what earlier runs sent is there from the start and is not this run's rate
             tasks[progress.stage] = bars.add_task(
-                _TITLES[progress.stage], total=progress.total_bytes, completed=progress.done_bytes
+                _TITLES[progress.stage], total=progress.total_bytes or None, completed=progress.done_bytes
             )
         bars.update(tasks[progress.stage], completed=progress.done_bytes)
 
