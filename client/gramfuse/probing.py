@@ -82,10 +82,10 @@ def _source(tensor: torch.Tensor, lengths: tuple[int | None, ...]) -> Source | N
     else:
         return None
     limit = _ROUNDING_STEPS * torch.finfo(tensor.dtype).eps
-    difference, size = (one - other).float().abs(), one.float().abs()
-    changed = (difference > limit * size + limit * size.mean()).float().mean()
-    # A few features may round otherwise; another token's influence reaches most of them.
-    return "mixed" if float(changed) > 0.5 else "embeddings"  # noqa: PLR2004 - most
+    size = torch.maximum(one.float().abs(), other.float().abs())
+    changed = (one - other).float().abs() > limit * (size + size.mean())
+    # A few features may round otherwise; another token's influence reaches most of those that are not zero in both.
+    return "mixed" if int(changed.sum()) * 2 > int((size > 0).sum()) else "embeddings"
 
 
 def _pair(

@@ -54,10 +54,13 @@ def save_contribution(folder: Path, kind: str, *, seed: int) -> Any:
 def test_only_the_first_layer_of_a_stack_is_fed_by_embeddings(kind):
     statistics = collect(tiny_model(kind), kind, seed=0)
     sources = {tap.info.name: tap.info.source for tap in statistics.taps}
+    # DeBERTa-v2's projections of relative embeddings see no text at all: there is nothing to probe them with.
+    without_text = {tap.info.name for tap in statistics.taps if ".pos_" in tap.info.name}
+    assert {tap.info.distinct_rows for tap in statistics.taps if tap.info.name in without_text} <= {0}
+    assert {name for name, source in sources.items() if source == "unknown"} == without_text
     fed = {name for name, source in sources.items() if source == "embeddings"}
-    assert fed == {name for name in sources if FIRST[kind] in name and not name.endswith("dense")}
+    assert fed == {name for name in sources if FIRST[kind] in name} - without_text
     assert fed
-    assert "unknown" not in sources.values()
 
 
 @pytest.mark.parametrize("kind", KINDS)
