@@ -45,7 +45,7 @@ def make_contributors(
         if correlated:
             inputs = inputs @ (torch.eye(width) + 0.5 * torch.randn(width, width, generator=generator) / width**0.5)
         if scales:
-            inputs = inputs * torch.logspace(-2, 1, width)[torch.randperm(width, generator=generator)]
+            inputs = inputs * torch.logspace(-1.5, 1, width)[torch.randperm(width, generator=generator)]
         weight = base + change * torch.randn(height, width, generator=generator) / width**0.5
         contributors.append(Contributor(weight, inputs, share=1.0 + 0.5 * index))
     return base, contributors
@@ -62,6 +62,19 @@ def least_squares(contributors: list[Contributor], *, alpha: float, normalize: s
         left.append(augmented)
         right.append(augmented @ weight.T)
     return torch.linalg.lstsq(torch.cat(left), torch.cat(right), driver="gelsd").solution.T
+
+
+def ridge_solution(contributors: list[Contributor], mean: torch.Tensor, *, ridge: float = 1e-5) -> torch.Tensor:
+    """Return least squares with a ridge toward the mean, in the metric in which every feature has energy 1 (α = 1)."""
+    grams = [
+        contributor.rows.double().T @ contributor.rows.double() * (contributor.share / len(contributor.rows))
+        for contributor in contributors
+    ]
+    total = sum(grams, torch.zeros_like(grams[0]))
+    scale = total.diagonal().rsqrt()
+    residual = sum((c.weight.double() - mean.double()) @ gram for c, gram in zip(contributors, grams, strict=True))
+    scaled = total * scale * scale[:, None] + ridge * torch.eye(len(total), dtype=torch.float64)
+    return mean.double() + torch.linalg.solve(scaled, (residual * scale).T).T * scale
 
 
 def merge(

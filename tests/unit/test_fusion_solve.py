@@ -1,0 +1,142 @@
+"""The solver's guards, one by one."""
+
+import pytest
+import torch
+
+from gramfuse_shared.fusion import packing
+from gramfuse_shared.fusion.cholesky import PIVOT_FLOOR, solve_packed
+from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
+from gramfuse_shared.fusion.precision import DiagonalPrecision, GramPrecision, ScalarPrecision
+from gramfuse_shared.fusion.solve import Accumulator, Sums, solve_sums
+
+
+def solve(matrix: torch.Tensor, residual: torch.Tensor):
+    return solve_packed(packing.pack(matrix), matrix.shape[0], residual.clone())
+
+
+def test_a_well_conditioned_matrix_is_solved_as_it_is():
+    matrix = torch.tensor([[4.0, 1.0], [1.0, 9.0]], dtype=torch.float64)
+    residual = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    solution, diagnosis = solve(matrix, residual)
+    assert torch.allclose(solution @ matrix, residual, atol=1e-14)
+    assert diagnosis.fallback == "none"
+    assert diagnosis.smallest_pivot == pytest.approx(1 - 1 / 36)
+
+
+def test_features_of_very_different_sizes_are_as_well_conditioned_as_their_correlations():
+    scale = torch.tensor([1e-9, 1.0, 1e9])
+    matrix = torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]]) * scale * scale[:, None]
+    answer = torch.tensor([[3.0, -2.0, 1.0]]) / scale
+    solution, diagnosis = solve(matrix, answer @ matrix)
+    assert diagnosis.fallback == "none"
+    assert torch.allclose(solution, answer, rtol=1e-5)
+
+
+def test_a_cholesky_that_succeeds_with_a_pivot_of_rounding_noise_is_not_believed():
+    correlation = 1 - 1e-7  # the squared pivot is 2e-7: positive, and nothing but the input's rounding
+    matrix = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    assert int(torch.linalg.cholesky_ex(matrix).info) == 0
+    residual = torch.tensor([[1e-7, -1e-7]], dtype=torch.float64)  # noise along the direction that nobody saw
+    solution, diagnosis = solve(matrix, residual)
+    assert diagnosis.fallback == "ridge"
+    assert diagnosis.smallest_pivot is not None
+    assert 0 < diagnosis.smallest_pivot < PIVOT_FLOOR
+    assert float(torch.linalg.solve(matrix, residual.T).abs().max()) > 0.9  # what belief would have cost
+    assert float(solution.abs().max()) < 0.02
+
+
+def test_an_indefinite_matrix_gives_no_correction_and_says_why():
+    matrix = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    solution, diagnosis = solve(matrix, torch.ones(2, 2))
+    assert not solution.any()
+    assert diagnosis.fallback == "average"
+    assert "positive semi-definite" in str(diagnosis.reason)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_matrix_that_is_not_finite_gives_no_correction(value):
+    matrix = torch.eye(3)
+    matrix[2, 1] = matrix[1, 2] = value
+    solution, diagnosis = solve(matrix, torch.ones(2, 3))
+    assert not solution.any()
+    assert diagnosis.fallback == "average"
+
+
+def test_a_residual_that_overflows_gives_no_correction():
+    solution, diagnosis = solve(torch.eye(2), torch.tensor([[float("inf"), 0.0]]))
+    assert not solution.any()
+    assert diagnosis.reason == "the solution is not finite"
+
+
+def test_a_zero_matrix_gives_no_correction():
+    solution, diagnosis = solve(torch.zeros(3, 3), torch.ones(2, 3))
+    assert not solution.any()
+    assert diagnosis.dead_features == 3
+
+
+def test_energies_at_the_bottom_of_float32_count_as_dead():
+    matrix = torch.diag(torch.tensor([1e-40, 1.0]))
+    solution, diagnosis = solve(matrix, torch.ones(1, 2))
+    assert solution.tolist() == [[0.0, 1.0]]
+    assert diagnosis.dead_features == 1
+
+
+def test_a_regmean_precision_scales_by_rows_unless_rows_count():
+    gram = Gram(packing.pack(torch.eye(2) * 8), 2, rows=4)
+    equal = METHODS["regmean"].precision(gram, 3.0, MethodSettings(alpha=0.5, normalize="equal"))
+    by_rows = METHODS["regmean"].precision(gram, 3.0, MethodSettings(alpha=0.5, normalize="rows"))
+    assert equal.times(torch.ones(1, 2)).tolist() == [[6.0, 6.0]]
+    assert by_rows.times(torch.ones(1, 2)).tolist() == [[24.0, 24.0]]
+
+
+def test_alpha_scales_the_off_diagonal_only():
+    gram = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    precision = GramPrecision(packing.pack(gram), 2, scale=10.0, alpha=0.25)
+    expected = torch.tensor([[20.0, 2.5], [2.5, 30.0]])
+    assert torch.allclose(precision.times(torch.eye(2)), expected)
+    total = precision.zero(torch.float64)
+    total.add_(precision)
+    assert torch.allclose(packing.unpack(total.gram, 2), expected.double())
+
+
+def test_only_a_sum_may_be_added_to():
+    precision = GramPrecision(packing.pack(torch.eye(2)), 2, scale=0.5)
+    with pytest.raises(ValueError, match="begin with zero"):
+        precision.add_(precision)
+
+
+def test_which_solves_need_float64():
+    regmean, linear = METHODS["regmean"], METHODS["linear"]
+    coarse = MethodSettings(alpha=0.95, normalize="equal")
+    assert not regmean.needs_float64(coarse, width=10, rows=40)
+    assert regmean.needs_float64(coarse, width=10, rows=39)
+    assert regmean.needs_float64(MethodSettings(alpha=0.96, normalize="equal"), width=10, rows=10_000)
+    assert not linear.needs_float64(MethodSettings(alpha=1.0, normalize="equal"), width=10, rows=0)
+
+
+def test_the_accumulator_does_not_touch_what_it_was_given():
+    gram, difference = packing.pack(torch.eye(3)), torch.ones(2, 3)
+    accumulator = Accumulator[GramPrecision](dtype=torch.float32)
+    for _ in range(2):
+        accumulator.add(difference, GramPrecision(gram, 3), 2.0)
+    assert torch.equal(gram, packing.pack(torch.eye(3)))
+    assert torch.equal(difference, torch.ones(2, 3))
+    assert torch.allclose(accumulator.solve().delta, torch.ones(2, 3))
+
+
+def test_an_empty_accumulator_and_sums_without_weight_are_refused():
+    with pytest.raises(ValueError, match="nothing was added"):
+        Accumulator[ScalarPrecision](dtype=torch.float32).solve()
+    with pytest.raises(ValueError, match="must be positive"):
+        solve_sums(Sums(ScalarPrecision(0.0), None, torch.zeros(2), 0.0))
+
+
+def test_scalar_and_elementwise_precisions_multiply_element_by_element():
+    assert ScalarPrecision(2.0).times(torch.ones(2)).tolist() == [2.0, 2.0]
+    correction, _ = ScalarPrecision(2.0).correct(torch.ones(2), torch.ones(2))
+    assert correction.tolist() == [0.0, 0.0]
+    total = DiagonalPrecision(torch.ones(2)).zero(torch.float64)
+    total.add_(DiagonalPrecision(torch.tensor([1.0, 2.0])))
+    assert total.values.tolist() == [1.0, 2.0]
+    assert total.values.dtype == torch.float64
