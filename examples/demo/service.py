@@ -1,14 +1,12 @@
 """The merge service on loopback: an API and one worker as real processes, SQLite, blobs in a local folder."""
 
 import http.client
-import json
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from processes import Processes, Shell, require_running
 
@@ -41,34 +39,26 @@ def start_service(
     folder.mkdir()
     operator = Shell("operator", folder, {**environment, "GRAMFUSE_SERVER_HOME": str(folder)})
     processes.read(operator, ["gramfuse-server", "init"], log=logs / "init.log")
-    port = _free_port()
-    api_log, worker_log = logs / "api.log", logs / "worker.log"
-    serve = ["gramfuse-server", "serve", "--host", HOST, "--port", str(port)]
+    api_log, worker_log, port_file = logs / "api.log", logs / "worker.log", folder / "port"
+    serve = ["gramfuse-server", "serve", "--host", HOST, "--port", "0", "--port-file", port_file.name]
     api = processes.start(operator, serve, log=api_log, inherited=[lock])
     worker = processes.start(operator, ["gramfuse-server", "worker"], log=worker_log, inherited=[lock])
     deadline = time.monotonic() + START_SECONDS
-    while not _is_ready(port):
+    while not (port_file.exists() and _is_ready(int(port_file.read_text(encoding="ascii")))):
         require_running(api, log=api_log)
         require_running(worker, log=worker_log)
         if time.monotonic() > deadline:
             msg = f"the API does not answer after {START_SECONDS:.0f} s; see {api_log}"
             raise TimeoutError(msg)
         time.sleep(0.1)
-    return Service(operator, port, api, worker)
+    return Service(operator, int(port_file.read_text(encoding="ascii")), api, worker)
 
 
 def create_token(processes: Processes, service: Service, organization: str, role: str, *, log: Path) -> str:
     """Create an organization and a token for it, as the operator does; the token is shown to nobody else."""
     processes.run(service.operator, ["gramfuse-server", "org", "create", organization], log=log)
-    command = ["gramfuse-server", "token", "create", "--org", organization, "--role", role, "--format", "json"]
-    created: dict[str, Any] = json.loads(processes.read(service.operator, command, log=log))
-    return str(created["token"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    command = ["gramfuse-server", "token", "create", "--org", organization, "--role", role]
+    return processes.read(service.operator, command, log=log).strip()
 
 
 def _is_ready(port: int) -> bool:

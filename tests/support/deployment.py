@@ -1,0 +1,200 @@
+"""A server and its clients as real processes: what an operator and the organizations would start."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+BIN = Path(sys.executable).parent
+START_SECONDS = 60.0
+
+
+def clean_environment(**additions: str) -> dict[str, str]:
+    """This process's environment without gramfuse's variables, this Python's programs first."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAMFUSE_")}
+    path = os.pathsep.join([str(BIN), inherited.get("PATH", os.defpath)])
+    return inherited | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | additions
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, pause: float = 0.02) -> Any:
+    """Return the condition's first true value; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(pause)
+    return value
+
+
+@dataclass
+class Desk:
+    """One organization at its own machine: a folder, a home, and the command line."""
+
+    name: str
+    folder: Path
+    url: str
+    token: str
+    environment: Mapping[str, str]
+
+    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run `gramfuse …` to its end, whatever its exit code."""
+        return subprocess.run(
+            ["gramfuse", *arguments],
+            cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def gramfuse(self, *arguments: str) -> str:
+        """Run `gramfuse …`, which must succeed; return its standard output."""
+        finished = self.run(*arguments)
+        assert finished.returncode == 0, f"gramfuse {' '.join(arguments)}: {finished.returncode}\n{finished.stderr}"
+        return finished.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """Run `gramfuse … --format json`, which must succeed; return the result."""
+        return json.loads(self.gramfuse(*arguments, "--format", "json"))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `gramfuse …` and return at once."""
+        return subprocess.Popen(
+            ["gramfuse", *arguments],
+            cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def get(self, path: str) -> Any:
+        """GET a JSON document with this organization's token, or None where there is none (404)."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as connection:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
+            response = connection.getresponse()
+            body = response.read()
+        if response.status == http.client.NOT_FOUND:
+            return None
+        assert response.status == http.client.OK, body
+        return json.loads(body)
+
+
+@dataclass
+class Deployment:
+    """A server's home, database and processes."""
+
+    folder: Path
+    database_url: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
+    api: subprocess.Popen[bytes] | None = None
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        database = {} if self.database_url is None else {"GRAMFUSE_DATABASE_URL": self.database_url}
+        settings = {f"GRAMFUSE_{name.upper()}": value for name, value in self.settings.items()}
+        return clean_environment(GRAMFUSE_SERVER_HOME=str(self.folder / "server"), **database, **settings)
+
+    def operator(self, *arguments: str) -> str:
+        """Run `gramfuse-server …`, which must succeed; return its standard output."""
+        finished = subprocess.run(
+            ["gramfuse-server", *arguments],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    def start_api(self) -> None:
+        """Start the API, on the port of the time before if there was one, and wait until it answers."""
+        port_file = self.folder / "port"
+        port_file.unlink(missing_ok=True)
+        self.api = self._start("serve", "--port", str(self.port), "--port-file", str(port_file))
+
+        def answers() -> bool:
+            assert self.api is not None
+            assert self.api.poll() is None, self.log_text("serve")
+            if not port_file.exists():
+                return False
+            self.port = int(port_file.read_text())
+            return self._is_ready()
+
+        wait_until(answers, seconds=START_SECONDS, what="the API's start")
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker; it announces itself when it is ready."""
+        worker = self._start("worker")
+        self.workers.append(worker)
+        return worker
+
+    def kill_api(self) -> None:
+        """SIGKILL: nothing is cleaned up, nothing answered."""
+        assert self.api is not None
+        kill(self.api)
+
+    def log_text(self, command: str) -> str:
+        """What the processes of a command wrote."""
+        return (self.folder / f"{command}.log").read_text(errors="replace")
+
+    def desk(self, name: str, *, role: str = "participant", url: str | None = None) -> Desk:
+        """Create an organization and a token, and sign in at a new desk, at another URL if one is given."""
+        self.operator("org", "create", name)
+        token = self.operator("token", "create", "--org", name, "--role", role).strip()
+        folder = self.folder / name
+        folder.mkdir()
+        environment = clean_environment(GRAMFUSE_HOME=str(folder / "home"))
+        desk = Desk(name, folder, self.url, token, environment)
+        desk.gramfuse("login", url or self.url, "--token", token)
+        return desk
+
+    def stop(self) -> None:
+        """Stop everything, workers first."""
+        for process in [*self.workers, *([self.api] if self.api else [])]:
+            process.terminate()
+        for process in [*self.workers, *([self.api] if self.api else [])]:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                kill(process)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
+            return subprocess.Popen(
+                ["gramfuse-server", *arguments],
+                cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def _is_ready(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=5)) as connection:
+            try:
+                connection.request("GET", "/readyz")
+                return connection.getresponse().status == http.client.OK
+            except OSError:
+                return False
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL a process and wait for its end."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+
+
+@contextlib.contextmanager
+def deployed(folder: Path, database_url: str | None = None, **settings: str) -> Iterator[Deployment]:
+    """Initialize a server and start its API; stop whatever runs in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    deployment = Deployment(folder, database_url, settings)
+    try:
+        deployment.operator("init")
+        deployment.start_api()
+        yield deployment
+    finally:
+        deployment.stop()
