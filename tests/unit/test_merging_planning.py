@@ -1,0 +1,265 @@
+"""What is merged how: every case of the plan."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.recipe import Conditional, Recipe
+from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
+from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Step
+from merging_cases import recipe_of
+
+SHAPES = {"a.weight": (4, 8), "b.weight": (3, 8), "c.weight": (8, 5), "norm.weight": (8,)}
+
+
+def tensors(*names: str, dtype: str = "F32", **shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
+    chosen = names or tuple(SHAPES)
+    return {
+        name: TensorInfo.model_validate({"name": name, "dtype": dtype, "shape": shapes.get(name, SHAPES[name])})
+        for name in chosen
+    }
+
+
+def tap(name: str, *weights: str, width: int = 8, layout: str = "out_in", rows: int = 1000) -> TapInfo:
+    layers = tuple(LayerInfo.model_validate({"weight": weight, "layout": layout}) for weight in weights)
+    return TapInfo(name=name, width=width, rows=rows, distinct_rows=rows, source="mixed", layers=layers)
+
+
+def member(key: str, *taps: TapInfo, weight=1.0, stored: dict[str, TensorInfo] | None = None) -> Member:
+    return Member(key, f"model {key}", weight, tensors() if stored is None else stored, taps)
+
+
+def steps_of(plan: MergePlan) -> dict[str, Step]:
+    return {output.name: step for task in plan.tasks for step in task.steps for output in step.outputs}
+
+
+AB = tap("x", "a.weight", "b.weight")
+
+
+def test_linears_that_share_a_tap_are_one_group():
+    plan = plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of())
+    steps = steps_of(plan)
+    assert isinstance(steps["a.weight"], GramStep)
+    assert steps["a.weight"] is steps["b.weight"]
+    assert steps["a.weight"].height == 7
+    assert isinstance(steps["norm.weight"], AverageStep)
+
+
+def test_linears_that_share_a_tap_in_one_member_only_are_apart():
+    split = (tap("x", "a.weight"), tap("y", "b.weight"))
+    steps = steps_of(plan_merge([member("1", AB), member("2", *split)], tensors(), recipe_of()))
+    first, second = steps["a.weight"], steps["b.weight"]
+    assert isinstance(first, GramStep)
+    assert isinstance(second, GramStep)
+    assert first is not second
+    assert [term.tap.name for term in first.terms] == ["x", "x"]
+    assert [term.tap.name for term in second.terms] == ["x", "y"]
+
+
+def test_a_linear_whose_tap_one_member_withholds_is_averaged_and_the_reason_is_told():
+    steps = steps_of(plan_merge([member("1", AB), member("2"), member("3", AB)], tensors(), recipe_of()))
+    step = steps["a.weight"]
+    assert isinstance(step, AverageStep)
+    assert step.reason == "1 of 3 contributions sent no statistics of its inputs"
+    assert steps["c.weight"].reason is None  # nobody sent any: nothing was withheld
+
+
+def test_a_member_without_the_weight_or_without_a_say_cannot_withhold_its_tap():
+    without = member("2", stored=tensors("b.weight", "c.weight", "norm.weight"))
+    mute = member("4", weight=0.0)
+    steps = steps_of(plan_merge([member("1", AB), without, member("3", AB), mute], tensors(), recipe_of()))
+    assert isinstance(steps["a.weight"], GramStep)
+    assert [term.key for term in steps["a.weight"].terms] == ["1", "3"]
+    assert isinstance(steps["b.weight"], AverageStep)
+
+
+def test_members_are_added_in_ascending_key_whatever_order_they_come_in():
+    one = plan_merge([member("2", AB), member("1", AB)], None, recipe_of())
+    assert one == plan_merge([member("1", AB), member("2", AB)], None, recipe_of())
+    assert list(one.labels) == ["1", "2"]
+    assert steps_of(one)["a.weight"].reference == "1"
+
+
+def test_different_alphas_or_weights_split_a_group():
+    alpha = [{"filter": "a.*", "value": 0.5}, {"value": 0.9}]
+    steps = steps_of(plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of(alpha=alpha)))
+    assert steps["a.weight"].settings.alpha == 0.5
+    assert steps["b.weight"].settings.alpha == 0.9
+    weight = (Conditional(filter="b.*", value=3.0),)
+    steps = steps_of(plan_merge([member("1", AB, weight=weight), member("2", AB)], tensors(), recipe_of()))
+    assert [term.weight for term in steps["a.weight"].terms] == [1.0, 1.0]
+    assert [term.weight for term in steps["b.weight"].terms] == [3.0, 1.0]
+
+
+def test_a_member_may_have_no_say_in_some_parameters():
+    weight = (Conditional(filter="norm", value=0.0),)
+    steps = steps_of(plan_merge([member("1", weight=weight), member("2")], tensors(), recipe_of("linear")))
+    assert steps["norm.weight"] == CopyStep(tensors()["norm.weight"], "2", tensors()["norm.weight"])
+    assert isinstance(steps["a.weight"], AverageStep)
+
+
+def test_a_parameter_that_nobody_has_a_say_in_is_the_bases():
+    weight = (Conditional(filter="norm", value=0.0),)
+    nobody = [member("1", weight=weight), member("2", weight=weight)]
+    assert steps_of(plan_merge(nobody, tensors(), recipe_of("linear")))["norm.weight"].source is None
+    with pytest.raises(RecipeInvalidError, match=r"norm\.weight a positive weight"):
+        plan_merge(nobody, None, recipe_of("linear"))
+
+
+def test_a_parameter_that_no_member_stores_is_the_bases():
+    body = member("1", stored=tensors("a.weight"))
+    steps = steps_of(plan_merge([body], tensors(), recipe_of("linear")))
+    assert steps["norm.weight"].source is None
+    assert steps["a.weight"].source == "1"
+
+
+def test_a_parameter_that_only_members_store_is_merged_over_those_that_do():
+    parts = [member("1"), member("2"), member("3", stored=tensors("a.weight"))]
+    steps = steps_of(plan_merge(parts, tensors("a.weight"), recipe_of("linear")))
+    step = steps["norm.weight"]
+    assert isinstance(step, AverageStep)
+    assert [term.key for term in step.terms] == ["1", "2"]
+    assert step.reference == "1"
+    assert steps["a.weight"].reference is None
+
+
+def test_excluded_parameters_are_the_bases_and_need_one():
+    recipe = recipe_of(exclude=["a.*"])
+    step = steps_of(plan_merge([member("1", AB), member("2", AB)], tensors(), recipe))["a.weight"]
+    assert isinstance(step, CopyStep)
+    assert step.source is None
+    assert step.reason == "excluded by the recipe"
+    with pytest.raises(RecipeInvalidError, match="add base_model"):
+        plan_merge([member("1")], None, recipe)
+    assert "a.weight" not in steps_of(plan_merge([member("1")], tensors("b.weight"), recipe))
+
+
+def test_tensors_that_are_not_floating_point_are_the_bases_or_the_first_members():
+    integers = tensors("norm.weight", dtype="I64")
+    members = [member("2", stored=integers), member("1", stored=integers)]
+    assert steps_of(plan_merge(members, integers, recipe_of()))["norm.weight"].source is None
+    without = steps_of(plan_merge(members, None, recipe_of(out_dtype="bfloat16")))["norm.weight"]
+    assert without.source == "1"
+    assert without.outputs[0].dtype == "I64"
+
+
+def test_a_linear_weight_that_a_tap_names_but_the_checkpoint_does_not_store_is_no_matter():
+    tied = tap("head", "lm_head.weight", "a.weight")
+    plan = plan_merge([member("1", tied), member("2", tied)], tensors(), recipe_of())
+    assert "lm_head.weight" not in steps_of(plan)
+    assert isinstance(steps_of(plan)["a.weight"], GramStep)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_output_dtype_is_the_recipes_or_as_stored(dtype):
+    names = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+    mixed = {**tensors("a.weight", dtype="F16"), **tensors("norm.weight", dtype="F32")}
+    steps = steps_of(plan_merge([member("1")], mixed, recipe_of("linear")))
+    assert [steps[name].outputs[0].dtype for name in mixed] == ["F16", "F32"]
+    steps = steps_of(plan_merge([member("1")], mixed, recipe_of("linear", out_dtype=dtype)))
+    assert {steps[name].outputs[0].dtype for name in mixed} == {names[dtype]}
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rows", "dtype", "stored", "expected"),
+    [
+        (0.9, 1000, None, "F32", "float32"),
+        (0.96, 1000, None, "F32", "float64"),
+        (0.96, 1000, "float32", "F32", "float64"),  # a recipe cannot ask for digits that are not there
+        (0.9, 10, None, "F32", "float64"),
+        (0.9, 1000, "float64", "F32", "float64"),
+        (0.9, 1000, None, "F64", "float64"),
+        (0.9, 1000, None, "BF16", "float32"),
+    ],
+)
+def test_the_precision_of_the_computation_is_what_alpha_the_rows_and_the_recipe_need(
+    alpha, rows, dtype, stored, expected
+):
+    recipe = recipe_of(alpha=alpha, dtype=dtype)
+    members = [
+        member(key, tap("x", "a.weight", rows=rows), stored=tensors("a.weight", dtype=stored)) for key in ("1", "2")
+    ]
+    assert steps_of(plan_merge(members, None, recipe))["a.weight"].compute == expected
+
+
+def test_shapes_that_differ_are_refused_with_the_name_of_parameter_and_model():
+    other = member("2", stored=tensors(**{"norm.weight": (9,)}))
+    with pytest.raises(ArchitectureMismatchError, match=r"norm\.weight is F32 \[9\] in model 2"):
+        plan_merge([member("1"), other], None, recipe_of())
+    with pytest.raises(ArchitectureMismatchError, match=r"norm\.weight is F32 \[9\] in model 2"):
+        plan_merge([other], tensors(), recipe_of())
+
+
+def test_a_float_and_an_integer_under_one_name_are_refused():
+    other = member("2", stored=tensors(dtype="I64"))
+    with pytest.raises(ArchitectureMismatchError, match="I64"):
+        plan_merge([member("1"), other], None, recipe_of())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        tap("x", "a.weight", width=4),
+        tap("x", "a.weight", width=4, layout="in_out"),
+        tap("x", "norm.weight"),
+    ],
+)
+def test_a_tap_that_does_not_fit_its_weight_is_refused(wrong):
+    with pytest.raises(ArchitectureMismatchError, match="collect them again"):
+        plan_merge([member("1", tap("x", "a.weight", "norm.weight")), member("2", wrong)], None, recipe_of())
+
+
+def test_the_linear_method_reads_no_statistics():
+    steps = steps_of(plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of("linear")))
+    assert isinstance(steps["a.weight"], AverageStep)
+    assert steps["a.weight"].reason is None
+
+
+def test_a_merge_of_nobody_is_refused():
+    with pytest.raises(RecipeInvalidError, match="positive weight"):
+        plan_merge([member("1", weight=0.0)], tensors(), recipe_of())
+    with pytest.raises(RecipeInvalidError, match="positive weight"):
+        plan_merge([], tensors(), recipe_of())
+    with pytest.raises(RecipeInvalidError, match="nothing to merge"):
+        plan_merge([member("1", stored={})], None, recipe_of())
+
+
+def test_the_same_content_twice_is_refused():
+    with pytest.raises(RecipeInvalidError, match="same content"):
+        plan_merge([member("1"), member("1")], tensors(), recipe_of())
+
+
+def test_a_negative_weight_never_reaches_the_plan():
+    with pytest.raises(ValidationError):
+        Recipe.model_validate({"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": -1}}]})
+
+
+def test_a_model_that_fits_one_file_has_no_index():
+    plan = plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of())
+    assert [task.file_name for task in plan.tasks] == ["model.safetensors"]
+    assert plan.index_json() is None
+
+
+def test_shards_are_named_as_save_pretrained_does_and_the_index_says_where_everything_is():
+    plan = plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of(), shard_bytes=130)
+    assert [task.file_name for task in plan.tasks] == [
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    ]
+    index = json.loads(plan.index_json() or b"")
+    assert index["metadata"]["total_size"] == 4 * (4 * 8 + 3 * 8 + 8 * 5 + 8)
+    assert index["weight_map"].keys() == SHAPES.keys()
+    # a group is not divided, so that its statistics are read and factorized once
+    assert index["weight_map"]["a.weight"] == index["weight_map"]["b.weight"]
+    assert plan.input_bytes == sum(task.input_bytes for task in plan.tasks)
+
+
+def test_larger_items_come_first_in_a_file_so_that_every_tensor_is_aligned():
+    stored = {**tensors("norm.weight", dtype="BF16", **{"norm.weight": (3,)}), **tensors("a.weight")}
+    stored |= tensors("b.weight", dtype="I64")
+    plan = plan_merge([member("1", stored=stored)], None, recipe_of("linear"))
+    assert plan.tasks[0].tensors == ("b.weight", "a.weight", "norm.weight")
