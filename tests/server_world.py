@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -206,6 +206,42 @@ class World:
     def client(self, token: str | None = None) -> Client:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return Client(transport=AppTransport(self.app, self.portal), base_url="http://server", headers=headers)
+
+    def raw_status(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        token: str | None,
+        body: Callable[[], Iterator[bytes]],
+    ) -> int:
+        """Call the app without a client, so that one sees whether it asks for the body; return the status."""
+        fields = dict(headers) | ({"authorization": f"Bearer {token}"} if token else {})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("server", 80),
+        }
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"".join(body()), "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        self.portal.call(self.app, scope, receive, send)
+        return statuses[0]
 
     def token(self, organization: str | None, role: str) -> str:
         """The token of an organization's role, made on first use."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.types import ASGIApp
 
 from gramfuse_server.api import admin, base, contributions, health, jobs, models, organizations, projects, tokens
 from gramfuse_server.api.context import Services
@@ -36,6 +37,14 @@ ROUTERS: Final = (
 )
 
 
+class Api(FastAPI):
+    """FastAPI, with the layers that must lie outside of its own ones: its body limit answers in plain text."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Wrap what FastAPI builds."""
+        return RequestLog(ProblemDocuments(super().build_middleware_stack()))
+
+
 def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     """Build the API. The database must be migrated and the receipt key created: `gramfuse-server init`.
 
@@ -58,7 +67,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         yield
         database.close()
 
-    app = FastAPI(
+    app = Api(
         title="gramfuse",
         version=__version__,
         summary="Several organizations, one language model: merge weights and statistics, never data.",
@@ -72,8 +81,6 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         app.include_router(router)
     _expose_metrics(app)
     install_handlers(app)
-    app.add_middleware(ProblemDocuments)
-    app.add_middleware(RequestLog)
     describe(app)
     return app
 

@@ -29,7 +29,10 @@ def configure_logs(settings: Settings) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # the other one prints variables, tokens included
+        )
     )
     errors: list[Any] = [structlog.processors.format_exc_info] if settings.log_format == "json" else []
     structlog.configure(

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import SecretStr
-from server_world import ManualClock, World
 
 from gramfuse_server import jobs, receipt_key, schema
 from gramfuse_server.app import create_app
 from gramfuse_server.database import open_database
 from gramfuse_server.settings import Settings
+from server_world import ManualClock, World
 
 # Two workers of pytest-xdist take one database each.
 DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")]
@@ -28,6 +29,14 @@ DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in
 def _no_settings_from_outside(monkeypatch):
     for name in [name for name in os.environ if name.startswith("GRAMFUSE_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_logs():
+    structlog.configure(
+        processors=[structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)],
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+    )
 
 
 @pytest.fixture(scope="session", params=DATABASES)

@@ -38,6 +38,7 @@ _MESSAGE_OF_STATUS: Final[Mapping[int, str]] = {
     405: "the path exists, the method does not",
     413: "the body is larger than this path reads",
 }
+_FAILED: Final = "the server failed to answer; its log has the cause under this request's id"
 
 
 def problem_of(error: GramfuseError, *, instance: str | None = None) -> Problem:
@@ -112,7 +113,7 @@ def translate(error: Exception) -> GramfuseError:
         allow = (error.headers or {}).get("Allow")
         message = _MESSAGE_OF_STATUS.get(error.status_code, str(error.detail))
         return _OF_STATUS[error.status_code](message, **({"allow": allow} if allow else {}))
-    return GramfuseError("the server failed to answer; its log has the cause under this request's id")
+    return GramfuseError(_FAILED)
 
 
 class ProblemDocuments:
@@ -143,7 +144,7 @@ class ProblemDocuments:
         try:
             await self._app(scope, receive, send_problems)
         except Exception as error:  # noqa: BLE001 - the border of the process: a bug is logged and answered
-            await _log.aexception("request failed", path=scope["path"], error=type(error).__name__)
+            _log.exception("request failed", path=scope["path"], error=type(error).__name__)
             if not started:
                 await problem_response(translate(error), instance=scope["path"])(scope, receive, send)
 
@@ -155,5 +156,5 @@ def _foreign_error(start: Message) -> GramfuseError | None:
     if status < 400 or kind in {MEDIA_TYPE.encode(), b"application/json", b"text/html"}:  # noqa: PLR2004 - HTTP's errors
         return None
     allow = headers.get(b"allow")
-    message = _MESSAGE_OF_STATUS.get(status, "the request cannot be answered")
+    message = _MESSAGE_OF_STATUS.get(status, _FAILED)
     return _OF_STATUS.get(status, GramfuseError)(message, **({"allow": allow.decode()} if allow else {}))
