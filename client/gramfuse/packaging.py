@@ -10,7 +10,7 @@ from typing import Any, Final
 from gramfuse.contribution import ContributionPlan
 from gramfuse.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
 from gramfuse.virtual_files import Source, Span, VirtualFile
-from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
+from gramfuse_shared.contract.manifest import BaseManifest, CollectorSettings, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.contract.safetensors_header import format_header
@@ -55,11 +55,24 @@ def leaving_metadata(plan: ContributionPlan, metadata: StatisticsMetadata) -> St
     return metadata.model_copy(update={"taps": taps}) if taps else None
 
 
+def leaving_files(
+    plan: ContributionPlan, model: ModelFolder, statistics: StatisticsFile | None
+) -> tuple[VirtualFile, ...]:
+    """Present what leaves as files, in the manifest's order; nothing is read yet.
+
+    Raises:
+        FileUnreadableError: a source is gone.
+    """
+    measured = None if statistics is None else statistics_file(plan, statistics)
+    weights = weights_file(plan, model)
+    return (weights,) if measured is None else (weights, measured)
+
+
 def build_package(
     plan: ContributionPlan,
-    model: ModelFolder,
-    statistics: StatisticsFile | None,
+    files: tuple[VirtualFile, ...],
     *,
+    collector: CollectorSettings | None,
     project: str,
     organization: str,
     base: BaseManifest,
@@ -76,8 +89,7 @@ def build_package(
         ArchitectureMismatchError, PolicyViolationError: the plan lets something leave that may not.
         FileUnreadableError: a source is gone or was changed since it was planned.
     """
-    weights = weights_file(plan, model)
-    measured = None if statistics is None else statistics_file(plan, statistics)
+    weights, *measured = files
     document: dict[str, Any] = {
         "project": project,
         "organization": organization,
@@ -88,16 +100,16 @@ def build_package(
             "tensors": [decision.info.model_dump() for decision in plan.leaving_weights],
         },
     }
-    if statistics is not None and measured is not None:
+    if measured and collector is not None:
         document["statistics"] = {
-            "file": _file_entry(measured, on_bytes),
+            "file": _file_entry(measured[0], on_bytes),
             "taps": [decision.info.model_dump() for decision in plan.leaving_taps],
-            "collector": statistics.metadata.collector.model_dump(),
+            "collector": collector.model_dump(),
         }
     manifest = ContributionManifest.model_validate(document)
     require_architecture(manifest, base)
     require_policy(manifest, base, policy)
-    return Package(manifest, (weights,) if measured is None else (weights, measured))
+    return Package(manifest, files)
 
 
 def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from gramfuse.contribution import ContributionPlan, embedding_names, plan_contribution
 from gramfuse.loading import ModelFolder, StatisticsFile, open_model_folder, open_statistics_file
-from gramfuse.packaging import Package, build_package, changed_tensors
+from gramfuse.packaging import Package, build_package, changed_tensors, leaving_files
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transport import Transport
 from gramfuse.uploads import send_missing_parts
@@ -39,11 +39,12 @@ class Prepared:
 
     def package(self, on_progress: OnProgress | None = None) -> Package:
         """Read what leaves once, for its digests; write the manifest."""
-        count = ByteCount("digest", self.plan.leaving_bytes, on_progress)
+        files = leaving_files(self.plan, self.model, self.statistics)
+        count = ByteCount("digest", sum(file.length for file in files), on_progress)
         return build_package(
             self.plan,
-            self.model,
-            self.statistics,
+            files,
+            collector=self.statistics.metadata.collector if self.statistics else None,
             project=self.project.id,
             organization=self.organization,
             base=self.base,

@@ -125,7 +125,7 @@ def require_files(folder: Path, receipt: Receipt) -> None:
 
 def _require_file(path: Path, entry: FileEntry) -> None:
     if path.is_symlink() or not path.is_file():
-        msg = f"{path} is missing, or is not a regular file; pull the model again"
+        msg = f"{path} is missing, or is not a regular file; remove the folder and pull the model again"
         raise FileUnreadableError(msg)
     digest = hashlib.sha256()
     length = 0
@@ -136,6 +136,6 @@ def _require_file(path: Path, entry: FileEntry) -> None:
     if length != entry.bytes or digest.hexdigest() != entry.sha256:
         msg = (
             f"{path} was altered: {length} bytes with SHA-256 {digest.hexdigest()}, the receipt says {entry.bytes} "
-            f"bytes with {entry.sha256}; pull the model again"
+            f"bytes with {entry.sha256}; remove the folder and pull the model again"
         )
         raise DigestMismatchError(msg, file=entry.name, expected=entry.sha256, found=digest.hexdigest())

@@ -9,7 +9,7 @@ from client_models import SHAPES, TAPS, VOCABULARY, WIDTH, statistics_metadata, 
 from gramfuse.base_model import build_base_manifest, open_base_folder
 from gramfuse.contribution import embedding_names, plan_contribution
 from gramfuse.loading import open_model_folder, open_statistics_file
-from gramfuse.packaging import build_package, changed_tensors, statistics_file, weights_file
+from gramfuse.packaging import build_package, changed_tensors, leaving_files, statistics_file, weights_file
 from gramfuse.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.policy import Policy
@@ -170,7 +170,16 @@ def test_the_last_check_refuses_a_plan_that_was_made_under_another_policy(tmp_pa
     model = open_model_folder(write_model(tmp_path / "m", 1))
     plan = plan_contribution([t.info for t in model.tensors.values()], None, base, OPEN)
     with pytest.raises(PolicyViolationError, match="may not leave"):
-        build_package(plan, model, None, project="a.p", organization="a", base=base, policy=Policy(), policy_version=1)
+        build_package(
+            plan,
+            leaving_files(plan, model, None),
+            collector=None,
+            project="a.p",
+            organization="a",
+            base=base,
+            policy=Policy(),
+            policy_version=1,
+        )
 
 
 # --- embeddings that are lost ----------------------------------------------------------------------------------------
@@ -209,7 +218,14 @@ def package_of(model: Path, statistics: Path | None, base, policy: Policy):
         [tensor.info for tensor in folder.tensors.values()], measured.metadata if measured else None, base, policy
     )
     return build_package(
-        plan, folder, measured, project="acme.tweets", organization="globex", base=base, policy=policy, policy_version=1
+        plan,
+        leaving_files(plan, folder, measured),
+        collector=measured.metadata.collector if measured else None,
+        project="acme.tweets",
+        organization="globex",
+        base=base,
+        policy=policy,
+        policy_version=1,
     )
 
 

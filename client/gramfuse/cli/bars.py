@@ -10,12 +10,7 @@ from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
 from gramfuse_shared.contract.http_api import Job
 
-_TITLES: Final[dict[Stage, str]] = {
-    "digest": "Reading",
-    "upload": "Sending",
-    "check": "Checking",
-    "download": "Fetching",
-}
+_TITLES: Final[dict[Stage, str]] = {"digest": "Reading", "upload": "Sending", "download": "Fetching"}
 
 
 @contextlib.contextmanager
@@ -33,13 +28,15 @@ def transfer() -> Iterator[OnProgress]:
     tasks: dict[Stage, rich_progress.TaskID] = {}
 
     def show(progress: Progress) -> None:
+        if progress.stage == "check":
+            bars.stop()
+            output.note("a worker of the server checks what was sent …")
+            return
         if progress.stage not in tasks:
             bars.start()
-            if progress.stage == "check":
-                bars.print("a worker of the server is checking what was sent …")
             # what earlier runs sent is there from the start and is not this run's rate
             tasks[progress.stage] = bars.add_task(
-                _TITLES[progress.stage], total=progress.total_bytes or None, completed=progress.done_bytes
+                _TITLES[progress.stage], total=progress.total_bytes, completed=progress.done_bytes
             )
         bars.update(tasks[progress.stage], completed=progress.done_bytes)
 
@@ -52,20 +49,24 @@ def transfer() -> Iterator[OnProgress]:
 @contextlib.contextmanager
 def job() -> Iterator[Callable[[Job], None]]:
     """Show a job's bar: state, stage, tasks, the server's rate and estimate."""
-    with rich_progress.Progress(
+    bars = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TextColumn("{task.fields[detail]}"),
         console=output.console(stderr=True),
         disable=output.is_json(),
-    ) as bars:
-        task = bars.add_task("waiting", total=1.0, detail="")
+    )
+    task = bars.add_task("", total=1.0, detail="")
 
-        def show(seen: Job) -> None:
-            bars.update(task, description=seen.id, completed=seen.progress, detail=describe_job(seen))
+    def show(seen: Job) -> None:
+        bars.start()
+        bars.update(task, description=seen.id, completed=seen.progress, detail=describe_job(seen))
 
+    try:
         yield show
+    finally:
+        bars.stop()
 
 
 def describe_job(seen: Job) -> str:

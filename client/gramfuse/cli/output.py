@@ -55,7 +55,6 @@ _NEXT_STEPS: Final[Mapping[type[errors.GramfuseError], str]] = MappingProxyType(
         errors.PolicyNotAcceptedError: "read and accept the policy with `gramfuse project join PROJECT`",
         errors.TransportError: "check the URL and the network; the same command resumes where it stopped",
         errors.UnavailableError: "try again in a moment; the same command resumes where it stopped",
-        errors.DigestMismatchError: "run the same command again",
         errors.NotFoundError: "check the name; what your organization may not see does not exist for it",
     }
 )
