@@ -90,6 +90,12 @@ class Collector:
     def _enter(self, module: nn.Module, bound: Mapping[str, Any], *, two_sided: bool) -> None:
         if self._calls and (module is self._model or module is self._calls[0][0]):
             self._calls.clear()  # the last pass was interrupted: no outermost module calls itself
+        if getattr(module, "_is_replica", False):
+            msg = (
+                "nn.DataParallel runs copies of the model in threads, which cannot be told apart: use one device "
+                "(CUDA_VISIBLE_DEVICES=0), or DistributedDataParallel with a collector in each process; statistics add"
+            )
+            raise StateError(msg)
         outer = self._calls[-1][1] if self._calls else None
         frame = frame_of(bound, outer, two_sided=two_sided)
         if outer is None:

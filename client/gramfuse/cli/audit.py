@@ -70,7 +70,7 @@ def _render(report: AuditReport, console: Console) -> None:
                 f"{tap.rows_per_dimension:,.1f}",
                 f"{tap.effective_rank:,.0f}",
                 tap.info.source,
-                "leaves" if tap.stays_because is None else f"stays: {tap.stays_because}",
+                "leaves" if tap.stays_because is None else "stays",
             )
             for tap in report.taps
         ]

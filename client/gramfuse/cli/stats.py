@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text as RichText
+from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.base_model import build_base_manifest
 from gramfuse.cli import output
@@ -73,6 +74,7 @@ def collect_command(
     checkpoint = out.with_name(f"{out.name}.partial")
     _require_writable(out)
     start = time.monotonic()
+    disable_progress_bar()  # transformers' own, for loading; ours follows
     with _stopping_at_a_batch() as is_stopped, _progress_bar() as show_progress:
         try:
             statistics = collect(
