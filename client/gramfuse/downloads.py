@@ -98,7 +98,7 @@ def _fetch(
     if _length(growing) != entry.bytes or found != entry.sha256:
         growing.unlink()
         msg = (
-            f"{entry.name}: the bytes that arrived have SHA-256 {found}, announced is {entry.sha256}; they were removed, "
+            f"{entry.name}: the bytes that arrived have SHA-256 {found}, not {entry.sha256}; they were removed, "
             "run the command again to fetch them anew"
         )
         raise DigestMismatchError(msg, file=entry.name, expected=entry.sha256, found=found)
