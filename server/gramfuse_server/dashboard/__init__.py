@@ -1,0 +1,1 @@
+"""The operators' page: server-rendered, refreshed by htmx, nothing loaded from elsewhere."""
