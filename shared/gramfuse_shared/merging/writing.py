@@ -5,9 +5,10 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import torch
 
@@ -15,6 +16,11 @@ from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, format_header
 from gramfuse_shared.errors import FileUnwritableError
 from gramfuse_shared.merging.streaming import TORCH_DTYPES
+
+
+def open_for_writing(path: Path) -> RawIOBase:
+    """Open a new file without a buffer, so that a full disk is noticed at the write that fills it."""
+    return path.open("wb", buffering=0)
 
 
 class ShardWriter:
@@ -33,7 +39,7 @@ class ShardWriter:
         self._length = 0
         self._current = 0
         self._written = 0  # elements of the current tensor
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
         self._entry: FileEntry | None = None
 
     @property
@@ -75,7 +81,7 @@ class ShardWriter:
         rest = memoryview(content)
         try:
             while rest:
-                rest = rest[self._file.write(rest) :]
+                rest = rest[self._file.write(rest) or 0 :]
         except OSError as error:
             raise self._unwritable(error) from error
         self._digest.update(content)
@@ -84,7 +90,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         layout = [(tensor.name, str(tensor.dtype), tensor.shape) for tensor in self._tensors]
         try:
-            self._file = self._beside.open("wb", buffering=0)
+            self._file = open_for_writing(self._beside)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
