@@ -5,6 +5,7 @@ Append last in a transaction: it locks the chain's end until the commit.
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -92,18 +93,17 @@ def verify(session: Session) -> tuple[int, str]:
         AuditChainBrokenError: a row was edited, removed, added or reordered; the message names the first one.
     """
     sequence, digest = 0, GENESIS
-    rows = session.scalars(select(AuditRow).order_by(AuditRow.sequence).execution_options(yield_per=_ROWS_AT_ONCE))
-    for row in rows:
-        sequence += 1
-        if row.sequence != sequence or row.previous != digest:
-            msg = (
-                f"row {sequence} of the audit log is missing or out of order: row {row.sequence} follows {sequence - 1}"
-            )
-            raise AuditChainBrokenError(msg, sequence=sequence)
-        if _digest(row) != row.digest:
-            msg = f"row {sequence} of the audit log was edited: its content does not have its digest"
-            raise AuditChainBrokenError(msg, sequence=sequence)
-        digest = row.digest
+    query = select(AuditRow).order_by(AuditRow.sequence).execution_options(yield_per=_ROWS_AT_ONCE)
+    with closing(session.scalars(query)) as rows:
+        for row in rows:
+            sequence += 1
+            if row.sequence != sequence or row.previous != digest:
+                msg = f"row {sequence} of the audit log is missing or out of order: row {row.sequence} was found there"
+                raise AuditChainBrokenError(msg, sequence=sequence)
+            if _digest(row) != row.digest:
+                msg = f"row {sequence} of the audit log was edited: its content does not have its digest"
+                raise AuditChainBrokenError(msg, sequence=sequence)
+            digest = row.digest
     head = session.get(AuditHeadRow, 1)
     expected = (head.sequence, head.digest) if head else (0, GENESIS)
     if (sequence, digest) != expected:
