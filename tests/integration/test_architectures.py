@@ -16,7 +16,7 @@ from gramfuse.layers import require_saved_layers
 from gramfuse.local_merging import merge
 from gramfuse.statistics import Statistics
 from gramfuse_shared.contract.recipe import Recipe
-from models import KINDS, example_batch, tiny_model
+from tiny_models import KINDS, example_batch, tiny_model
 
 FIRST = {
     "bert": "bert.encoder.layer.0.attention.self.key",

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 from gramfuse.collection import Collector
-from models import VOCABULARY, tiny_bert
+from tiny_models import VOCABULARY, tiny_bert
 
 LENGTHS = (9, 6, 4, 8, 3)
 

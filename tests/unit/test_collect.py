@@ -16,7 +16,7 @@ from gramfuse_shared.errors import (
     StatisticsInvalidError,
     WiringChangedError,
 )
-from models import PAD, Recorder, example_batch, tiny_bert, tiny_model, token_batch
+from tiny_models import PAD, Recorder, example_batch, tiny_bert, tiny_model, token_batch
 
 
 def grams_by_layer(statistics: Statistics) -> dict[str, torch.Tensor]:

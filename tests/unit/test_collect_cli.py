@@ -27,7 +27,7 @@ from gramfuse_shared.errors import (
     FileUnreadableError,
 )
 from gramfuse_shared.fusion import packing
-from models import tiny_bert
+from tiny_models import tiny_bert
 
 SENTENCES = [f"{a} {b} {c}" for a in "abcd" for b in "efg" for c in ("h", "i j k", "l m")]
 
