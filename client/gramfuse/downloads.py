@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gramfuse.progress import ByteCount, OnProgress
-from gramfuse.transport import RetryRule, Transport, is_retryable
+from gramfuse.transport import PATIENT, RetryRule, Transport, is_retryable
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnreadableError, TransportError
@@ -53,7 +53,7 @@ def pull_folder(
         present = sum(_present_bytes(partial, entry) for entry in entries)
         count = ByteCount("download", sum(entry.bytes for entry in entries), on_progress, done_bytes=present)
         for entry in entries:
-            _fetch(transport, f"{location}/{entry.name}", entry, partial, count, retry or RetryRule())
+            _fetch(transport, f"{location}/{entry.name}", entry, partial, count, retry or PATIENT)
         _remove_spare(partial, {entry.name for entry in entries})
         finish(partial)
         _publish(partial, folder)

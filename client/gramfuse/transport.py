@@ -37,13 +37,17 @@ _GATEWAY_STATUSES: Final = frozenset({429, 502, 503, 504})
 class RetryRule:
     """How often and how patiently a call is tried again: full jitter below a doubling bound, in seconds."""
 
-    attempts: int = 6
+    attempts: int = 5
     first_delay: float = 0.25
     longest_delay: float = 8.0
 
     def delay(self, failures: int, *, jitter: float) -> float:
         """Return the pause after so many failures; `jitter` lies between 0 and 1."""
         return jitter * min(self.longest_delay, self.first_delay * 2.0 ** (failures - 1))
+
+
+PATIENT: Final = RetryRule(attempts=10)
+"""For transfers: about half a minute, in which a server restarts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Transport:
     Args:
         endpoint: address and token.
         connection: what carries a request, for tests: an httpx transport (`handle_request`, `close`).
-        retry: how often and how patiently a call is tried again.
+        retry: how often and how patiently a call is tried again; default: PATIENT for transfers, a few seconds else.
         timeout: seconds without a byte after which a connection counts as broken.
         sleep, jitter: time and chance.
     """
@@ -85,6 +89,7 @@ class Transport:
     ) -> None:
         self.endpoint = endpoint
         self._retry = retry or RetryRule()
+        self._transfer_retry = retry or PATIENT
         self._sleep = sleep
         self._jitter = jitter
         headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
@@ -127,7 +132,7 @@ class Transport:
             with self._sent(method, path, json=json, params=parameters) as response:
                 return _read_bounded(response)
 
-        return self._repeat(attempt)
+        return self._repeat(attempt, self._retry)
 
     def upload(self, path: str, chunks: Callable[[], Iterator[bytes]], *, length: int, digest: str) -> bytes:
         """PUT bytes with their length and digest; `chunks` is called anew for every attempt.
@@ -146,7 +151,7 @@ class Transport:
             with self._sent("PUT", path, content=chunks(), headers=headers) as response:
                 return _read_bounded(response)
 
-        return self._repeat(attempt)
+        return self._repeat(attempt, self._transfer_retry)
 
     @contextlib.contextmanager
     def download(self, path: str, *, start: int = 0, etag: str | None = None) -> Iterator[Download]:
@@ -164,7 +169,9 @@ class Transport:
             if etag is not None:
                 headers["If-Range"] = f'"{etag}"'
         with contextlib.ExitStack() as stack:
-            response = self._repeat(lambda: stack.enter_context(self._sent("GET", path, headers=headers)))
+            response = self._repeat(
+                lambda: stack.enter_context(self._sent("GET", path, headers=headers)), self._transfer_retry
+            )
             begin = _range_start(response, start) if response.status_code == httpx.codes.PARTIAL_CONTENT else 0
             yield Download(begin, _chunks(response))
 
@@ -177,7 +184,7 @@ class Transport:
         """
         with contextlib.ExitStack() as stack:
             headers = {"Accept": "text/event-stream"}
-            response = self._repeat(lambda: stack.enter_context(self._sent("GET", path, headers=headers)))
+            response = self._repeat(lambda: stack.enter_context(self._sent("GET", path, headers=headers)), self._retry)
             with _translated():
                 yield from parse_events(response.iter_lines())
 
@@ -194,17 +201,17 @@ class Transport:
         finally:
             response.close()
 
-    def _repeat(self, attempt: Callable[[], Result]) -> Result:
+    def _repeat(self, attempt: Callable[[], Result], retry: RetryRule) -> Result:
         failures = 0
         while True:
             try:
                 return attempt()
             except GramfuseError as error:
                 failures += 1
-                if not is_retryable(error) or failures >= self._retry.attempts:
+                if not is_retryable(error) or failures >= retry.attempts:
                     raise
                 announced = error.facts.get("retry_after_seconds")
-                pause = self._retry.delay(failures, jitter=self._jitter())
+                pause = retry.delay(failures, jitter=self._jitter())
                 self._sleep(max(pause, min(float(announced), 60.0)) if isinstance(announced, int) else pause)
 
 
