@@ -1,0 +1,137 @@
+"""Which contributions a job merges, and whether it may: pure decisions."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gramfuse_server.merging.cohort import (
+    MAX_WEIGHT_RATIO,
+    Candidate,
+    CohortMember,
+    Release,
+    require_allowed,
+    resolve_cohort,
+)
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+FROZEN = Policy(minimum_cohort=2)
+OPEN = Policy(minimum_cohort=2, cohorts="open")
+OLD, NEW, B, C = ("1" * 64, "2" * 64, "b" * 64, "c" * 64)
+CANDIDATES = [
+    Candidate(NEW, "acme", AT + timedelta(hours=1)),
+    Candidate(OLD, "acme", AT),
+    Candidate(B, "globex", AT),
+    Candidate(C, "initech", AT),
+]
+
+
+def recipe(method="regmean", models=(), **parameters):
+    entries = [model if isinstance(model, dict) else {"model": model} for model in models]
+    return Recipe.model_validate({"merge_method": method, "models": entries, "parameters": parameters})
+
+
+def weighing(model, weight):
+    return {"model": model, "parameters": {"weight": weight}}
+
+
+def released(made, job="earlier"):
+    cohort = resolve_cohort(made, CANDIDATES)
+    return Release(job, made, {member.organization: member.weight for member in cohort})
+
+
+def submit(made, *releases, policy=FROZEN):
+    require_allowed(made, resolve_cohort(made, CANDIDATES), policy, releases)
+
+
+def test_no_models_mean_the_newest_contribution_of_everybody():
+    cohort = resolve_cohort(recipe(), CANDIDATES)
+    assert cohort == (CohortMember(NEW, "acme", 1.0), CohortMember(B, "globex", 1.0), CohortMember(C, "initech", 1.0))
+
+
+def test_a_model_names_an_organization_or_one_of_its_contributions():
+    cohort = resolve_cohort(recipe(models=[weighing(OLD, 2.0), "globex"]), CANDIDATES)
+    assert [(member.contribution, member.weight) for member in cohort] == [(OLD, 2.0), (B, 1.0)]
+
+
+def test_the_order_of_the_candidates_does_not_matter():
+    assert resolve_cohort(recipe(), CANDIDATES) == resolve_cohort(recipe(), CANDIDATES[::-1])
+
+
+def test_a_name_without_an_accepted_contribution_is_refused():
+    with pytest.raises(RecipeInvalidError, match="umbrella has no accepted contribution"):
+        resolve_cohort(recipe(models=["umbrella"]), CANDIDATES)
+
+
+def test_an_organization_counts_once():
+    with pytest.raises(RecipeInvalidError, match="two contributions of acme"):
+        resolve_cohort(recipe(models=["acme", OLD]), CANDIDATES)
+
+
+def test_a_method_that_the_policy_does_not_name_is_refused():
+    with pytest.raises(PolicyViolationError, match="allows linear, not regmean"):
+        submit(recipe(), policy=Policy(methods=("linear",), minimum_cohort=2))
+
+
+def test_a_cohort_below_the_minimum_is_refused():
+    with pytest.raises(PolicyViolationError, match=r"has 2 organizations \(acme, globex\), the policy wants at least 3"):
+        submit(recipe(models=["acme", "globex"]), policy=Policy(minimum_cohort=3))
+
+
+def test_the_same_cohort_again_is_allowed_by_either_method():
+    submit(recipe(), released(recipe()))
+    submit(recipe("linear"), released(recipe()))
+    submit(recipe(), released(recipe("linear")), released(recipe()))
+
+
+def test_a_newer_contribution_of_the_same_organizations_is_allowed():
+    before = released(recipe(models=[OLD, "globex", "initech"]))
+    submit(recipe(models=[NEW, "globex", "initech"]), before)
+
+
+def test_cohorts_without_a_common_member_are_free():
+    before = Release("other", recipe(), {"umbrella": 1.0, "hooli": 1.0})
+    submit(recipe(), before)
+
+
+@pytest.mark.parametrize("models", [("acme", "globex"), ("globex", "initech")])
+def test_leaving_a_member_out_after_a_release_is_refused(models):
+    with pytest.raises(CohortFrozenError, match="would reveal") as caught:
+        submit(recipe(models=models), released(recipe()))
+    assert caught.value.facts["job"] == "earlier"
+    submit(recipe(models=models), released(recipe()), policy=OPEN)
+
+
+def test_adding_a_member_after_a_release_is_refused():
+    with pytest.raises(CohortFrozenError, match="differs by initech"):
+        submit(recipe(), released(recipe(models=["acme", "globex"])))
+
+
+def test_another_weight_after_a_release_is_refused():
+    changed = recipe(models=[weighing("acme", 1.5), "globex", "initech"])
+    with pytest.raises(CohortFrozenError, match="other weights of acme"):
+        submit(changed, released(recipe()))
+    submit(changed, released(recipe()), policy=OPEN)
+
+
+@pytest.mark.parametrize("parameters", [{"alpha": 0.5}, {"normalize": "rows"}])
+def test_another_alpha_or_normalisation_after_a_regmean_release_is_refused(parameters):
+    with pytest.raises(CohortFrozenError, match="alpha"):
+        submit(recipe(**parameters), released(recipe()))
+
+
+def test_alpha_does_not_count_between_a_linear_and_a_regmean_merge():
+    submit(recipe(alpha=0.5), released(recipe("linear", alpha=0.9)))
+    submit(recipe("linear", alpha=0.5), released(recipe(alpha=0.9)))
+
+
+@pytest.mark.parametrize(
+    "weight", [0.0, MAX_WEIGHT_RATIO * 1.01, [{"filter": "layer.0", "value": 0.0}, {"value": 1.0}]]
+)
+def test_a_weight_that_singles_a_member_out_is_refused_where_cohorts_are_frozen(weight):
+    made = recipe(models=[weighing("acme", weight), "globex", "initech"])
+    with pytest.raises(PolicyViolationError, match="one organization's own parameters"):
+        submit(made)
+    submit(made, policy=OPEN)
