@@ -74,7 +74,7 @@ def collect_command(
     checkpoint = out.with_name(f"{out.name}.partial")
     _require_writable(out)
     start = time.monotonic()
-    disable_progress_bar()  # transformers' own, for loading; ours follows
+    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     with _stopping_at_a_batch() as is_stopped, _progress_bar() as show_progress:
         try:
             statistics = collect(
