@@ -1,7 +1,7 @@
 """What a contribution must satisfy before a byte of it travels. The client enforces it first, the server again."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -46,7 +46,7 @@ def require_base(manifest: BaseManifest) -> None:
             require_length(file.name, file.bytes, [(t.name, t.dtype, t.shape) for t in file.tensors])
 
 
-def require_length(file: str, file_bytes: int, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
+def require_length(file: str, file_bytes: int, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
     """Require that a safetensors file of these tensors can have this many bytes: values and a header in its bounds.
 
     Raises:
