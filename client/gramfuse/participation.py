@@ -366,9 +366,9 @@ class Client:
         pulling.pull_model(self._transport, found, Path(folder), trusted_keys=trusted, on_progress=on_progress)
         return Path(folder)
 
-    def delete_model(self, project: str, model: str) -> None:
+    def delete_model(self, project: str, model: str) -> Model:
         """Delete a merged model's files; its receipt stays. The coordinator's right."""
-        self._transport.call("DELETE", f"{self._path(project)}/models/{model}")
+        return Model.parse(self._transport.call("DELETE", f"{self._path(project)}/models/{model}"))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

@@ -1,19 +1,16 @@
 """The SDK against the real API: create, join, push and resume, withdraw, and what the client refuses by itself."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from client_models import tap, write_model, write_statistics
+from client_world import URL, Site
 from gramfuse import pushing
-from gramfuse.config import Endpoint, Home, Token
 from gramfuse.contribution import plan_contribution
-from gramfuse.participation import Client
 from gramfuse.progress import Progress
-from gramfuse.transport import RetryRule, Transport
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -29,64 +26,10 @@ from gramfuse_shared.errors import (
     UnauthenticatedError,
 )
 from gramfuse_shared.identifiers import ProjectId
-from server_world import AppTransport, World
 
 PROJECT: ProjectId = "acme.tweets"
-URL = "http://127.0.0.1:1"
 OPEN = Policy(embeddings="average", embedding_taps="send", heads="shared", minimum_cohort=2)
 TAPS = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight"),)
-
-
-class Wire(httpx.BaseTransport):
-    """The way to the app: writes down every request, and breaks where it is told to."""
-
-    def __init__(self, world: World) -> None:
-        self._app = AppTransport(world.app, world.portal)
-        self.requests: list[tuple[str, str]] = []
-        self.breaks_at: Callable[[httpx.Request], bool] = lambda _: False
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if self.breaks_at(request):
-            raise httpx.ReadError("connection reset")
-        self.requests.append((request.method, request.url.path))
-        return self.send(request)
-
-    def send(self, request: httpx.Request) -> httpx.Response:
-        answer = self._app.handle_request(request)
-        return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(answer.content))
-
-    def parts_sent(self) -> list[str]:
-        return [path for method, path in self.requests if method == "PUT" and "/parts/" in path]
-
-    def writes(self) -> list[str]:
-        return [path for method, path in self.requests if method != "GET"]
-
-
-class Site:
-    """One organization's machine."""
-
-    def __init__(self, world: World, organization: str, role: str, folder: Path) -> None:
-        self.wire = Wire(world)
-        self.organization = organization
-        self.home = Home(folder / f"home-{organization}-{role}")
-        world.operator.put(f"/v1/organizations/{organization}")
-        self._token = world.token(organization, role)
-        self._world = world
-
-    def client(self, *, attempts: int = 1, token: str | None = None) -> Client:
-        endpoint = Endpoint(URL, Token(token or self._token), allow_http=False)
-        transport = Transport(endpoint, connection=self.wire, retry=RetryRule(attempts=attempts), sleep=lambda _: None)
-        return Client(home=self.home, transport=transport, parallel=1, sleep=self._let_the_worker_work)
-
-    def _let_the_worker_work(self, _seconds: float) -> None:
-        """Waiting is when the worker works; here it accepts whatever was sealed."""
-        client = self._world.coordinator(self.organization)
-        for project in client.get("/v1/projects").json()["items"]:
-            if project["state"] == "sealed":
-                self._world.accept_base(project["id"])
-            sealed = client.get(f"/v1/projects/{project['id']}/contributions", params={"state": "sealed"})
-            for contribution in sealed.json()["items"]:
-                self._world.accept_contribution(contribution["id"])
 
 
 @pytest.fixture

@@ -97,5 +97,5 @@ def delete(
     """
     require_confirmed(f"Delete the files of {project}/{model} for everybody?", yes=yes)
     with session.open_client() as client:
-        client.delete_model(project, model)
-    output.show({"deleted": model}, lambda console: console.print(f"deleted: {model}; its receipt stays", markup=False))
+        deleted = client.delete_model(project, model)
+    output.show(deleted, lambda console: console.print(f"deleted: {model}; its receipt stays", markup=False))
