@@ -1,0 +1,159 @@
+"""The dashboard: who gets in, what is shown, and what the browser is allowed to do."""
+
+import re
+
+import pytest
+
+from gramfuse_server.dashboard.pages import FORM_COOKIE, SESSION_COOKIE
+from gramfuse_server.database import transaction
+from gramfuse_server.tables import TokenRow
+from worker_world import InProcessWorker, contribute
+
+PROJECT = "acme.tweets"
+
+
+def csrf_of(page):
+    return re.search(r'name="csrf" value="([0-9a-f]+)"', page.text)[1]
+
+
+def sign_in(world, token=None):
+    """A browser, signed in unless the token is bad; and the answer to the form."""
+    browser = world.client()
+    form = {"token": token or world.token(None, "operator"), "csrf": csrf_of(browser.get("/dashboard/sign-in"))}
+    answer = browser.post("/dashboard/sign-in", data=form)
+    return browser, answer
+
+
+def test_without_a_session_the_page_leads_to_the_sign_in_form(world):
+    for path in ("/dashboard/", "/dashboard/overview"):
+        answer = world.client().get(path)
+        assert "overview" not in answer.text
+        target = answer.headers.get("location") or answer.headers.get("hx-redirect")
+        assert (answer.status_code, target) in {(303, "sign-in"), (204, "sign-in")}
+
+
+def test_an_operator_signs_in_and_sees_the_overview(world):
+    browser, answer = sign_in(world)
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
+    page = browser.get("/dashboard/")
+    assert page.status_code == 200
+    for heading in ("Live jobs", "Workers", "Ended jobs", "Newest contributions", "Projects", "Audit log"):
+        assert heading in page.text
+    assert page.headers["cache-control"] == "no-store"
+
+
+def test_the_session_cookie_is_out_of_reach_of_scripts_and_other_sites(world):
+    _, answer = sign_in(world)
+    cookie = next(c for c in answer.headers.get_list("set-cookie") if c.startswith(f"{SESSION_COOKIE}="))
+    parts = {part.strip().lower() for part in cookie.split(";")[1:]}
+    assert {"httponly", "samesite=strict", "path=/dashboard"} <= parts
+    assert world.token(None, "operator") not in cookie
+
+
+@pytest.mark.parametrize("token", ["gf_nonsense", "gf_" + "0" * 16 + "_" + "0" * 64])
+def test_an_unknown_token_is_told_so(world, token):
+    browser, answer = sign_in(world, token)
+    assert answer.status_code == 401
+    assert "unknown, expired or revoked" in answer.text
+    assert SESSION_COOKIE not in browser.cookies
+
+
+def test_only_operators_sign_in(world):
+    world.organization("acme")
+    browser, answer = sign_in(world, world.token("acme", "coordinator"))
+    assert answer.status_code == 403
+    assert SESSION_COOKIE not in browser.cookies
+
+
+def test_a_form_from_elsewhere_signs_nobody_in(world):
+    browser = world.client()
+    form = {"token": world.token(None, "operator")}
+    assert browser.post("/dashboard/sign-in", data=form).status_code == 403
+    browser.get("/dashboard/sign-in")
+    assert browser.post("/dashboard/sign-in", data=form | {"csrf": "0" * 64}).status_code == 403
+    assert SESSION_COOKIE not in browser.cookies
+    assert FORM_COOKIE in browser.cookies
+
+
+def test_signing_out_needs_the_pages_own_form_and_ends_the_session(world):
+    browser, _ = sign_in(world)
+    refused = browser.post("/dashboard/sign-out", data={"csrf": "0" * 64})
+    assert refused.status_code == 403
+    assert browser.get("/dashboard/").status_code == 200
+    secret = browser.cookies[SESSION_COOKIE]
+    answer = browser.post("/dashboard/sign-out", data={"csrf": csrf_of(browser.get("/dashboard/"))})
+    assert answer.headers["location"] == "sign-in"
+    browser.cookies.set(SESSION_COOKIE, secret)
+    assert browser.get("/dashboard/").status_code == 303
+
+
+def test_a_session_ends_with_its_token_and_with_its_time(world):
+    browser, _ = sign_in(world)
+    other, _ = sign_in(world)
+    world.clock.advance(hours=9)
+    assert browser.get("/dashboard/").status_code == 303
+    other, _ = sign_in(world)
+    with transaction(world.services.database) as session:
+        identifier = world.token(None, "operator").split("_")[1]
+        session.get_one(TokenRow, identifier).revoked_at = world.clock()
+    assert other.get("/dashboard/").status_code == 303
+
+
+def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_inline(world):
+    browser, _ = sign_in(world)
+    for path in ("/dashboard/", "/dashboard/sign-in", "/dashboard/overview", "/dashboard/static/app.css"):
+        answer = browser.get(path)
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    page = browser.get("/dashboard/").text
+    assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son\w+=|https?://", page)
+
+
+def test_every_file_that_the_page_names_is_there(world):
+    browser, _ = sign_in(world)
+    names = set(re.findall(r'(?:src|href)="(static/[^"]+)"', browser.get("/dashboard/").text))
+    assert len(names) >= 4
+    for name in names:
+        assert browser.get(f"/dashboard/{name}").status_code == 200
+    assert browser.get("/dashboard/static/../pages.py").status_code == 404
+
+
+def test_an_operator_sees_a_merge_happen(world, settings):
+    worker = InProcessWorker(world, settings)
+    project = world.project("acme", "globex")
+    for seed, member in enumerate(("acme", "globex")):
+        contribute(world, project, member, seed)
+    worker.inspect_all()
+    browser, _ = sign_in(world)
+    assert "No job is waiting or running." in browser.get("/dashboard/overview").text
+    body = {"recipe": {"merge_method": "linear"}}
+    world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json=body)
+    assert "queued</span>" in browser.get("/dashboard/overview").text
+    worker.merger.plan(worker.attempt(PROJECT, "first"), shard_bytes=worker.shard_bytes)
+    running = browser.get("/dashboard/overview").text
+    assert "running</span>" in running
+    assert '<progress value="0.0" max="1"' in running
+    assert "linear of 2: acme, globex" in running
+    worker.run(PROJECT, "first")
+    assert "succeeded</span>" in browser.get("/dashboard/overview").text
+
+
+def test_text_from_outside_is_escaped(world, settings):
+    from gramfuse_shared.errors import FileUnreadableError  # noqa: PLC0415 - one test's business
+
+    worker = InProcessWorker(world, settings)
+    project = world.project("acme", "globex")
+    for seed, member in enumerate(("acme", "globex")):
+        contribute(world, project, member, seed)
+    worker.inspect_all()
+    body = {"recipe": {"merge_method": "linear"}}
+    world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json=body)
+    worker.merger.fail(worker.attempt(PROJECT, "first"), FileUnreadableError("<script>alert(1)</script>"))
+    browser, _ = sign_in(world)
+    page = browser.get("/dashboard/").text
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
