@@ -169,6 +169,13 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path, members):
         merge_models(tmp_path, models, None, recipe_of("linear"))
 
 
+def test_a_mask_of_infinities_that_the_base_stores_is_taken_over(tmp_path):
+    mask = torch.tensor([0.0, float("-inf")])
+    base = {"a": torch.ones(2), "mask": mask}
+    merged = merge_models(tmp_path, [Model("1", {"a": torch.zeros(2)})], base, recipe_of("linear"))
+    assert torch.equal(merged.tensors["mask"], mask)
+
+
 def test_statistics_that_are_not_finite_are_an_error_and_no_silent_average(tmp_path):
     base, models = random_models()
     models[1].taps["mlp"].rows[0, 0] = float("inf")

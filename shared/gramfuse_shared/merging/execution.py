@@ -14,7 +14,7 @@ from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.combining import average, solve_group
 from gramfuse_shared.merging.planning import MergePlan
-from gramfuse_shared.merging.reading import Inputs, MemberReader
+from gramfuse_shared.merging.reading import Inputs, MemberReader, is_finite
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step
 from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader, element_ranges
 from gramfuse_shared.merging.writing import ShardWriter
@@ -90,7 +90,8 @@ def execute_task(
     with _exact_products(), torch.inference_mode(), ShardWriter(target, task.outputs, _METADATA) as shard:
         for step in task.steps:
             for output, chunk in _execute_step(step, plan, inputs, device, diagnostics):
-                shard.write(output.name, _convert(chunk, output))
+                of_base = isinstance(step, CopyStep) and step.source is None
+                shard.write(output.name, _convert(chunk, output, of_base=of_base))
         inputs.stop_if_cancelled()
     return ShardResult(shard.entry, tuple(diagnostics))
 
@@ -120,18 +121,19 @@ def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:
         yield inputs.read_elements(step.source, step.stored.name, start, stop)
 
 
-def _convert(chunk: torch.Tensor, output: TensorInfo) -> torch.Tensor:
-    """Convert to the output's dtype; copies of the same dtype pass as they are, bit by bit.
+def _convert(chunk: torch.Tensor, output: TensorInfo, *, of_base: bool) -> torch.Tensor:
+    """Convert to the output's dtype. What the base stores in that dtype passes as it is: a mask may hold infinity.
 
     Raises:
         WeightsInvalidError: a value is NaN or infinite there.
     """
-    if output.dtype not in FLOAT_DTYPES:
+    if output.dtype not in FLOAT_DTYPES or (of_base and chunk.dtype == TORCH_DTYPES[output.dtype]):
         return chunk
     converted = chunk.to(TORCH_DTYPES[output.dtype])
-    if not bool(torch.isfinite(converted.sum(dtype=torch.float64))) and not bool(torch.isfinite(converted).all()):
+    if not is_finite(converted):
         kind = "an input holds NaN or infinity, or a value is beyond this dtype's range"
-        msg = f"{output.name} is not finite as {output.dtype}: {kind}; check the inputs or choose another out_dtype"
+        step = "check the inputs, exclude it, or choose another out_dtype"
+        msg = f"{output.name} is not finite as {output.dtype}: {kind}; {step}"
         raise WeightsInvalidError(msg, tensor=output.name)
     return converted
 

@@ -15,6 +15,7 @@ from gramfuse_shared.contract.statistics_file import StatisticsMetadata, gram_te
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.cholesky import DEAD_BELOW
+from gramfuse_shared.merging.reading import is_finite
 from gramfuse_shared.merging.streaming import TensorReader, element_ranges
 
 SYMMETRY_TOLERANCE: Final = 1e-5
@@ -40,7 +41,7 @@ def inspect_weights(weights: TensorReader, on_progress: Callable[[int], None] = 
         for start, stop in element_ranges(count, DTYPE_BYTES[entry.dtype]):
             chunk = weights.read_elements(name, start, stop)
             on_progress(chunk.numel() * chunk.element_size())
-            if chunk.is_floating_point() and not _is_finite(chunk):
+            if chunk.is_floating_point() and not is_finite(chunk):
                 msg = f"tensor {name} holds NaN or infinity; the training diverged, or the file is damaged"
                 raise WeightsInvalidError(msg, tensor=name)
 
@@ -89,7 +90,7 @@ def inspect_statistics(
 
 def _find_fault(gram: torch.Tensor, tap: TapInfo) -> str | None:
     # 1.
-    if not _is_finite(gram):
+    if not is_finite(gram):
         return "the Gram matrix holds NaN or infinity"
     # 2.
     energy = packing.diagonal(gram, tap.width)
@@ -118,13 +119,4 @@ def _factorizes(gram: torch.Tensor, width: int, scale: torch.Tensor, dtype: torc
     matrix = matrix.mul_(scale[:, None]).mul_(scale).to(dtype)
     matrix.diagonal().add_(DEFINITENESS_TOLERANCE)
     lower, info = torch.linalg.cholesky_ex(matrix)
-    return int(info) == 0 and _is_finite(lower.diagonal())
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    if values.numel() == 0:
-        return True
-    if values.element_size() == 1:  # float8 has no reductions
-        values = values.float()
-    low, high = values.aminmax()
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return int(info) == 0 and is_finite(lower.diagonal())

@@ -11,6 +11,16 @@ from gramfuse_shared.merging.steps import Source
 from gramfuse_shared.merging.streaming import TensorReader
 
 
+def is_finite(values: torch.Tensor) -> bool:
+    """Tell whether a floating-point tensor holds neither NaN nor infinity, without a copy of its size."""
+    if values.numel() == 0:
+        return True
+    if values.element_size() == 1:  # float8 has no reductions
+        values = values.float()
+    low, high = values.aminmax()  # NaN is both
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 @dataclass(frozen=True, slots=True)
 class MemberReader:
     """One member's files. `statistics` may be None where the plan reads none of it."""
@@ -56,8 +66,7 @@ class Inputs:
             msg = f"no statistics were given for the contribution {key}"
             raise FileUnreadableError(msg)
         gram = self._count(statistics.read(gram_tensor_name(tap)))
-        low, high = gram.aminmax()
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        if not is_finite(gram):
             msg = f"the statistics of tap {tap!r} hold NaN or infinity; collect them again"
             raise StatisticsInvalidError(msg)
         return gram
