@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, cast
@@ -85,8 +87,10 @@ def upgrade() -> None:
 def migrate(settings: Settings) -> None:
     """Upgrade our tables, then the job engine's."""
     database = open_database(settings.database_url)
-    schema.upgrade(database)
-    database.close()
+    try:
+        schema.upgrade(database)
+    finally:
+        database.close()
     jobs.migrate(settings)
 
 
@@ -149,8 +153,7 @@ def create_token(
     if role not in {"coordinator", "participant"}:
         msg = "the role is coordinator or participant"
         raise RequestMalformedError(msg)
-    database = _migrated_database()
-    with transaction(database) as session:
+    with _migrated_database() as database, transaction(database) as session:
         if org is not None and session.get(OrganizationRow, org) is None:
             msg = f"there is no organization {org}; `gramfuse-server org create {org}` creates it"
             raise NotFoundError(msg)
@@ -162,7 +165,7 @@ def create_token(
 @token_commands.command("list")
 def list_tokens() -> None:
     """List all tokens, without their secrets, as JSON lines."""
-    with reading(_migrated_database()) as session:
+    with _migrated_database() as database, reading(database) as session:
         for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.id)):
             line = {
                 "id": row.id,
@@ -177,7 +180,7 @@ def list_tokens() -> None:
 @token_commands.command("revoke")
 def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the part after gf_.")]) -> None:
     """Revoke a token. Twice is the same as once."""
-    with transaction(_migrated_database()) as session:
+    with _migrated_database() as database, transaction(database) as session:
         row = session.get(TokenRow, token, with_for_update=True)
         if row is None:
             msg = f"there is no token {token}"
@@ -192,7 +195,7 @@ def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the 
 def create_organization(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, hyphens.")]) -> None:
     """Create an organization. Twice is the same as once."""
     organization = OrganizationCreate.parse(json.dumps({"name": name}))
-    with transaction(_migrated_database()) as session:
+    with _migrated_database() as database, transaction(database) as session:
         values = {"name": organization.name, "created_at": system_clock()}
         if insert_if_absent(session, OrganizationRow, values):
             _audit(session, "organization.create", organization.name)
@@ -202,7 +205,7 @@ def create_organization(name: Annotated[str, typer.Argument(help="Lower-case let
 @audit_commands.command("verify")
 def verify_audit_log() -> None:
     """Walk the audit log's hash chain; print its length and last digest, to be noted elsewhere."""
-    with reading(_migrated_database()) as session:
+    with _migrated_database() as database, reading(database) as session:
         rows, digest = audit_log.verify(session)
     typer.echo(f"{rows} rows, intact; the last digest is {digest}")
 
@@ -241,10 +244,14 @@ def _settings() -> Settings:
     return settings
 
 
-def _migrated_database() -> Database:
+@contextmanager
+def _migrated_database() -> Iterator[Database]:
     database = open_database(_settings().database_url)
-    _require_current(database)
-    return database
+    try:
+        _require_current(database)
+        yield database
+    finally:
+        database.close()
 
 
 def _require_current(database: Database) -> None:

@@ -132,8 +132,19 @@ def settings(new_database_url, tmp_path) -> Settings:
 
 
 @pytest.fixture
-def world(settings, clock, portal) -> Iterator[World]:
-    """A running API with an operator, and what it takes to play organizations in it."""
-    app = create_app(settings, clock=clock)
-    yield World(app, clock, portal)
-    app.state.services.database.close()
+def make_world(settings, clock, portal) -> Iterator[Callable[..., World]]:
+    """Makes a running API with an operator, and what it takes to play organizations in it; settings can be changed."""
+    made = []
+
+    def make(**changes) -> World:
+        made.append(World(create_app(settings.model_copy(update=changes), clock=clock), clock, portal))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.services.database.close()
+
+
+@pytest.fixture
+def world(make_world) -> World:
+    return make_world()

@@ -3,12 +3,11 @@
 import pytest
 
 from gramfuse_server import audit_log
-from gramfuse_server.app import create_app
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.tables import AuditRow, UploadRow
 from gramfuse_shared.digest import format_content_digest, sha256_hex
-from server_world import World, make_contribution, problem
+from server_world import make_contribution, problem
 
 
 @pytest.fixture
@@ -261,8 +260,8 @@ def test_a_cursor_that_no_list_gave_is_refused(world, project, cursor):
     problem(answer, 422, "request-malformed")
 
 
-def test_a_project_over_its_quota_takes_no_more(settings, clock, portal):
-    world = World(create_app(settings.model_copy(update={"project_quota_bytes": 14_000}), clock=clock), clock, portal)
+def test_a_project_over_its_quota_takes_no_more(make_world):
+    world = make_world(project_quota_bytes=14_000)
     project = world.project("acme", "globex")
     accepted = []
     for seed in range(9):

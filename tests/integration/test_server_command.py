@@ -1,0 +1,123 @@
+"""The command `gramfuse-server`, as an administrator types it."""
+
+import json
+import re
+import signal
+import stat
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from gramfuse_server import cli, receipt_key
+from gramfuse_shared.errors import ConfigurationError, GramfuseError, NotFoundError, RequestMalformedError
+
+TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, new_empty_database_url) -> Path:
+    monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", new_empty_database_url().get_secret_value())
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def command(home, capsys, monkeypatch):
+    """Runs a command in this process and returns what it printed."""
+    monkeypatch.setattr(cli, "configure_logs", lambda _: None)
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        cli.cli(list(arguments), standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_init_prints_the_first_operator_token_once_and_is_safe_to_repeat(command, home):
+    first, second = command("init"), command("init")
+    assert len(TOKEN.findall(first)) == 1
+    assert TOKEN.findall(second) == []
+    key = home / "receipt-key.pem"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert list(home.glob(".receipt-key*")) == []
+
+
+def test_init_keeps_a_receipt_key_that_is_there(command, home):
+    command("init")
+    before = (home / "receipt-key.pem").read_bytes()
+    command("init")
+    assert (home / "receipt-key.pem").read_bytes() == before
+
+
+def test_a_lost_operator_token_is_recovered_at_the_shell(command):
+    command("init")
+    assert TOKEN.fullmatch(command("token", "create", "--operator").strip())
+
+
+def test_organizations_and_tokens_are_made_listed_and_revoked_at_the_shell(command):
+    command("init")
+    assert command("org", "create", "acme") == command("org", "create", "acme") == "acme\n"
+    token = command("token", "create", "--org", "acme", "--role", "coordinator", "--days", "3").strip()
+    identifier = TOKEN.fullmatch(token)[0].split("_")[1]
+    listed = [json.loads(line) for line in command("token", "list").splitlines()]
+    (row,) = [row for row in listed if row["id"] == identifier]
+    assert (row["role"], row["organization"], row["revoked_at"]) == ("coordinator", "acme", None)
+    assert token.split("_")[2] not in command("token", "list")
+    command("token", "revoke", identifier)
+    listed = {row["id"]: row for row in map(json.loads, command("token", "list").splitlines())}
+    assert listed[identifier]["revoked_at"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("token", "create"), RequestMalformedError),
+        (("token", "create", "--operator", "--org", "acme"), RequestMalformedError),
+        (("token", "create", "--org", "acme", "--role", "operator"), RequestMalformedError),
+        (("token", "create", "--org", "nobody"), NotFoundError),
+        (("token", "revoke", "0" * 16), NotFoundError),
+        (("org", "create", "No Such Form"), GramfuseError),
+    ],
+)
+def test_a_command_that_means_nothing_says_so(command, arguments, error):
+    command("init")
+    with pytest.raises(error):
+        command(*arguments)
+
+
+def test_the_audit_log_verifies_and_names_its_end(command):
+    command("init")
+    command("org", "create", "acme")
+    assert re.match(r"3 rows, intact; the last digest is [0-9a-f]{64}\n", command("audit", "verify"))
+
+
+def test_without_a_migrated_database_the_answer_names_the_command(command):
+    with pytest.raises(ConfigurationError, match="gramfuse-server db upgrade"):
+        command("token", "list")
+
+
+def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command, home, tmp_path):
+    command("init")
+    port_file = tmp_path / "port"
+    program = Path(sys.executable).with_name("gramfuse-server")
+    arguments = [str(program), "serve", "--port", "0", "--port-file", str(port_file)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{port_file.read_text().strip()}"
+        with urllib.request.urlopen(f"{url}/readyz") as answer:  # noqa: S310 - loopback
+            assert json.load(answer)["checks"] == {"database": "ok", "migrations": "ok", "blobs": "ok"}
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        process.stderr.read()
+        assert process.wait(timeout=20) in {0, -signal.SIGTERM}
+
+
+def test_a_receipt_key_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "key.pem"
+    path.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        receipt_key.load_key(path)
