@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gramfuse import Client
+
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 START_SECONDS = 60.0
@@ -42,13 +44,21 @@ class Desk:
     folder: Path
     url: str
     token: str
-    environment: Mapping[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        signed_in = {"GRAMFUSE_URL": self.url, "GRAMFUSE_TOKEN": self.token} if self.token else {}
+        return clean_environment(GRAMFUSE_HOME=str(self.folder / "home"), **signed_in)
+
+    def client(self) -> Client:
+        """The same organization in Python, in this process."""
+        return Client(self.url, self.token, home=self.folder / "home")
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run `gramfuse …` to its end, whatever its exit code."""
         return subprocess.run(
             ["gramfuse", *arguments],
-            cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL,
+            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
@@ -66,21 +76,28 @@ class Desk:
         """Start `gramfuse …` and return at once."""
         return subprocess.Popen(
             ["gramfuse", *arguments],
-            cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL,
+            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def get(self, path: str) -> Any:
         """GET a JSON document with this organization's token, or None where there is none (404)."""
-        host, _, port = self.url.removeprefix("http://").partition(":")
-        with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as connection:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
-            response = connection.getresponse()
-            body = response.read()
-        if response.status == http.client.NOT_FOUND:
-            return None
-        assert response.status == http.client.OK, body
-        return json.loads(body)
+        return call(self.url, "GET", path, self.token)
+
+
+def call(url: str, method: str, path: str, token: str, document: Any = None) -> Any:
+    """Send a request, past gramfuse's own client; return the JSON answer, or None for a 404."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = None if document is None else json.dumps(document)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as connection:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        answer = response.read()
+    if response.status == http.client.NOT_FOUND:
+        return None
+    assert response.status < http.client.MULTIPLE_CHOICES, answer
+    return json.loads(answer)
 
 
 @dataclass
@@ -91,6 +108,7 @@ class Deployment:
     database_url: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    operator_token: str = ""
     api: subprocess.Popen[bytes] | None = None
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -112,6 +130,10 @@ class Deployment:
         )  # fmt: skip
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
+
+    def as_operator(self, method: str, path: str, document: Any = None) -> Any:
+        """Send a request with the operator's token; return the JSON answer, or None for a 404."""
+        return call(self.url, method, path, self.operator_token, document)
 
     def start_api(self) -> None:
         """Start the API, on the port of the time before if there was one, and wait until it answers."""
@@ -145,15 +167,26 @@ class Deployment:
         return (self.folder / f"{command}.log").read_text(errors="replace")
 
     def desk(self, name: str, *, role: str = "participant", url: str | None = None) -> Desk:
-        """Create an organization and a token, and sign in at a new desk, at another URL if one is given."""
-        self.operator("org", "create", name)
-        token = self.operator("token", "create", "--org", name, "--role", role).strip()
+        """Create an organization with a token, at a new desk; its clients go to another URL if one is given."""
+        self.as_operator("PUT", f"/v1/organizations/{name}")
+        token = self.as_operator("POST", "/v1/tokens", {"organization": name, "role": role})["token"]
+        return self.new_desk(name, url=url or self.url, token=token)
+
+    def new_desk(self, name: str, *, url: str, token: str = "") -> Desk:
+        """Set up a desk; without a token here, its user has to sign in."""
         folder = self.folder / name
         folder.mkdir()
-        environment = clean_environment(GRAMFUSE_HOME=str(folder / "home"))
-        desk = Desk(name, folder, self.url, token, environment)
-        desk.gramfuse("login", url or self.url, "--token", token)
-        return desk
+        return Desk(name, folder, url, token)
+
+    def require_running(self) -> None:
+        """Start again what a test killed: the API, and one worker."""
+        if self.api is None or self.api.poll() is not None:
+            self.start_api()
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for spare in self.workers[1:]:
+            kill(spare)
+        if not self.workers:
+            self.start_worker()
 
     def stop(self) -> None:
         """Stop everything, workers first."""
@@ -193,7 +226,10 @@ def deployed(folder: Path, database_url: str | None = None, **settings: str) -> 
     folder.mkdir(parents=True, exist_ok=True)
     deployment = Deployment(folder, database_url, settings)
     try:
-        deployment.operator("init")
+        printed = deployment.operator("init")
+        deployment.operator_token = next(line for line in printed.splitlines() if line.startswith("operator")).split()[
+            1
+        ]
         deployment.start_api()
         yield deployment
     finally:

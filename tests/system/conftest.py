@@ -1,32 +1,36 @@
-"""Fixtures of the system suite: databases, deployments, a project with pushed contributions."""
+"""Fixtures of the system suite: deployments on both databases, each started once and used by many tests."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
+from gramfuse_shared.limits import MIB
 from support.deployment import Deployment, deployed
-from support.postgres import CreateDatabase, postgres
+from support.postgres import postgres
 
-DeployFunction = Callable[..., Deployment]
+# A merge of a few megabytes is many tasks, an upload many parts, and a dead worker is noticed soon.
+SETTINGS = {"shard_bytes": str(MIB), "part_bytes": str(MIB), "worker_lease": "PT2S"}
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[CreateDatabase]:
-    with postgres() as create:
-        yield create
+def deployment_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Deployment]]:
+    """Gives the running deployment on a kind of database, started by whoever asks first."""
+    running: dict[str, Deployment] = {}
+    with ExitStack() as stack:
+
+        def obtain(kind: str) -> Deployment:
+            if kind not in running:
+                url = None if kind == "sqlite" else stack.enter_context(postgres())()
+                running[kind] = stack.enter_context(deployed(tmp_path_factory.mktemp(kind), url, **SETTINGS))
+            return running[kind]
+
+        yield obtain
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def deploy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeployFunction]:
-    """Deploy servers on the database of this run; settings are given by name, e.g. shard_bytes="4096"."""
-    numbers = itertools.count(1)
-    with ExitStack() as running:
-
-        def start(**settings: str) -> Deployment:
-            url = None if request.param == "sqlite" else request.getfixturevalue("postgres_server")()
-            return running.enter_context(deployed(tmp_path / f"deployment{next(numbers)}", url, **settings))
-
-        yield start
+def deployment(request: pytest.FixtureRequest, deployment_on: Callable[[str], Deployment]) -> Deployment:
+    """A server with its API and one worker; what an earlier test killed runs again."""
+    found = deployment_on(request.param)
+    found.require_running()
+    return found
