@@ -1,5 +1,6 @@
 """Take part in projects: the SDK's client, synchronous and typed."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,8 +40,10 @@ from gramfuse_shared.errors import (
     NotConfirmedError,
     NotFoundError,
     ReceiptInvalidError,
+    RequestMalformedError,
     RoleRequiredError,
 )
+from gramfuse_shared.identifiers import DIGEST_PATTERN, JOB_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
 
 Listed = TypeVar("Listed", bound=Document)
 StrPath = str | Path
@@ -146,7 +149,7 @@ class Client:
             ConflictError: the name stands for another base model or policy.
         """
         folder = open_base_folder(Path(base))
-        project = name if "." in name else f"{self._organization()}.{name}"
+        project = _named("project", name if "." in name else f"{self._organization()}.{name}", PROJECT_PATTERN)
         body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
         path = f"v1/projects/{project}"
         created = Project.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
@@ -182,7 +185,7 @@ class Client:
 
     def invite(self, project: str, organization: str) -> Project:
         """Make an organization a participant; the coordinator's right."""
-        path = f"{self._path(project)}/participants/{organization}"
+        path = f"{self._path(project)}/participants/{_named('organization', organization, SLUG_PATTERN)}"
         return Project.parse(self._transport.call("PUT", path))
 
     def policy(self, project: str, version: int | None = None) -> PolicyVersion:
@@ -201,7 +204,8 @@ class Client:
 
     def accept_policy(self, project: str, digest: str) -> Acceptance:
         """Accept the project's current policy for the caller's organization, by its digest."""
-        return Acceptance.parse(self._transport.call("PUT", f"{self._path(project)}/acceptances/{digest}"))
+        path = f"{self._path(project)}/acceptances/{_named('digest', digest, DIGEST_PATTERN)}"
+        return Acceptance.parse(self._transport.call("PUT", path))
 
     def base_manifest(self, project: str) -> BaseManifest:
         """Return the manifest of a project's base model."""
@@ -296,11 +300,11 @@ class Client:
         """Submit a merge. The same id with the same recipe is the same job; without an id a new one is made up."""
         identifier = job or f"{recipe.merge_method}-{secrets.token_hex(3)}"
         body = JobCreate(recipe=recipe).model_dump(mode="json")
-        return Job.parse(self._transport.call("PUT", f"{self._path(project)}/jobs/{identifier}", json=body))
+        return Job.parse(self._transport.call("PUT", self._job_path(project, identifier), json=body))
 
     def job(self, project: str, job: str) -> Job:
         """Return a job."""
-        return Job.parse(self._transport.call("GET", f"{self._path(project)}/jobs/{job}"))
+        return Job.parse(self._transport.call("GET", self._job_path(project, job)))
 
     def jobs(self, project: str) -> list[Job]:
         """List a project's jobs."""
@@ -321,21 +325,21 @@ class Client:
             CancelledError: it was cancelled.
             UnavailableError: `timeout` seconds are over; the job goes on.
         """
-        path = f"{self._path(project)}/jobs/{job}"
+        path = self._job_path(project, job)
         deadline = Deadline(timeout)
         return watch_job(self._transport, path, deadline=deadline, on_progress=on_progress, sleep=self._sleep)
 
     def logs(self, project: str, job: str) -> list[JobLogEntry]:
         """Return a job's history."""
-        return list(self._pages(f"{self._path(project)}/jobs/{job}/log", Page[JobLogEntry]))
+        return list(self._pages(f"{self._job_path(project, job)}/log", Page[JobLogEntry]))
 
     def cancel(self, project: str, job: str) -> Job:
         """Stop a job at its next task boundary; the coordinator's right."""
-        return Job.parse(self._transport.call("POST", f"{self._path(project)}/jobs/{job}/cancel"))
+        return Job.parse(self._transport.call("POST", f"{self._job_path(project, job)}/cancel"))
 
     def retry(self, project: str, job: str) -> Job:
         """Begin a new attempt of a failed or cancelled job; the coordinator's right."""
-        return Job.parse(self._transport.call("POST", f"{self._path(project)}/jobs/{job}/retry"))
+        return Job.parse(self._transport.call("POST", f"{self._job_path(project, job)}/retry"))
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -345,7 +349,7 @@ class Client:
 
     def model(self, project: str, model: str) -> Model:
         """Return a merged model with its signed receipt."""
-        return Model.parse(self._transport.call("GET", f"{self._path(project)}/models/{model}"))
+        return Model.parse(self._transport.call("GET", self._model_path(project, model)))
 
     def pull(self, project: str, model: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
         """Fetch a merged model into a new folder that `from_pretrained` loads; a rerun resumes.
@@ -368,7 +372,7 @@ class Client:
 
     def delete_model(self, project: str, model: str) -> Model:
         """Delete a merged model's files; its receipt stays. The coordinator's right."""
-        return Model.parse(self._transport.call("DELETE", f"{self._path(project)}/models/{model}"))
+        return Model.parse(self._transport.call("DELETE", self._model_path(project, model)))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -393,10 +397,16 @@ class Client:
     def _path(self, project: str) -> str:
         return f"v1/projects/{self._resolve(project)}"
 
+    def _job_path(self, project: str, job: str) -> str:
+        return f"{self._path(project)}/jobs/{_named('job', job, JOB_PATTERN)}"
+
+    def _model_path(self, project: str, model: str) -> str:
+        return f"{self._path(project)}/models/{_named('model', model, JOB_PATTERN)}"
+
     def _resolve(self, name: str) -> str:
         """Return a project's full name."""
         if "." in name:
-            return name
+            return _named("project", name, PROJECT_PATTERN)
         found = [project.id for project in self.projects() if project.id.partition(".")[2] == name]
         if not found:
             msg = f"no project of yours is called {name!r}"
@@ -427,6 +437,18 @@ class Client:
             cursor = answer.next_cursor
             if cursor is None:
                 return
+
+
+def _named(what: str, name: str, pattern: str) -> str:
+    """Return a name that is safe in a path.
+
+    Raises:
+        RequestMalformedError: it is not of the form that such names have.
+    """
+    if re.fullmatch(pattern, name) is None:
+        msg = f"{name!r} cannot be the name of a {what}; such names have the form {pattern}"
+        raise RequestMalformedError(msg)
+    return name
 
 
 def _begin_check(on_progress: OnProgress | None) -> None:

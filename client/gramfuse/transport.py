@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
@@ -14,6 +14,7 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Problem
 from gramfuse_shared.digest import format_content_digest
 from gramfuse_shared.errors import (
+    CancelledError,
     DocumentMalformedError,
     GramfuseError,
     RequestMalformedError,
@@ -84,13 +85,14 @@ class Transport:
         connection: httpx.BaseTransport | None = None,
         retry: RetryRule | None = None,
         timeout: float = 60.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.endpoint = endpoint
         self._retry = retry or RetryRule()
         self._transfer_retry = retry or PATIENT
-        self._sleep = sleep
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._stopped.wait
         self._jitter = jitter
         headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
         if endpoint.token is not None:
@@ -109,6 +111,20 @@ class Transport:
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
+
+    def stop(self) -> None:
+        """Let calls of other threads end at their next chunk or attempt."""
+        self._stopped.set()
+
+    def require_running(self) -> None:
+        """Require that nobody stopped the calls.
+
+        Raises:
+            CancelledError: somebody did.
+        """
+        if self._stopped.is_set():
+            msg = "stopped"
+            raise CancelledError(msg)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
@@ -213,6 +229,7 @@ class Transport:
                 announced = error.facts.get("retry_after_seconds")
                 pause = retry.delay(failures, jitter=self._jitter())
                 self._sleep(max(pause, min(float(announced), 60.0)) if isinstance(announced, int) else pause)
+                self.require_running()
 
 
 def is_retryable(error: GramfuseError) -> bool:

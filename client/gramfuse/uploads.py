@@ -11,7 +11,7 @@ from gramfuse.transport import Transport
 from gramfuse.virtual_files import VirtualFile
 from gramfuse_shared.contract.http_api import FileUpload, PartList
 from gramfuse_shared.digest import sha256_hex_of_chunks
-from gramfuse_shared.errors import CancelledError, ConflictError, DigestMismatchError
+from gramfuse_shared.errors import ConflictError, DigestMismatchError
 
 DEFAULT_PARALLEL_PARTS: Final = 4
 
@@ -79,13 +79,13 @@ def _missing_parts(
 
 def _send_all(transport: Transport, parts: Sequence[PartToSend], parallel: int, count: ByteCount) -> None:
     """Send all parts; after the first failure begin no other, and let those on the way arrive."""
-    failed, interrupted = threading.Event(), threading.Event()
+    failed = threading.Event()
 
     def send(part: PartToSend) -> None:
         if failed.is_set():
             return
         try:
-            _send(transport, part, count, interrupted)
+            _send(transport, part, count)
         except BaseException:
             failed.set()
             raise
@@ -95,13 +95,13 @@ def _send_all(transport: Transport, parts: Sequence[PartToSend], parallel: int, 
         for future in as_completed([pool.submit(send, part) for part in parts]):
             future.result()
     except KeyboardInterrupt:
-        interrupted.set()  # those on the way stop too
+        transport.stop()  # those on the way end too
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _send(transport: Transport, part: PartToSend, count: ByteCount, interrupted: threading.Event) -> None:
+def _send(transport: Transport, part: PartToSend, count: ByteCount) -> None:
     digest = sha256_hex_of_chunks(part.file.chunks(part.start, part.end))
     attempts: list[int] = []  # bytes counted in each attempt; those of a failed one are taken back
 
@@ -110,9 +110,7 @@ def _send(transport: Transport, part: PartToSend, count: ByteCount, interrupted:
             count.add(-attempts[-1])
         attempts.append(0)
         for chunk in part.file.chunks(part.start, part.end):
-            if interrupted.is_set():
-                msg = f"{part.file.name} was not sent to its end"
-                raise CancelledError(msg)
+            transport.require_running()
             yield chunk
             attempts[-1] += len(chunk)
             count.add(len(chunk))

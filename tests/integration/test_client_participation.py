@@ -20,6 +20,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     PolicyNotAcceptedError,
     PolicyViolationError,
+    RequestMalformedError,
     RoleRequiredError,
     StateError,
     TransportError,
@@ -141,6 +142,15 @@ def test_a_bare_name_that_two_projects_bear_asks_for_the_full_one(world, acme, g
         client.invite("initech.tweets", "globex")
     with globex.client() as client, pytest.raises(ConflictError, match=r"acme\.tweets, initech\.tweets"):
         client.project("tweets")
+
+
+@pytest.mark.parametrize("name", ["acme.tweets/../x", "acme.", ".tweets", "acme.tweets?x", "Acme.Tweets"])
+def test_a_name_that_could_change_a_path_is_refused_here(globex, name):
+    with globex.client() as client, pytest.raises(RequestMalformedError):
+        client.project(name)
+    with globex.client() as client, pytest.raises(RequestMalformedError):
+        client.model("acme.tweets", name)
+    assert globex.wire.requests == []
 
 
 def test_a_participants_token_does_not_invite(globex, project):

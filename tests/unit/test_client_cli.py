@@ -1,11 +1,11 @@
 """The command line: exit codes, one line per error, JSON on request, and no question where nobody can answer."""
 
 import base64
+import io
 import json
 import re
 
 import pytest
-import typer
 
 from gramfuse.cli import main as cli
 from gramfuse.cli import output
@@ -145,10 +145,15 @@ def test_without_a_terminal_a_question_is_a_refusal_that_names_the_option():
     assert is_confirmed("Send it?", yes=True)
 
 
-@pytest.mark.parametrize("answer", [True, False])
-def test_at_a_terminal_the_answer_counts(monkeypatch, answer):
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(typer, "confirm", lambda *_, **__: answer)
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("y\n", True), ("YES\n", True), ("\n", False), ("no\n", False), ("", False)]
+)
+def test_at_a_terminal_only_a_yes_is_a_yes(monkeypatch, typed, answer):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
     assert is_confirmed("Send it?", yes=False) is answer
 
 

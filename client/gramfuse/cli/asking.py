@@ -2,8 +2,6 @@
 
 import sys
 
-import typer
-
 from gramfuse_shared.errors import NotConfirmedError
 
 
@@ -29,4 +27,6 @@ def is_confirmed(question: str, *, yes: bool, option: str = "--yes") -> bool:
     if not sys.stdin.isatty():
         msg = f"there is no terminal to ask at: {question} Give {option} to say yes"
         raise NotConfirmedError(msg)
-    return typer.confirm(question, default=False, err=True)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

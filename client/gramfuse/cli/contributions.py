@@ -46,7 +46,7 @@ def push(
         with bars.transfer() as on_progress:
 
             def confirm(plan: "ContributionPlan") -> bool:
-                output.note(leaving.plan_text(plan))
+                output.note(leaving.plan_text(plan), always=not yes)
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
             sent = client.push(

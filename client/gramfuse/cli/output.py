@@ -102,9 +102,9 @@ def show(result: Any, render: Callable[["Console"], None]) -> None:  # noqa: ANN
         render(console())
 
 
-def note(text: str) -> None:
-    """Tell people something beside the result, on stderr; programs are told nothing."""
-    if not is_json():
+def note(text: str, *, always: bool = False) -> None:
+    """Tell people something beside the result, on stderr; programs are not told, unless a person is to answer."""
+    if always or not is_json():
         console(stderr=True).print(text, markup=False)
 
 

@@ -91,7 +91,7 @@ def join(
 
     with session.open_client() as client:
         current = client.policy(project)
-        output.note(policies.policy_text(current))
+        output.note(policies.policy_text(current), always=accept_policy is None)
         if accept_policy is not None and accept_policy != current.digest:
             msg = (
                 f"the current policy is version {current.version} with digest {current.digest}, not "
