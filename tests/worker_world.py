@@ -124,12 +124,12 @@ def worker_process(settings: Settings, log: Path, **environment: str) -> Iterato
             process.wait(10)
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 40.0, what: str = "the condition") -> float:
+def wait_for(
+    condition: Callable[[], bool], *, seconds: float = 60.0, every: float = 0.1, what: str = "the condition"
+) -> float:
     """Wait until something holds; return the seconds that it took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, f"{what} did not come within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(every)
     return time.monotonic() - began
-
-

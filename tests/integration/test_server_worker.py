@@ -1,40 +1,199 @@
-"""The worker as a process: from sealed uploads to a published model, take-over, draining."""
+"""Workers as processes: from sealed uploads to a published model, killed and taken over, drained."""
 
 import signal
 import time
+from datetime import timedelta
 
 import pytest
+import sqlalchemy
+from dbos import DBOS
 
-from worker_world import contribute, wait_for, worker_process
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.heartbeats import Host, Watch, enter, leave
+from gramfuse_server.jobs import worker_configuration
+from gramfuse_server.supervision import Supervisor
+from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
+from worker_world import InProcessWorker, contribute, wait_for, worker_process
 
+PROJECT = "acme.tweets"
 MEMBERS = ("acme", "globex", "initech")
-JOB = "/v1/projects/acme.tweets/jobs/first"
+JOB = f"/v1/projects/{PROJECT}/jobs/first"
 
 
 @pytest.fixture
+def settings(settings):
+    """One task per group of parameters, so that a worker can be stopped between two."""
+    return settings.model_copy(update={"shard_bytes": 1})
+
+
 def sealed(world):
     """A project whose base is ready and whose members' contributions are sealed."""
     project = world.project(*MEMBERS)
     for seed, member in enumerate(MEMBERS):
         contribute(world, project, member, seed)
-    return project
 
 
-def contribution_states(world):
-    page = world.operator.get("/v1/admin/contributions").json()
-    return {item["state"] for item in page["items"]}
+def accepted(world, settings):
+    sealed(world)
+    assert InProcessWorker(world, settings).inspect_all() == ["accepted"] * 3
 
 
-def test_a_worker_accepts_contributions_merges_and_ends_on_sigterm(world, settings, sealed, tmp_path):
-    coordinator = world.coordinator("acme")
+def submit(world):
+    answer = world.coordinator("acme").put(JOB, json={"recipe": {"merge_method": "regmean"}})
+    assert answer.status_code == 201, answer.text
+
+
+def job_state(world):
+    return world.coordinator("acme").get(JOB).json()["state"]
+
+
+def rows(world, kind):
+    with reading(world.services.database) as session:
+        return session.query(kind).all()
+
+
+def finished(world):
+    return {task.number: task.worker for task in rows(world, TaskRow) if task.state == "succeeded"}
+
+
+def workers_alive(world):
+    return sum(row.stopped_at is None for row in rows(world, WorkerRow))
+
+
+def test_a_worker_accepts_contributions_merges_and_ends_on_sigterm(world, settings, tmp_path):
+    sealed(world)
     with worker_process(settings, tmp_path / "worker.log") as process:
-        wait_for(lambda: contribution_states(world) == {"accepted"}, what="acceptance")
-        answer = coordinator.put(JOB, json={"recipe": {"merge_method": "regmean"}})
-        assert answer.status_code == 201, answer.text
-        began = time.monotonic()
-        wait_for(lambda: coordinator.get(JOB).json()["state"] not in {"queued", "running"}, what="the job's end")
-        print(f"job took {time.monotonic() - began:.2f} s")
-        assert coordinator.get(JOB).json()["state"] == "succeeded", coordinator.get(f"{JOB}/log").text
+        items = "/v1/admin/contributions"
+        wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
+        submit(world)
+        wait_for(lambda: job_state(world) not in {"queued", "running"}, what="the job's end")
+        assert job_state(world) == "succeeded", (tmp_path / "worker.log").read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    print((tmp_path / "worker.log").read_text())
+    (row,) = rows(world, WorkerRow)
+    assert row.stopped_at is not None
+    assert row.device.startswith("cpu")
+    assert row.memory_bytes > 0
+
+
+def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard(world, settings, tmp_path):
+    accepted(world, settings)
+    with (
+        worker_process(settings, tmp_path / "a.log") as first,
+        worker_process(settings, tmp_path / "b.log") as second,
+    ):
+        wait_for(lambda: workers_alive(world) == 2, what="two workers")
+        submit(world)
+        wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
+        (attempt,) = rows(world, AttemptRow)
+        victim = next(row for row in rows(world, WorkerRow) if row.id == attempt.worker)
+        process = {name_in(tmp_path / "a.log"): first, name_in(tmp_path / "b.log"): second}[victim.id]
+        process.kill()
+        process.wait()
+        killed = time.monotonic()
+        before = finished(world)
+        assert rows(world, ModelRow) == []
+        wait_for(lambda: job_state(world) == "succeeded", what="the take-over")
+        print(f"\ntake-over: {time.monotonic() - killed:.1f} s")
+    tasks = {task.number: task for task in rows(world, TaskRow)}
+    assert 0 < len(before) < len(tasks)
+    assert {number: (tasks[number].executions, tasks[number].worker) for number in before} == {
+        number: (1, worker) for number, worker in before.items()
+    }
+    assert len(rows(world, ModelRow)) == 1
+
+
+def test_a_drained_workers_merge_goes_on_at_once_where_it_stopped(world, settings, tmp_path):
+    accepted(world, settings)
+    with worker_process(settings, tmp_path / "a.log") as first:
+        submit(world)
+        wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(20) == 0
+    assert len(finished(world)) < len(rows(world, TaskRow))
+    assert job_state(world) == "running"
+    with worker_process(settings, tmp_path / "b.log", GRAMFUSE_WORKER_LEASE="PT60S"):
+        wait_for(lambda: job_state(world) == "succeeded", what="the end")
+    assert {task.executions for task in rows(world, TaskRow)} == {1}
+
+
+@pytest.fixture
+def supervisor(world, settings):
+    """A worker's duties, with DBOS in this process."""
+    DBOS(config=worker_configuration(settings, "in-process"))
+    DBOS.launch()
+    worker = InProcessWorker(world, settings)
+    yield Supervisor(
+        database=world.services.database,
+        blobs=world.services.blobs,
+        inspector=worker.inspector,
+        worker="in-process",
+        watch=Watch(timedelta(seconds=1)),
+        clock=world.clock,
+    )
+    DBOS.destroy(destroy_registry=True)
+
+
+def workflow_table(session):
+    """DBOS' own table of workflows."""
+    columns = [sqlalchemy.column(name) for name in ("workflow_uuid", "status", "executor_id")]
+    schema = None if session.get_bind().dialect.name == "sqlite" else "dbos"
+    return sqlalchemy.table("workflow_status", *columns, schema=schema)
+
+
+def give_up(world, prefix):
+    """What DBOS notes about a workflow that has killed every worker that tried it."""
+    with transaction(world.services.database) as session:
+        table = workflow_table(session)
+        changed = session.execute(
+            sqlalchemy.update(table)
+            .where(table.c.workflow_uuid.startswith(prefix))
+            .values(status="MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+        )
+        assert changed.rowcount > 0
+
+
+def test_a_job_that_every_worker_gave_up_has_failed(world, settings, supervisor):
+    accepted(world, settings)
+    submit(world)
+    supervisor.end_abandoned()
+    assert job_state(world) == "queued"
+    give_up(world, "merge:")
+    supervisor.end_abandoned()
+    job = world.coordinator("acme").get(JOB).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", "internal-error")
+    assert "given up" in job["error"]["message"]
+
+
+def test_an_upload_that_every_worker_gave_up_is_rejected(world, supervisor):
+    sealed(world)
+    give_up(world, "inspect:")
+    supervisor.end_abandoned()
+    states = {item["state"] for item in world.operator.get("/v1/admin/contributions").json()["items"]}
+    assert states == {"rejected"}
+
+
+def test_only_workflows_of_dead_workers_are_taken_over(world, supervisor):
+    sealed(world)
+    host = Host(name="h", device="cpu", memory_bytes=1, version="0")
+    with transaction(world.services.database) as session:
+        enter(session, "alive", host, world.clock())
+        enter(session, "gone", host, world.clock())
+        leave(session, "gone", world.clock())
+        table = workflow_table(session)
+        claimed = session.scalars(sqlalchemy.select(table.c.workflow_uuid).order_by(table.c.workflow_uuid)).all()[:2]
+        for name, workflow in zip(("alive", "gone"), claimed, strict=True):
+            session.execute(
+                sqlalchemy.update(table)
+                .where(table.c.workflow_uuid == workflow)
+                .values(status="PENDING", executor_id=name)
+            )
+    assert supervisor.take_over() == ["gone"]
+    states = {w.workflow_id: w.status for w in DBOS.list_workflows(workflow_ids=list(claimed))}
+    assert states == {claimed[0]: "PENDING", claimed[1]: "ENQUEUED"}
+
+
+def name_in(log):
+    """The name under which a worker announced itself in its log."""
+    text = log.read_text()
+    return text.rpartition("worker started")[2].partition("worker=")[2].split()[0]
