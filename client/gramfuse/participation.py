@@ -163,7 +163,7 @@ class Client:
                 on_progress=on_progress,
             )
             self._transport.call("POST", f"{path}/base/seal")
-        _begin_check(on_progress)
+            _begin_check(on_progress)
         ready = poll(
             lambda: self._project(project),
             lambda seen: seen.state in {"ready", "rejected"},
@@ -271,7 +271,8 @@ class Client:
         package = prepared.package(on_progress)
         sent = pushing.send(self._transport, package, parallel=self._parallel, on_progress=on_progress)
         path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
-        _begin_check(on_progress)
+        if sent.state == "sealed":
+            _begin_check(on_progress)
         checked = poll(
             lambda: ContributionDetail.parse(self._transport.call("GET", path)),
             lambda seen: seen.state not in {"open", "sealed"},
