@@ -120,6 +120,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
         timeout_graceful_shutdown=10,
     )
     uvicorn.Server(configuration).run(sockets=[listening])

@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from gramfuse_server.api.context import Services, authenticated
+from gramfuse_server.api.context import TOKEN_REQUIRED, Services, authenticated
 from gramfuse_server.auth import Caller
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.errors import RequestMalformedError
@@ -17,7 +17,8 @@ D = TypeVar("D", bound=Document)
 def document_body(model: type[Document]) -> dict[str, Any]:
     """Declare a document as an operation's body, for `openapi_extra`."""
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+    body = {"required": True, "content": {"application/json": {"schema": reference}}}
+    return {"requestBody": body, "security": TOKEN_REQUIRED}
 
 
 async def read_document(request: Request, services: Services, model: type[D]) -> tuple[Caller, D]:

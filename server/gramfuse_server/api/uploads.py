@@ -7,7 +7,7 @@ from fastapi import Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from gramfuse_server.api.context import Services, declares
+from gramfuse_server.api.context import TOKEN_REQUIRED, Services, declares
 from gramfuse_server.database import transaction
 from gramfuse_server.intake.parts import Slot, receive, record_part
 from gramfuse_server.intake.uploads import lock_upload
@@ -31,6 +31,7 @@ PART_RESPONSES: Final = declares(
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
 
 PART_BODY: Final[dict[str, Any]] = {
+    "security": TOKEN_REQUIRED,
     "parameters": [
         {
             "name": "Content-Digest",

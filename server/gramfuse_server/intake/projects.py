@@ -41,26 +41,28 @@ def create_project(
     coordinator = project.partition(".")[0]
     caller.require_coordinator(coordinator)
     require_base(request.base)
+    session.get_one(OrganizationRow, coordinator, with_for_update=True)  # one creation at a time: no row to lock yet
     existing = lock_project(session, project)
     if existing is not None and not _may_start_again(session, existing, request, now):
         _require_same(session, existing, request)
         return existing, False
     upload = create_upload(session, kind="base", project=project, files=request.base.files, settings=settings, now=now)
     digest, manifest = request.base.content_digest(), request.base.canonical().decode()
-    values = {
-        "id": project,
-        "coordinator": coordinator,
-        "base_digest": digest,
-        "base_manifest": manifest,
-        "base_upload": upload.id,
-        "policy_version": 1,
-        "created_at": now,
-    }
     if existing is not None:
         existing.base_digest, existing.base_manifest, existing.base_upload = digest, manifest, upload.id
-    elif not insert_if_absent(session, ProjectRow, values):
-        msg = f"{project} was created by another request at the same moment; ask again"
-        raise ConflictError(msg)
+    else:
+        session.add(
+            ProjectRow(
+                id=project,
+                coordinator=coordinator,
+                base_digest=digest,
+                base_manifest=manifest,
+                base_upload=upload.id,
+                policy_version=1,
+                created_at=now,
+            )
+        )
+        session.flush()
     row = session.get_one(ProjectRow, project)
     if existing is None:
         session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now, accepted_version=None))
