@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gramfuse_shared.fusion import packing
-from gramfuse_shared.fusion.cholesky import PIVOT_FLOOR, solve_packed
+from gramfuse_shared.fusion.cholesky import BELIEVED_FROM, solve_packed
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.precision import DiagonalPrecision, GramPrecision, ScalarPrecision
@@ -41,9 +41,38 @@ def test_a_cholesky_that_succeeds_with_a_pivot_of_rounding_noise_is_not_believed
     solution, diagnosis = solve(matrix, residual)
     assert diagnosis.fallback == "ridge"
     assert diagnosis.smallest_pivot is not None
-    assert 0 < diagnosis.smallest_pivot < PIVOT_FLOOR
+    assert 0 < diagnosis.smallest_pivot < BELIEVED_FROM
     assert float(torch.linalg.solve(matrix, residual.T).abs().max()) > 0.9  # what belief would have cost
     assert float(solution.abs().max()) < 0.02
+
+
+def test_pivots_that_all_look_well_do_not_hide_a_singular_matrix():
+    """Noise of 1e-7 in the last of three nearly dependent features, behind a pivot of 2e-4, is a pivot of 1e-3."""
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.014], [0.0, 1.0]], dtype=torch.float64)  # rank 2 in 3 dimensions
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    matrix = rows @ rows.T
+    matrix[2, 2] += 1e-3 * 1e-7  # the exact pivot is 0
+    noise = torch.tensor([[0.0, 0.0, 7e-7], [0.0, 0.0, -7e-7], [7e-7, -7e-7, 0.0]], dtype=torch.float64)
+    noisy = matrix + noise
+    noisy.diagonal().fill_(1.0)
+    pivots = torch.linalg.cholesky_ex(noisy).L.diagonal().square()
+    assert int(torch.linalg.cholesky_ex(noisy).info) == 0
+    assert float(pivots.min()) > BELIEVED_FROM
+    assert float(torch.linalg.eigvalsh(noisy)[0]) < BELIEVED_FROM
+    _, diagnosis = solve(noisy, torch.ones(1, 3, dtype=torch.float64))
+    assert diagnosis.fallback == "ridge"
+
+
+@pytest.mark.parametrize("width", [1, 2, 40, 130])
+def test_the_estimate_of_the_smallest_eigenvalue_is_close_from_above(width):
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(width + 2, width, generator=generator, dtype=torch.float64)
+    matrix = rows.T @ rows
+    scale = matrix.diagonal().rsqrt()
+    _, diagnosis = solve(matrix * scale * scale[:, None], torch.ones(1, width, dtype=torch.float64))
+    exact = float(torch.linalg.eigvalsh(matrix * scale * scale[:, None])[0])
+    assert diagnosis.smallest_eigenvalue is not None
+    assert exact * (1 - 1e-6) <= diagnosis.smallest_eigenvalue <= 3 * exact
 
 
 def test_an_indefinite_matrix_gives_no_correction_and_says_why():

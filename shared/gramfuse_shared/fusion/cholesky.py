@@ -1,5 +1,6 @@
 """Solve against a sum of Gram matrices that may be singular: Jacobi scaling, Cholesky, ridge toward zero."""
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -7,9 +8,10 @@ import torch
 
 from gramfuse_shared.fusion import packing
 
-PIVOT_FLOOR: Final = 1e-5
-"""Smallest believable squared pivot of a matrix with unit diagonal. A Cholesky that merely succeeds on a
-rank-deficient matrix has pivots of rounding noise and answers with weights a hundred times too large."""
+BELIEVED_FROM: Final = 1e-5
+"""Smallest believable squared pivot, and smallest believable eigenvalue, of a matrix of unit diagonal. A Cholesky that
+merely succeeds on a rank-deficient matrix answers with weights a hundred times too large: what it divides by is the
+rounding of the statistics, about 1e-7. A condition below 1e4 has eigenvalues above 1e-4, so it is never concerned."""
 
 RIDGE: Final = 1e-5
 """Added to the unit diagonal where the pivots are not believed; pulls the correction toward zero."""
@@ -28,13 +30,15 @@ class Diagnosis:
     Attributes:
         fallback: `none` (least squares), `ridge` (the same with `RIDGE`), `average` (no correction at all).
         reason: why not `none`.
-        smallest_pivot: smallest squared pivot of the scaled sum before any ridge; None where nothing was factorized.
+        smallest_pivot: smallest squared pivot of the scaled sum before any ridge; None where there is no factor.
+        smallest_eigenvalue: of the same, estimated from above.
         dead_features: features that no row ever used; they keep the average.
     """
 
     fallback: Fallback = "none"
     reason: str | None = None
     smallest_pivot: float | None = None
+    smallest_eigenvalue: float | None = None
     dead_features: int = 0
 
 
@@ -61,21 +65,22 @@ def solve_packed(total: torch.Tensor, width: int, residual: torch.Tensor) -> tup
     scaled.mul_(scale[:, None]).mul_(scale)
     scaled.diagonal().fill_(1.0)
     lower, pivot = _factorize(scaled)
-    # written so that a NaN pivot is not believed either
-    believed = pivot is not None and pivot >= PIVOT_FLOOR
+    eigenvalue = None if pivot is None else _estimate_smallest_eigenvalue(lower)
+    # comparisons that NaN fails, so that it is not believed either
+    believed = pivot is not None and pivot >= BELIEVED_FROM and eigenvalue is not None and eigenvalue >= BELIEVED_FROM
+    fallback: Fallback = "none" if believed else "ridge"
+    reason = None if believed else "too few rows for the width: the sum is not of full rank"
     if not believed:
         scaled.diagonal().add_(RIDGE)
         lower, ridged = _factorize(scaled)
         if ridged is None:
             reason = "the sum of the Gram matrices is not positive semi-definite"
-            return torch.zeros_like(residual), Diagnosis("average", reason, pivot, dead)
-    right = residual.mul_(scale).T
-    solution = torch.cholesky_solve(right, lower).T * scale
+            return torch.zeros_like(residual), Diagnosis("average", reason, pivot, eigenvalue, dead)
+    solution = torch.cholesky_solve(residual.mul_(scale).T, lower).T * scale
     if not bool(torch.isfinite(solution).all()):
-        return torch.zeros_like(residual), Diagnosis("average", "the solution is not finite", pivot, dead)
-    if believed:
-        return solution, Diagnosis("none", None, pivot, dead)
-    return solution, Diagnosis("ridge", "too few rows for the width: the sum is not of full rank", pivot, dead)
+        reason = "the solution is not finite"
+        return torch.zeros_like(residual), Diagnosis("average", reason, pivot, eigenvalue, dead)
+    return solution, Diagnosis(fallback, reason, pivot, eigenvalue, dead)
 
 
 def _factorize(matrix: torch.Tensor) -> tuple[torch.Tensor, float | None]:
@@ -84,3 +89,23 @@ def _factorize(matrix: torch.Tensor) -> tuple[torch.Tensor, float | None]:
     pivot = float(lower.diagonal().square().min())
     # LAPACK does not promise to notice NaN, so the pivots must say it
     return lower, pivot if int(info) == 0 and pivot > 0 else None
+
+
+def _estimate_smallest_eigenvalue(lower: torch.Tensor) -> float:
+    """Estimate the smallest eigenvalue of L Lᵀ from above: 1/‖(L Lᵀ)⁻¹v‖ for unit vectors v, by inverse iteration.
+
+    Pivots alone do not show it: noise of 1e-7 behind a pivot of 1e-4 appears as a pivot of 1e-3.
+    """
+    width = lower.shape[0]
+    vectors = torch.ones(width, 3, dtype=lower.dtype, device=lower.device)
+    vectors[1::2, 1] = -1.0
+    vectors[:, 2] = 0.0
+    vectors[int(lower.diagonal().argmin()), 2] = 1.0
+    largest = 0.0
+    for _ in range(3):
+        vectors = torch.cholesky_solve(vectors / vectors.norm(dim=0), lower)
+        norm = float(vectors.norm(dim=0).max())
+        if not math.isfinite(norm):
+            return 0.0
+        largest = max(largest, norm)
+    return 1 / largest
