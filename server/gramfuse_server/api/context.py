@@ -32,7 +32,7 @@ BEARER: Final = HTTPBearer(
     auto_error=False, scheme_name="token", bearerFormat="gf_<id>_<secret>", description="A token of this server."
 )
 
-TOKEN_REQUIRED: Final = [{BEARER.scheme_name: []}]
+TOKEN_REQUIRED: Final[list[dict[str, list[str]]]] = [{BEARER.scheme_name: []}]
 """What an operation declares that finds its caller by itself, before it reads the body."""
 
 
