@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 from dbos import DBOS
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
@@ -26,7 +27,6 @@ from gramfuse_server.tables import AttemptRow, ContributionRow, ProjectRow, Task
 from gramfuse_shared.errors import GramfuseError
 
 _ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
-_CRASHED: Final = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 _GIVEN_UP: Final = "every worker that tried it ended; the workers' logs have the cause"
 
 _log = structlog.get_logger(__name__)
@@ -79,27 +79,19 @@ class Supervisor:
     def _end_attempts(self) -> None:
         with reading(self.database) as session:
             rows = session.scalars(select(AttemptRow).where(AttemptRow.state.in_(UNFINISHED))).all()
-            shards = {
-                row.workflow: [
-                    f"{MERGE_SHARD}:{row.project}:{row.job}:{row.number}:{task.number}"
-                    for task in session.scalars(
-                        select(TaskRow).where(
-                            TaskRow.project == row.project,
-                            TaskRow.job == row.job,
-                            TaskRow.attempt == row.number,
-                            TaskRow.state != "succeeded",
-                        )
-                    )
-                ]
-                for row in rows
-            }
+            waiting = {row.workflow: _unfinished_tasks(session, row) for row in rows}
         for row in rows:
-            if _any_in([row.workflow], _ENDED) or _any_in(shards[row.workflow], _CRASHED):
-                attempt = Attempt(row.project, row.job, row.number)
-                with transaction(self.database) as session:
-                    attempts.fail(
-                        session, attempt, code=GramfuseError.code, message=f"given up: {_GIVEN_UP}", now=self.clock()
-                    )
+            shards = [f"{MERGE_SHARD}:{row.project}:{row.job}:{row.number}:{task}" for task in waiting[row.workflow]]
+            ended = _ended([row.workflow, *shards])
+            if not ended:
+                continue
+            attempt = Attempt(row.project, row.job, row.number)
+            with transaction(self.database) as session:
+                # rows end before their workflows: one that is unfinished after its workflow's end stays unfinished
+                left = _unfinished_tasks(session, row)
+                if row.workflow in ended or any(shards[waiting[row.workflow].index(task)] in ended for task in left):
+                    message = f"given up: {_GIVEN_UP}"
+                    attempts.fail(session, attempt, code=GramfuseError.code, message=message, now=self.clock())
 
     def _end_inspections(self) -> None:
         with reading(self.database) as session:
@@ -116,14 +108,25 @@ class Supervisor:
                 for row in sealed
             }
         for upload, (kind, subject) in subjects.items():
-            if subject is not None and _any_in([inspection_workflow(upload)], _ENDED):
+            if subject is not None and _ended([inspection_workflow(upload)]):
                 self.inspector.abandon(kind, subject, f"could not be inspected: {_GIVEN_UP}; send it again")
 
 
-def _any_in(workflows: Sequence[str], states: Sequence[str]) -> bool:
-    if not workflows:
-        return False
-    found = DBOS.list_workflows(
-        workflow_ids=list(workflows), status=list(states), limit=1, load_input=False, load_output=False
+def _unfinished_tasks(session: Session, attempt: AttemptRow) -> list[int]:
+    return list(
+        session.scalars(
+            select(TaskRow.number)
+            .where(
+                TaskRow.project == attempt.project,
+                TaskRow.job == attempt.job,
+                TaskRow.attempt == attempt.number,
+                TaskRow.state != "succeeded",
+            )
+            .order_by(TaskRow.number)
+        )
     )
-    return bool(found)
+
+
+def _ended(workflows: Sequence[str]) -> set[str]:
+    found = DBOS.list_workflows(workflow_ids=list(workflows), status=list(_ENDED), load_input=False, load_output=False)
+    return {workflow.workflow_id for workflow in found}

@@ -32,6 +32,12 @@ def test_without_a_session_the_page_leads_to_the_sign_in_form(world):
         assert (answer.status_code, target) in {(303, "sign-in"), (204, "sign-in")}
 
 
+def test_the_dashboard_is_found_without_its_last_slash(world):
+    answer = world.client().get("/dashboard")
+    assert answer.status_code == 307
+    assert answer.headers["location"].endswith("/dashboard/")
+
+
 def test_an_operator_signs_in_and_sees_the_overview(world):
     browser, answer = sign_in(world)
     assert (answer.status_code, answer.headers["location"]) == (303, "./")

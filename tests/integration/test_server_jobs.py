@@ -204,6 +204,17 @@ def test_an_attempt_of_before_changes_nothing(world, worker):
     assert state_of(world, "first") == "queued"
 
 
+def test_a_worker_that_lost_its_task_cannot_fail_the_job(world, worker):
+    ready(world, worker, *MEMBERS)
+    submit(world, "first")
+    attempt = worker.attempt(PROJECT, "first")
+    worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
+    with transaction(worker.database) as session:
+        assert attempts.begin_task(session, attempt, 0, worker="another", now=world.clock())
+    worker.merger.fail(attempt, FileUnreadableError("my disk is gone"), task=0)
+    assert state_of(world, "first") == "running"
+
+
 def test_a_finished_task_is_never_computed_again(world, worker):
     ready(world, worker, *MEMBERS)
     submit(world, "first")

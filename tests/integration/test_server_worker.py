@@ -117,6 +117,13 @@ def test_a_drained_workers_merge_goes_on_at_once_where_it_stopped(world, setting
     assert {task.executions for task in rows(world, TaskRow)} == {1}
 
 
+def put_in_queue(session, workflow):
+    """Note a workflow that waits for a worker."""
+    table = workflow_table(session)
+    columns = {"workflow_uuid": workflow, "status": "ENQUEUED"}
+    session.execute(sqlalchemy.insert(table).values(columns))
+
+
 @pytest.fixture
 def supervisor(world, settings):
     """A worker's duties, with DBOS in this process."""
@@ -163,6 +170,26 @@ def test_a_job_that_every_worker_gave_up_has_failed(world, settings, supervisor)
     job = world.coordinator("acme").get(JOB).json()
     assert (job["state"], job["error"]["code"]) == ("failed", "internal-error")
     assert "given up" in job["error"]["message"]
+
+
+def test_a_job_whose_shard_ended_without_a_result_has_failed(world, settings, supervisor):
+    accepted(world, settings)
+    submit(world)
+    worker = InProcessWorker(world, settings)
+    attempt = worker.attempt(PROJECT, "first")
+    count = worker.merger.plan(attempt, shard_bytes=1)
+    worker.merger.execute(attempt, 0, shard_bytes=1)
+    with transaction(world.services.database) as session:
+        for task in (0, count - 1):
+            put_in_queue(session, f"merge_shard:{PROJECT}:first:1:{task}")
+    supervisor.end_abandoned()
+    assert job_state(world) == "running"
+    give_up(world, f"merge_shard:{PROJECT}:first:1:0")
+    supervisor.end_abandoned()
+    assert job_state(world) == "running"  # that shard is there
+    give_up(world, f"merge_shard:{PROJECT}:first:1:{count - 1}")
+    supervisor.end_abandoned()
+    assert job_state(world) == "failed"
 
 
 def test_an_upload_that_every_worker_gave_up_is_rejected(world, supervisor):

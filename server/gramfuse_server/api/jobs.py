@@ -137,7 +137,7 @@ def cancel_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller:
             msg = f"job {job} has {row.state} already"
             raise StateError(msg, state=row.state)
         cancelled = services.jobs.cancel(
-            session, project=project, job=job, now=services.clock(), reason=f"cancelled by {caller.token}"
+            session, project=project, job=job, now=services.clock(), reason=f"cancelled by {caller.organization}"
         )
         if cancelled:
             audit(session, services, caller, "job.cancel", f"{project}/{job}")

@@ -89,9 +89,9 @@ def begin(session: Session, attempt: Attempt, tasks: Sequence[TaskSize], *, work
                     state="queued",
                 )
             )
-        write_log(session, job, now, f"planned by {worker}: {len(tasks)} tasks, {job.total_bytes} bytes to read")
+        write_log(session, job, now, f"planned: {len(tasks)} tasks, {job.total_bytes} bytes to read")
     elif taken_over:
-        write_log(session, job, now, f"taken over by {worker}")
+        write_log(session, job, now, "taken over by another worker")
     return True
 
 
@@ -106,7 +106,7 @@ def begin_task(session: Session, attempt: Attempt, number: int, *, worker: str, 
     task.state, task.worker, task.done_bytes = "running", worker, 0
     task.executions += 1
     if task.executions > 1:
-        write_log(session, job, now, f"{task.file} is begun again by {worker}")
+        write_log(session, job, now, f"{task.file} is begun again")
     _add_up(session, job, now)
     return True
 
@@ -149,7 +149,13 @@ def finish_task(
     task.bytes, task.sha256, task.seconds = file.bytes, file.sha256, seconds
     task.diagnostics = json.dumps(diagnostics)
     _add_up(session, job, now)
-    write_log(session, job, now, f"{task.file}: {file.bytes} bytes in {seconds:.1f} s by {worker}")
+    write_log(session, job, now, f"{task.file}: {file.bytes} bytes in {seconds:.1f} s")
+
+
+def is_out_of_hands(session: Session, attempt: Attempt, number: int, worker: str) -> bool:
+    """Tell whether a task is finished, or another worker's, so that this one's troubles with it do not count."""
+    task = _task(session, attempt, number)
+    return task.state == "succeeded" or (task.state == "running" and task.worker != worker)
 
 
 def fail(session: Session, attempt: Attempt, *, code: str, message: str, now: datetime) -> bool:

@@ -110,9 +110,11 @@ class Merger:
         _log.info("published" if published else "not published", attempt=str(attempt))
         return published
 
-    def fail(self, attempt: Attempt, error: GramfuseError) -> None:
-        """End the attempt with an error's code and message."""
+    def fail(self, attempt: Attempt, error: GramfuseError, *, task: int | None = None) -> None:
+        """End the attempt with an error's code and message, unless it came from a task that another has taken over."""
         with transaction(self.database) as session:
+            if task is not None and attempts.is_out_of_hands(session, attempt, task, self.worker):
+                return
             failed = attempts.fail(session, attempt, code=error.code, message=error.message, now=self.clock())
         if failed:
             _log.warning("attempt failed", attempt=str(attempt), code=error.code)

@@ -38,7 +38,7 @@ def register(merger: Merger, *, shard_bytes: int, stopping: threading.Event) -> 
     @DBOS.workflow(name=MERGE_SHARD, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
     def merge_shard(project: str, job: str, number: int, task: int, shard_bytes: int) -> None:
         attempt = Attempt(project, job, number)
-        _bounded(merger, attempt, lambda: merger.execute(attempt, task, shard_bytes=shard_bytes))
+        _bounded(merger, attempt, lambda: merger.execute(attempt, task, shard_bytes=shard_bytes), task=task)
 
     @DBOS.workflow(name=MERGE, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
     def merge(project: str, job: str, number: int) -> None:
@@ -70,14 +70,15 @@ def _wait(merger: Merger, attempt: Attempt, stopping: threading.Event) -> bool:
     return complete is True
 
 
-def _bounded(merger: Merger, attempt: Attempt, work: Callable[[], T]) -> T | None:
+def _bounded(merger: Merger, attempt: Attempt, work: Callable[[], T], *, task: int | None = None) -> T | None:
     """Do the work of an attempt; whatever goes wrong ends the attempt with its code and message."""
     try:
         return work()
     except GramfuseError as error:
-        merger.fail(attempt, error)
+        merger.fail(attempt, error, task=task)
     except Exception as error:  # noqa: BLE001 - the border of the attempt, see below
         # the border of the attempt: a bug or a failing machine must not leave the job running for ever
         _log.exception("attempt crashed", attempt=str(attempt))
-        merger.fail(attempt, GramfuseError(f"the worker failed with {type(error).__name__}; its log has the details"))
+        crash = GramfuseError(f"the worker failed with {type(error).__name__}; its log has the details")
+        merger.fail(attempt, crash, task=task)
     return None
