@@ -1,22 +1,16 @@
 """Take part in projects: the SDK's client, synchronous and typed."""
 
-import re
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
 
 from gramfuse import pulling, pushing
 from gramfuse.base_model import open_base_folder
-from gramfuse.config import Home, Token, require_token
+from gramfuse.connection import Connection, named
 from gramfuse.contribution import ContributionPlan
 from gramfuse.progress import OnProgress, Progress
-from gramfuse.transport import Transport
-from gramfuse.uploads import DEFAULT_PARALLEL_PARTS, send_missing_parts
+from gramfuse.uploads import send_missing_parts
 from gramfuse.watching import Deadline, poll, watch_job
-from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import (
     Acceptance,
     Contribution,
@@ -29,27 +23,21 @@ from gramfuse_shared.contract.http_api import (
     PolicyVersion,
     Project,
     ProjectCreate,
-    ServerInfo,
-    WhoAmI,
 )
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import (
-    ConflictError,
     NotConfirmedError,
     NotFoundError,
     ReceiptInvalidError,
-    RequestMalformedError,
-    RoleRequiredError,
 )
-from gramfuse_shared.identifiers import DIGEST_PATTERN, JOB_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
+from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
 
-Listed = TypeVar("Listed", bound=Document)
 StrPath = str | Path
 
 
-class Client:
+class Client(Connection):
     """One organization's connection to one server.
 
     Args:
@@ -58,78 +46,12 @@ class Client:
         home: the client's home; default GRAMFUSE_HOME, else the platform's folder.
         allow_http: permit http:// to another machine than this one.
         parallel: parts on their way at once.
-        transport: the connection, for tests.
+        transport: the way to the server, for tests.
+        sleep: how to pass the time between two looks.
 
     Projects are named in full (`acme.tweets`) or, where only one visible project is called so, by the last word.
     Every method raises the class of the server's problem document, and TransportError where it cannot be reached.
     """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        token: str | Token | None = None,
-        *,
-        home: Home | StrPath | None = None,
-        allow_http: bool | None = None,
-        parallel: int = DEFAULT_PARALLEL_PARTS,
-        transport: Transport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.home = home if isinstance(home, Home) else Home(Path(home)) if home else Home.default()
-        if transport is None:
-            endpoint = self.home.endpoint(url, token, allow_http=allow_http)
-            require_token(endpoint)
-            transport = Transport(endpoint)
-        self._transport = transport
-        self._parallel = parallel
-        self._sleep = sleep
-        self._identity: WhoAmI | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self.url!r}, token={self._transport.endpoint.token!s})"
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._transport.close()
-
-    # --- the server and the caller -----------------------------------------------------------------------------------
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._transport.endpoint.url
-
-    def server_info(self) -> ServerInfo:
-        """Return the server's version and receipt key, and pin the key at first use.
-
-        Raises:
-            ReceiptInvalidError: another key is pinned for this server.
-        """
-        info = ServerInfo.parse(self._transport.call("GET", "v1/server"))
-        self.home.pin_receipt_key(self.url, info.receipt_key)
-        return info
-
-    def whoami(self) -> WhoAmI:
-        """Return whose token this is; the first call of a home also pins the server's receipt key."""
-        if self.home.pinned_key(self.url) is None:
-            self.server_info()
-        self._identity = WhoAmI.parse(self._transport.call("GET", "v1/whoami"))
-        return self._identity
-
-    def _organization(self) -> str:
-        identity = self._identity or self.whoami()
-        if identity.organization is None:
-            msg = "an operator's token belongs to no organization; use a coordinator's or a participant's"
-            raise RoleRequiredError(msg)
-        return identity.organization
 
     # --- projects ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +71,7 @@ class Client:
             ConflictError: the name stands for another base model or policy.
         """
         folder = open_base_folder(Path(base))
-        project = _named("project", name if "." in name else f"{self._organization()}.{name}", PROJECT_PATTERN)
+        project = named("project", name if "." in name else f"{self._organization()}.{name}", PROJECT_PATTERN)
         body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
         path = f"v1/projects/{project}"
         created = Project.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
@@ -175,17 +97,13 @@ class Client:
         self.home.remember_base(ready.base, Path(base))
         return ready
 
-    def projects(self) -> list[Project]:
-        """List the projects that the caller's organization takes part in."""
-        return list(self._pages("v1/projects", Page[Project]))
-
     def project(self, name: str) -> Project:
         """Return a project."""
         return self._project(self._resolve(name))
 
     def invite(self, project: str, organization: str) -> Project:
         """Make an organization a participant; the coordinator's right."""
-        path = f"{self._path(project)}/participants/{_named('organization', organization, SLUG_PATTERN)}"
+        path = f"{self._path(project)}/participants/{named('organization', organization, SLUG_PATTERN)}"
         return Project.parse(self._transport.call("PUT", path))
 
     def policy(self, project: str, version: int | None = None) -> PolicyVersion:
@@ -204,7 +122,7 @@ class Client:
 
     def accept_policy(self, project: str, digest: str) -> Acceptance:
         """Accept the project's current policy for the caller's organization, by its digest."""
-        path = f"{self._path(project)}/acceptances/{_named('digest', digest, DIGEST_PATTERN)}"
+        path = f"{self._path(project)}/acceptances/{named('digest', digest, DIGEST_PATTERN)}"
         return Acceptance.parse(self._transport.call("PUT", path))
 
     def base_manifest(self, project: str) -> BaseManifest:
@@ -392,31 +310,6 @@ class Client:
             base_folder=Path(base) if base is not None else self.home.base_folder(found.base),
         )
 
-    def _project(self, identifier: str) -> Project:
-        return Project.parse(self._transport.call("GET", f"v1/projects/{identifier}"))
-
-    def _path(self, project: str) -> str:
-        return f"v1/projects/{self._resolve(project)}"
-
-    def _job_path(self, project: str, job: str) -> str:
-        return f"{self._path(project)}/jobs/{_named('job', job, JOB_PATTERN)}"
-
-    def _model_path(self, project: str, model: str) -> str:
-        return f"{self._path(project)}/models/{_named('model', model, JOB_PATTERN)}"
-
-    def _resolve(self, name: str) -> str:
-        """Return a project's full name."""
-        if "." in name:
-            return _named("project", name, PROJECT_PATTERN)
-        found = [project.id for project in self.projects() if project.id.partition(".")[2] == name]
-        if not found:
-            msg = f"no project of yours is called {name!r}"
-            raise NotFoundError(msg)
-        if len(found) > 1:
-            msg = f"several projects are called {name!r}: {', '.join(found)}; give the full name"
-            raise ConflictError(msg)
-        return found[0]
-
     def _resolve_contribution(self, project: str, beginning: str) -> str:
         if len(beginning) == 64:  # noqa: PLR2004 - a whole digest
             return beginning
@@ -427,29 +320,6 @@ class Client:
             msg = f"{many} of yours begins with {beginning!r}; `gramfuse contribution list` shows the ids"
             raise NotFoundError(msg)
         return found[0]
-
-    def _pages(
-        self, path: str, page: type[Page[Listed]], query: Mapping[str, str | None] | None = None
-    ) -> Iterator[Listed]:
-        cursor: str | None = None
-        while True:
-            answer = page.parse(self._transport.call("GET", path, query={**(query or {}), "cursor": cursor}))
-            yield from answer.items
-            cursor = answer.next_cursor
-            if cursor is None:
-                return
-
-
-def _named(what: str, name: str, pattern: str) -> str:
-    """Return a name that is safe in a path.
-
-    Raises:
-        RequestMalformedError: it is not of the form that such names have.
-    """
-    if re.fullmatch(pattern, name) is None:
-        msg = f"{name!r} cannot be the name of a {what}; such names have the form {pattern}"
-        raise RequestMalformedError(msg)
-    return name
 
 
 def _begin_check(on_progress: OnProgress | None) -> None:

@@ -1,0 +1,153 @@
+"""One organization's connection to one server: address, identity, names and pages."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from gramfuse.config import Home, Token, require_token
+from gramfuse.transport import Transport
+from gramfuse.uploads import DEFAULT_PARALLEL_PARTS
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
+from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError
+from gramfuse_shared.identifiers import JOB_PATTERN, PROJECT_PATTERN
+
+Listed = TypeVar("Listed", bound=Document)
+
+
+class Connection:
+    """What every call of the client rests on.
+
+    Args:
+        url: the server; default GRAMFUSE_URL, else the one that `gramfuse login` kept.
+        token: the organization's token; default GRAMFUSE_TOKEN, else the kept one.
+        home: the client's home; default GRAMFUSE_HOME, else the platform's folder.
+        allow_http: permit http:// to another machine than this one.
+        parallel: parts on their way at once.
+        transport: the way to the server, for tests.
+        sleep: how to pass the time between two looks.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Token | None = None,
+        *,
+        home: Home | str | Path | None = None,
+        allow_http: bool | None = None,
+        parallel: int = DEFAULT_PARALLEL_PARTS,
+        transport: Transport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.home = home if isinstance(home, Home) else Home(Path(home)) if home else Home.default()
+        if transport is None:
+            endpoint = self.home.endpoint(url, token, allow_http=allow_http)
+            require_token(endpoint)
+            transport = Transport(endpoint)
+        self._transport = transport
+        self._parallel = parallel
+        self._sleep = sleep
+        self._identity: WhoAmI | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r}, token={self._transport.endpoint.token!s})"
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._transport.close()
+
+    # --- the server and the caller -----------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._transport.endpoint.url
+
+    def server_info(self) -> ServerInfo:
+        """Return the server's version and receipt key, and pin the key at first use.
+
+        Raises:
+            ReceiptInvalidError: another key is pinned for this server.
+        """
+        info = ServerInfo.parse(self._transport.call("GET", "v1/server"))
+        self.home.pin_receipt_key(self.url, info.receipt_key)
+        return info
+
+    def whoami(self) -> WhoAmI:
+        """Return whose token this is; the first call of a home also pins the server's receipt key."""
+        if self.home.pinned_key(self.url) is None:
+            self.server_info()
+        self._identity = WhoAmI.parse(self._transport.call("GET", "v1/whoami"))
+        return self._identity
+
+    def _organization(self) -> str:
+        identity = self._identity or self.whoami()
+        if identity.organization is None:
+            msg = "an operator's token belongs to no organization; use a coordinator's or a participant's"
+            raise RoleRequiredError(msg)
+        return identity.organization
+
+    # --- names and pages ---------------------------------------------------------------------------------------------
+
+    def projects(self) -> list[Project]:
+        """List the projects that the caller's organization takes part in."""
+        return list(self._pages("v1/projects", Page[Project]))
+
+    def _project(self, identifier: str) -> Project:
+        return Project.parse(self._transport.call("GET", f"v1/projects/{identifier}"))
+
+    def _path(self, project: str) -> str:
+        return f"v1/projects/{self._resolve(project)}"
+
+    def _job_path(self, project: str, job: str) -> str:
+        return f"{self._path(project)}/jobs/{named('job', job, JOB_PATTERN)}"
+
+    def _model_path(self, project: str, model: str) -> str:
+        return f"{self._path(project)}/models/{named('model', model, JOB_PATTERN)}"
+
+    def _resolve(self, name: str) -> str:
+        """Return a project's full name."""
+        if "." in name:
+            return named("project", name, PROJECT_PATTERN)
+        found = [project.id for project in self.projects() if project.id.partition(".")[2] == name]
+        if not found:
+            msg = f"no project of yours is called {name!r}"
+            raise NotFoundError(msg)
+        if len(found) > 1:
+            msg = f"several projects are called {name!r}: {', '.join(found)}; give the full name"
+            raise ConflictError(msg)
+        return found[0]
+
+    def _pages(
+        self, path: str, page: type[Page[Listed]], query: Mapping[str, str | None] | None = None
+    ) -> Iterator[Listed]:
+        cursor: str | None = None
+        while True:
+            answer = page.parse(self._transport.call("GET", path, query={**(query or {}), "cursor": cursor}))
+            yield from answer.items
+            cursor = answer.next_cursor
+            if cursor is None:
+                return
+
+
+def named(what: str, name: str, pattern: str) -> str:
+    """Return a name that is safe in a path.
+
+    Raises:
+        RequestMalformedError: it is not of the form that such names have.
+    """
+    if re.fullmatch(pattern, name) is None:
+        msg = f"{name!r} cannot be the name of a {what}; such names have the form {pattern}"
+        raise RequestMalformedError(msg)
+    return name
