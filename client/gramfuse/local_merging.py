@@ -4,23 +4,20 @@ Each model of the recipe is a `from_pretrained` folder, for methods that read ta
 """
 
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gramfuse.loading import INDEX_FILE, open_statistics_file, read_document, weight_file_names
+from gramfuse.loading import open_statistics_file, read_document, weight_file_names
+from gramfuse.merged_folder import complete_folder, require_free, write_companions
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry, TapInfo, TensorInfo
-from gramfuse_shared.contract.recipe import ModelEntry, OutputDtype, Recipe, parse_recipe
+from gramfuse_shared.contract.recipe import ModelEntry, Recipe, parse_recipe
 from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import (
-    ConflictError,
     FileUnreadableError,
-    FileUnwritableError,
     GramfuseError,
     RecipeInvalidError,
 )
@@ -29,14 +26,8 @@ from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, Member, MergePlan, plan_merge
 from gramfuse_shared.merging.steps import GramStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
-from gramfuse_shared.version import __version__
 
 STATISTICS_FILE: Final = "statistics.safetensors"
-REPORT_FILE: Final = "gramfuse-merge.json"
-"""Written into every merged folder: recipe, models, diagnostics. `overwrite` replaces only folders that hold it."""
-
-_COPIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".tiktoken", ".txt"})
-_NOT_COPIED: Final = frozenset({REPORT_FILE, INDEX_FILE, "pytorch_model.bin.index.json", "trainer_state.json"})
 _CHUNK_BYTES: Final = 4 * 2**20
 
 OnProgress = Callable[[int, int], None]
@@ -103,7 +94,7 @@ def merge(
     parsed, origin = _read_recipe(recipe)
     start = Path(folder) if folder is not None else origin
     target = Path(out)
-    _require_free(target, overwrite=overwrite)
+    require_free(target, overwrite=overwrite)
     chosen = choose_device(device)
     with ExitStack() as stack:
         inputs = _open_inputs(parsed, start, stack)
@@ -111,7 +102,7 @@ def merge(
         plan = plan_merge(inputs.members, base, parsed, shard_bytes=shard_bytes)
         _require_statistics_to_fit(plan)
         counter = _Counter(plan.input_bytes, on_progress)
-        with _complete_folder(target) as beside:
+        with complete_folder(target) as beside:
             files: list[FileEntry] = []
             diagnostics: list[dict[str, Any]] = []
             for task in plan.tasks:
@@ -127,7 +118,7 @@ def merge(
                 )
                 files.append(result.file)
                 diagnostics.extend(result.diagnostics)
-            _write_rest(beside, start / (parsed.base_model or parsed.models[0].model), plan, parsed, diagnostics)
+            write_companions(beside, start / (parsed.base_model or parsed.models[0].model), plan, parsed, diagnostics)
     return MergedModel(target, tuple(files), tuple(diagnostics))
 
 
@@ -240,84 +231,3 @@ def _require_statistics_to_fit(plan: MergePlan) -> None:
                 f"no weight of the models is fed by taps of all their statistics, so {plan.method} would be an average"
             )
             raise RecipeInvalidError(msg)
-
-
-def _require_free(target: Path, *, overwrite: bool) -> None:
-    replaced = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if replaced and not overwrite:
-        msg = f"{target} exists and is not empty; choose another folder, or --overwrite a folder that a merge wrote"
-        raise ConflictError(msg)
-    if replaced and not (target / REPORT_FILE).is_file():
-        msg = f"{target} holds no {REPORT_FILE}, so no merge wrote it and it is not replaced; choose another folder"
-        raise ConflictError(msg)
-
-
-@contextmanager
-def _complete_folder(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target, which takes the target's place on a clean exit and vanishes on any other."""
-    target = target.absolute()
-    beside = target.with_name(f".{target.name}.partial")
-    try:
-        if beside.exists():  # an earlier run was killed
-            shutil.rmtree(beside)
-        beside.mkdir(parents=True)
-    except OSError as error:
-        msg = f"{beside} cannot be made: {error.strerror}; choose another folder"
-        raise FileUnwritableError(msg) from error
-    try:
-        yield beside
-        _swap(beside, target)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        msg = f"{target} cannot be written: {error.strerror}"
-        raise FileUnwritableError(msg) from error
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
-def _swap(beside: Path, target: Path) -> None:
-    """Put the new folder in the target's place; the old one is deleted last, so that one of them always exists."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        target.rename(old)
-    beside.rename(target)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _write_rest(beside: Path, source: Path, plan: MergePlan, recipe: Recipe, diagnostics: list[dict[str, Any]]) -> None:
-    """Copy configuration and tokenizer, write the index of shards and the report."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
-            shutil.copyfile(path, beside / path.name)
-    if recipe.out_dtype is not None:
-        _declare_dtype(beside / "config.json", recipe.out_dtype)
-    index = plan.index_json()
-    if index is not None:
-        (beside / INDEX_FILE).write_bytes(index)
-    report = {
-        "gramfuse": __version__,
-        "method": plan.method_version,
-        "recipe": recipe.model_dump(mode="json"),
-        "models": [{"model": label, "key": key} for key, label in plan.labels.items()],
-        "diagnostics": diagnostics,
-    }
-    (beside / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-
-
-def _declare_dtype(config: Path, dtype: OutputDtype) -> None:
-    """Let the configuration name the dtype that was written, where it names one: `from_pretrained` follows it."""
-    if not config.is_file():
-        return
-    try:
-        document = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
-        msg = f"{config.name} is not JSON: {error}"
-        raise FileUnreadableError(msg) from error
-    for key in ("dtype", "torch_dtype"):
-        if isinstance(document, dict) and key in document:
-            document[key] = dtype
-    config.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")

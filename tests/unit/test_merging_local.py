@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 import gramfuse
 from gramfuse import local_merging
 from gramfuse.cli.main import main
-from gramfuse.local_merging import REPORT_FILE, merge
+from gramfuse.local_merging import merge
+from gramfuse.merged_folder import REPORT_FILE
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import (
     CancelledError,
@@ -23,6 +24,7 @@ from gramfuse_shared.errors import (
     GramfuseError,
     RecipeInvalidError,
 )
+from gramfuse_shared.merging.configuration import declare_dtype
 from merging_cases import merge_models, random_models, recipe_of, save_statistics
 
 CONFIG = '{"model_type": "bert", "dtype": "float32"}'
@@ -97,6 +99,23 @@ def test_the_configuration_names_the_dtype_that_was_written(workshop):
     merge(write_recipe(workshop, out_dtype="bfloat16"), workshop / "out")
     assert json.loads((workshop / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     assert load_file(workshop / "out" / "model.safetensors")["q.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("config", "declared"),
+    [
+        (b'{"torch_dtype": "float16", "a": 1}', {"torch_dtype": "bfloat16", "a": 1}),
+        (b'{"a": 1}', {"a": 1}),
+    ],
+)
+def test_only_the_dtype_of_a_configuration_changes(config, declared):
+    assert json.loads(declare_dtype(config, "bfloat16")) == declared
+
+
+@pytest.mark.parametrize("config", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_configuration_that_is_no_json_object_is_refused(config):
+    with pytest.raises(FileUnreadableError, match=r"config\.json"):
+        declare_dtype(config, "bfloat16")
 
 
 def test_a_recipe_object_starts_from_the_folder_it_is_given(workshop):

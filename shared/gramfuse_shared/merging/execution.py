@@ -34,7 +34,8 @@ class ShardResult:
         file: its name, length and SHA-256.
         diagnostics: JSON values; one entry per group of linears that was solved, and one per parameter that was not
             merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
-            groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`, `dead_features`.
+            groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`,
+            `smallest_eigenvalue`, `dead_features`.
     """
 
     file: FileEntry
