@@ -46,11 +46,11 @@ class Site:
         self.organization = organization
         self.home = Home(folder / f"home-{organization}-{role}")
         world.operator.put(f"/v1/organizations/{organization}")
-        self._token = world.token(organization, role)
+        self.token = world.token(organization, role)
         self._world = world
 
     def client(self, *, attempts: int = 1, token: str | None = None, wire: httpx.BaseTransport | None = None) -> Client:
-        endpoint = Endpoint(URL, Token(token or self._token), allow_http=False)
+        endpoint = Endpoint(URL, Token(token or self.token), allow_http=False)
         transport = Transport(
             endpoint, connection=wire or self.wire, retry=RetryRule(attempts=attempts), sleep=lambda _: None
         )

@@ -1,0 +1,235 @@
+"""The commands against the real API: what they print, as text and as JSON, and how they exit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from client_models import tap, write_model, write_statistics
+from client_world import URL, Site
+from gramfuse.cli.main import main
+from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.recipe import Recipe
+from worker_world import InProcessWorker, contribute
+
+PROJECT = "acme.tweets"
+MEMBERS = ("acme", "globex", "initech")
+
+
+class Shell:
+    """Runs command lines as one organization, and keeps what they print."""
+
+    def __init__(self, site: Site, monkeypatch, capsys) -> None:
+        self.site, self._monkeypatch, self._capsys = site, monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setenv("COLUMNS", "200")
+        self._monkeypatch.setenv("GRAMFUSE_HOME", str(self.site.home.path))
+        self._monkeypatch.setattr("gramfuse.cli.session.open_client", self.site.client)
+        self._capsys.readouterr()
+        code = main([*arguments])
+        printed = self._capsys.readouterr()
+        return code, _without_log(printed.out), printed.err
+
+    def json(self, *arguments: str):
+        code, out, err = self(*arguments, "--format", "json")
+        assert code == 0, err
+        return json.loads(out)
+
+
+def _without_log(text: str) -> str:
+    """The API runs in this process and logs to the same stream."""
+    return "".join(line for line in text.splitlines(keepends=True) if "request_id=" not in line)
+
+
+@pytest.fixture
+def acme(world, tmp_path, monkeypatch, capsys) -> Shell:
+    return Shell(Site(world, "acme", "coordinator", tmp_path), monkeypatch, capsys)
+
+
+@pytest.fixture
+def globex(world, tmp_path, monkeypatch, capsys) -> Shell:
+    return Shell(Site(world, "globex", "participant", tmp_path), monkeypatch, capsys)
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    return write_model(tmp_path / "base")
+
+
+@pytest.fixture
+def policy_file(tmp_path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text("heads: shared\nminimum_cohort: 2\n")
+    return path
+
+
+@pytest.fixture
+def merged(world, settings, acme) -> str:
+    """A project with a merged model `regmean-1`."""
+    worker = InProcessWorker(world, settings)
+    project = world.project(*MEMBERS)
+    for seed, member in enumerate(MEMBERS):
+        contribute(world, project, member, seed)
+    worker.inspect_all()
+    with acme.site.client() as client:
+        client.submit(PROJECT, Recipe(merge_method="regmean"), job="regmean-1")
+    worker.run(PROJECT, "regmean-1")
+    return "regmean-1"
+
+
+def test_whoami_tells_organization_role_and_token_id(acme):
+    code, out, _ = acme("whoami")
+    assert code == 0
+    assert out.startswith("acme as coordinator at http://127.0.0.1:1")
+    assert acme.json("whoami")["organization"] == "acme"
+
+
+def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, policy_file):
+    created = Project.model_validate(
+        acme.json("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
+    )
+    assert (created.id, created.state) == (PROJECT, "ready")
+    assert acme("project", "invite", "tweets", "globex")[0] == 0
+    code, out, _ = globex("project", "list")
+    assert code == 0
+    assert PROJECT in out
+    code, out, _ = globex("project", "show", "tweets")
+    assert "globex (policy not accepted)" in out
+    assert created.policy.digest in out
+
+
+def test_joining_prints_the_policy_in_words_and_needs_its_digest_where_nobody_can_be_asked(
+    acme, globex, base, policy_file
+):
+    acme("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
+    acme("project", "invite", PROJECT, "globex")
+    code, _, err = globex("project", "join", PROJECT)
+    assert code == 3
+    assert "Task heads leave and are merged" in err
+    assert "error[not-confirmed]" in err
+    digest = globex.json("project", "policy", PROJECT)["digest"]
+    assert f"--accept-policy {digest}" in err
+    code, _, err = globex("project", "join", PROJECT, "--accept-policy", "ab" * 32)
+    assert code == 3
+    assert digest in err
+    acceptance = Acceptance.model_validate(globex.json("project", "join", PROJECT, "--accept-policy", digest))
+    assert (acceptance.organization, acceptance.policy.digest) == ("globex", digest)
+
+
+def test_a_new_policy_is_published_and_stops_a_push_with_exit_code_three(acme, globex, base, policy_file, tmp_path):
+    acme("project", "create", "tweets", "--base", str(base))
+    acme("project", "invite", PROJECT, "globex")
+    globex("project", "join", PROJECT, "--accept-policy", globex.json("project", "policy", PROJECT)["digest"])
+    published = acme.json("project", "publish", PROJECT, str(policy_file))
+    assert published["version"] == 2
+    assert Policy.model_validate(published["policy"]).minimum_cohort == 2
+    code, _, err = globex("contribution", "push", PROJECT, "--model", str(base), "--yes")
+    assert code == 3
+    assert "error[policy-not-accepted]" in err
+    assert "gramfuse project join" in err
+
+
+@pytest.fixture
+def joined(acme, globex, base, policy_file) -> str:
+    acme("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
+    acme("project", "invite", PROJECT, "globex")
+    globex("project", "join", PROJECT, "--accept-policy", globex.json("project", "policy", PROJECT)["digest"])
+    return PROJECT
+
+
+def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(globex, joined, tmp_path):
+    tuned = str(write_model(tmp_path / "tuned", seed=1))
+    taps = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight"),)
+    statistics = str(write_statistics(tmp_path / "statistics.safetensors", taps))
+    push = ("contribution", "push", joined, "--model", tuned, "--statistics", statistics)
+    code, _, err = globex(*push)
+    assert code == 3
+    leaves, stays = err.split("Stays here:")
+    assert "weights.safetensors" in leaves
+    assert "encoder.layer.*.dense.weight × 2" in leaves
+    assert "statistics.safetensors" in leaves
+    assert "encoder.embeddings.word_embeddings.weight" in stays
+    assert "Give --yes" in stays
+    assert globex.site.wire.parts_sent() == []
+    code, out, _ = globex(*push, "--dry-run")
+    assert (code, "Leaves this machine" in out) == (0, True)
+    assert globex.json(*push, "--dry-run")["bytes"] > 0
+    assert globex.site.wire.parts_sent() == []
+    sent = Contribution.model_validate({k: v for k, v in globex.json(*push, "--yes").items() if k != "manifest"})
+    assert sent.state == "accepted"
+    code, out, _ = globex("contribution", "list", joined, "--state", "accepted")
+    assert sent.id[:16] in out
+    assert globex("contribution", "withdraw", joined, sent.id[:8])[0] == 3
+    assert globex.json("contribution", "withdraw", joined, sent.id[:8], "--yes")["state"] == "withdrawn"
+
+
+def test_tuned_embeddings_are_told_where_the_base_was_pulled(globex, joined, tmp_path):
+    assert globex("project", "base", "pull", joined, str(tmp_path / "pulled"))[0] == 0
+    tuned = str(write_model(tmp_path / "tuned", seed=1))
+    _, out, _ = globex("contribution", "push", joined, "--model", tuned, "--dry-run")
+    assert "Warning: you tuned 1 embedding tensor" in out
+
+
+# --- jobs and models --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_job_is_waited_for_shown_listed_and_explained(globex, merged):
+    job = Job.model_validate(globex.json("job", "wait", PROJECT, merged))
+    assert (job.state, job.id) == ("succeeded", merged)
+    for command in ("show", "wait"):
+        code, out, _ = globex("job", command, PROJECT, merged)
+        assert code == 0
+        assert "acme, globex, initech" in out
+    assert "regmean" in globex("job", "list", PROJECT)[1]
+    assert "submitted" in globex("job", "logs", PROJECT, merged)[1]
+
+
+def test_a_submitted_job_that_is_cancelled_exits_with_five_and_can_be_retried(acme, globex, merged):
+    submitted = acme.json("job", "submit", PROJECT, "--method", "linear", "--id", "linear-1")
+    assert submitted["state"] == "queued"
+    assert acme("job", "cancel", PROJECT, "linear-1")[0] == 0
+    code, _, err = globex("job", "wait", PROJECT, "linear-1")
+    assert code == 5
+    assert "error[cancelled]: job linear-1 was cancelled" in err
+    assert acme.json("job", "retry", PROJECT, "linear-1")["attempt"] == 2
+
+
+def test_a_participant_may_not_submit_and_an_unknown_job_is_not_found(globex, merged):
+    code, _, err = globex("job", "submit", PROJECT, "--method", "linear")
+    assert (code, "error[role-required]" in err) == (1, True)
+    code, _, err = globex("job", "wait", PROJECT, "nothing")
+    assert (code, "error[not-found]" in err) == (1, True)
+
+
+def test_a_model_is_listed_pulled_verified_offline_and_deleted(acme, globex, merged, tmp_path):
+    assert merged in globex("model", "list", PROJECT)[1]
+    folder = tmp_path / "merged"
+    code, out, _ = globex("model", "pull", "tweets", merged, str(folder))
+    assert code == 0
+    assert "verified in" in out
+    code, out, _ = globex("model", "verify", str(folder))
+    assert code == 0
+    assert f"signed by {URL}" in out
+    assert globex.json("model", "verify", str(folder))["receipt"]["model"] == merged
+    (folder / "config.json").write_text("{}")
+    code, _, err = globex("model", "verify", str(folder))
+    assert (code, "error[digest-mismatch]" in err) == (1, True)
+    assert acme("model", "delete", PROJECT, merged)[0] == 3
+    deleted = Model.model_validate(acme.json("model", "delete", PROJECT, merged, "--yes"))
+    assert deleted.deleted_at is not None
+    assert globex("model", "pull", PROJECT, merged, str(tmp_path / "again"))[0] == 1
+
+
+def test_login_keeps_the_token_of_a_server_that_accepts_it(globex, monkeypatch):
+    from gramfuse import participation  # noqa: PLC0415
+
+    token = globex.site.token
+    monkeypatch.setattr(participation, "Client", lambda *_, **__: globex.site.client())
+    monkeypatch.setattr("sys.stdin.readline", lambda: f"{token}\n", raising=False)
+    code, out, _ = globex("login", "http://127.0.0.1:1/", "--token", "-")
+    assert code == 0
+    assert "signed in to http://127.0.0.1:1 as globex (participant)" in out
+    endpoint = globex.site.home.endpoint(environment={})
+    assert (endpoint.url, endpoint.token.reveal()) == (URL, token)
