@@ -149,7 +149,6 @@ def worker_configuration(settings: Settings, executor: str) -> DBOSConfig:
         serializer=DBOSPortableJSONSerializer(),
         run_migrations=False,  # `gramfuse-server db upgrade` does
         log_level="WARNING",
-        notification_listener_polling_interval_sec=POLLING_SECONDS,
     )
 
 

@@ -60,22 +60,6 @@ def workers_alive(world):
     return sum(row.stopped_at is None for row in rows(world, WorkerRow))
 
 
-def test_a_worker_accepts_contributions_merges_and_ends_on_sigterm(world, settings, tmp_path):
-    sealed(world)
-    with worker_process(settings, tmp_path / "worker.log") as process:
-        items = "/v1/admin/contributions"
-        wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
-        submit(world)
-        wait_for(lambda: job_state(world) not in {"queued", "running"}, what="the job's end")
-        assert job_state(world) == "succeeded", (tmp_path / "worker.log").read_text()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    (row,) = rows(world, WorkerRow)
-    assert row.stopped_at is not None
-    assert row.device.startswith("cpu")
-    assert row.memory_bytes > 0
-
-
 def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard(world, settings, tmp_path):
     accepted(world, settings)
     with (
@@ -103,13 +87,18 @@ def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard
     assert len(rows(world, ModelRow)) == 1
 
 
-def test_a_drained_workers_merge_goes_on_at_once_where_it_stopped(world, settings, tmp_path):
-    accepted(world, settings)
+def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_once(world, settings, tmp_path):
+    sealed(world)
+    items = "/v1/admin/contributions"
     with worker_process(settings, tmp_path / "a.log") as first:
+        wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
         submit(world)
         wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
+    (row,) = rows(world, WorkerRow)
+    assert row.stopped_at is not None
+    assert row.device.startswith("cpu")
     assert len(finished(world)) < len(rows(world, TaskRow))
     assert job_state(world) == "running"
     with worker_process(settings, tmp_path / "b.log", GRAMFUSE_WORKER_LEASE="PT60S"):
