@@ -1,6 +1,5 @@
 """The API process: everything that it needs is built and wired here. It never imports torch."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -18,6 +17,7 @@ from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.dashboard.pages import create_dashboard
 from gramfuse_server.database import open_database
+from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.logs import RequestLog
 from gramfuse_server.receipt_key import load_key, public_key
@@ -60,7 +60,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         jobs=JobQueue(database),
         clock=clock,
         receipt_key=public_key(load_key(settings.receipt_key)),
-        part_slots=asyncio.Semaphore(settings.concurrent_parts),
+        part_buffers=PartBuffers(settings.concurrent_parts),
     )
 
     @asynccontextmanager

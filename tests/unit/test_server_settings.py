@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from gramfuse_server.blobs import blob_key, open_blobs, part_key
 from gramfuse_server.database import database_url, open_database, reading, transaction
-from gramfuse_server.intake.parts import PartedFile, Slot, receive
+from gramfuse_server.intake.parts import PartBuffers, PartedFile, Slot, receive
 from gramfuse_server.intake.uploads import part_length
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
@@ -141,7 +141,10 @@ async def body_of(*chunks, pause=0.0):
 
 
 def receive_now(slot, *chunks, within=5.0, pause=0.0):
-    return asyncio.run(receive(body_of(*chunks, pause=pause), slot, within=timedelta(seconds=within)))
+    content = bytearray(slot.bytes)
+    body = body_of(*chunks, pause=pause)
+    asyncio.run(receive(body, slot, memoryview(content), within=timedelta(seconds=within)))
+    return bytes(content)
 
 
 def test_a_part_is_received_whatever_its_chunks():
@@ -169,6 +172,27 @@ def test_a_part_that_does_not_arrive_in_time_is_given_up_and_may_be_sent_again()
     with pytest.raises(UnavailableError) as caught:
         receive_now(slot_for(b"abcd"), b"ab", b"cd", within=0.05, pause=1.0)
     assert caught.value.retryable
+
+
+def test_memory_for_parts_is_bounded_and_the_next_part_waits_for_it():
+    async def play():
+        buffers, order = PartBuffers(2), []
+
+        async def part(number, size):
+            async with buffers.take(size) as content:
+                assert len(content) == size
+                order.append(f"+{number}")
+                await asyncio.sleep(0.01)
+                order.append(f"-{number}")
+
+        await asyncio.gather(*(part(number, 10 * number + 1) for number in range(6)))
+        return order
+
+    order, held = asyncio.run(play()), 0
+    for step in order:
+        held += 1 if step.startswith("+") else -1
+        assert held <= 2
+    assert len(order) == 12
 
 
 def test_a_file_in_parts_reads_like_the_file(blobs):

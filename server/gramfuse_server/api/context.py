@@ -1,8 +1,7 @@
 """What every endpoint is given: the services, the caller, and which part of a list was asked for."""
 
-import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Request, Security
@@ -15,6 +14,7 @@ from gramfuse_server.auth import Caller, authenticate
 from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading
+from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import (
@@ -47,8 +47,7 @@ class Services:
     clock: Clock
     receipt_key: str
     """The public half, base64."""
-    part_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(32))
-    """Parts received at once; the others wait, so that memory is bounded."""
+    part_buffers: PartBuffers
 
 
 def services(request: Request) -> Services:

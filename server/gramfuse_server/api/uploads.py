@@ -75,9 +75,9 @@ async def store_part(request: Request, response: Response, services: Services, s
 
     Nothing is stored unless the bytes are the announced ones; nothing is noted unless they are stored.
     """
-    async with services.part_slots:
+    async with services.part_buffers.take(slot.bytes) as content:
         try:
-            content = await receive(request.stream(), slot, within=services.settings.part_timeout)
+            await receive(request.stream(), slot, content, within=services.settings.part_timeout)
         except ClientDisconnect as error:
             msg = f"the connection ended before part {slot.number} of {slot.file} had arrived; send it again"
             raise PartOutOfRangeError(msg) from error

@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,6 +25,7 @@ from gramfuse_shared.errors import (
 )
 
 _HASHED_AT_ONCE: Final = limits.MIB
+_KEPT_BUFFERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +69,65 @@ def find_slot(
     return slot
 
 
-async def receive(body: AsyncIterable[bytes], slot: Slot, *, within: timedelta) -> bytearray:
-    """Read a part's body into memory, hashing in a thread while it arrives.
+class PartBuffers:
+    """Memory for the parts that arrive at the same time. When all is taken, the next part waits, unread."""
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._kept: list[bytearray] = []
+
+    @asynccontextmanager
+    async def take(self, size: int) -> AsyncIterator[memoryview]:
+        """Yield `size` bytes of memory, their content undefined. Some is kept: fresh pages cost as much as hashing."""
+        async with self._free:
+            buffer = self._kept.pop() if self._kept else bytearray()
+            if len(buffer) < size:
+                buffer = bytearray(size)
+            try:
+                yield memoryview(buffer)[:size]
+            finally:
+                if len(self._kept) < _KEPT_BUFFERS:
+                    self._kept.append(buffer)
+
+
+async def receive(body: AsyncIterable[bytes], slot: Slot, content: memoryview, *, within: timedelta) -> None:
+    """Read a part's body into `content`, hashing in a thread while it arrives.
 
     Raises:
         PartOutOfRangeError: more or fewer bytes than announced.
         DigestMismatchError: other bytes than announced.
         UnavailableError: the body did not arrive in time.
     """
-    content = bytearray(slot.bytes)
-    view = memoryview(content)
     digest = hashlib.sha256()
     filled = hashed = 0
+    hashing: asyncio.Future[None] | None = None
     try:
         async with asyncio.timeout(within.total_seconds()):
             async for chunk in body:
                 if filled + len(chunk) > slot.bytes:
                     msg = f"part {slot.number} of {slot.file} is longer than the {slot.bytes} bytes announced"
                     raise PartOutOfRangeError(msg)
-                view[filled : filled + len(chunk)] = chunk
+                content[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
                 if filled - hashed >= _HASHED_AT_ONCE:
-                    await asyncio.to_thread(digest.update, view[hashed:filled])
+                    if hashing is not None:
+                        await hashing
+                    piece = content[hashed:filled]
+                    hashing = asyncio.get_running_loop().run_in_executor(None, digest.update, piece)
                     hashed = filled
     except TimeoutError as error:
         msg = f"part {slot.number} of {slot.file} did not arrive within {within.total_seconds():g} s; send it again"
         raise UnavailableError(msg) from error
+    finally:
+        if hashing is not None:
+            await hashing  # the memory is given back next
     if filled != slot.bytes:
         msg = f"part {slot.number} of {slot.file} ended after {filled} of {slot.bytes} bytes"
         raise PartOutOfRangeError(msg)
-    await asyncio.to_thread(digest.update, view[hashed:])
+    await asyncio.to_thread(digest.update, content[hashed:])
     if digest.hexdigest() != slot.sha256:
         msg = f"the bytes of part {slot.number} of {slot.file} do not have the announced SHA-256; send it again"
         raise DigestMismatchError(msg)
-    return content
 
 
 def record_part(session: Session, slot: Slot, now: datetime) -> bool:
