@@ -10,7 +10,7 @@ from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transport import PATIENT, RetryRule, Transport, is_retryable
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
-from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnreadableError, TransportError
+from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnwritableError, TransportError
 
 PARTIAL_SUFFIX: Final = ".partial"
 _BLOCK_BYTES: Final = limits.MIB
@@ -44,7 +44,7 @@ def pull_folder(
         ConflictError: `folder` exists and holds something.
         DigestMismatchError: a file's bytes are not the announced ones.
         TransportError: the server could not be reached, or the stream broke too often.
-        FileUnreadableError: the disk refuses.
+        FileUnwritableError: the disk refuses.
     """
     require_new(folder)
     partial = partial_folder(folder)
@@ -59,7 +59,7 @@ def pull_folder(
         _publish(partial, folder)
     except OSError as error:
         msg = f"{error.filename or folder} cannot be written: {error.strerror}"
-        raise FileUnreadableError(msg) from error
+        raise FileUnwritableError(msg) from error
 
 
 def partial_folder(folder: Path) -> Path:

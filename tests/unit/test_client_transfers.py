@@ -16,7 +16,14 @@ from gramfuse.virtual_files import VirtualFile
 from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.digest import format_content_digest, sha256_hex
-from gramfuse_shared.errors import ConflictError, DigestMismatchError, GramfuseError, TransportError, UnavailableError
+from gramfuse_shared.errors import (
+    ConflictError,
+    DigestMismatchError,
+    FileUnwritableError,
+    GramfuseError,
+    TransportError,
+    UnavailableError,
+)
 
 PART = 4
 
@@ -279,3 +286,9 @@ def test_leftovers_of_another_download_do_not_come_along(tmp_path):
     (partial_folder(folder) / "pytorch_model.bin").write_bytes(b"old")
     pull(FileServer(), folder)
     assert {path.name for path in folder.iterdir()} == set(FILES)
+
+
+def test_a_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(FileUnwritableError, match="file"):
+        pull(FileServer(), tmp_path / "file" / "out")
