@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from gramfuse_server.jobs import (
 from gramfuse_server.merging import workflows
 from gramfuse_server.merging.merger import Merger
 from gramfuse_server.receipt_key import load_key
+from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
 from gramfuse_shared.contract.manifest import BaseManifest
@@ -79,6 +81,7 @@ class Worker:
         _require_current(self._database)
         blobs = open_blobs(settings.blobs)
         scratch = settings.scratch / self.name
+        self._device = choose_device(settings.device)
         self._merger = Merger(
             database=self._database,
             blobs=blobs,
@@ -88,7 +91,7 @@ class Worker:
             device=settings.device,
             clock=clock,
         )
-        self._inspector = Inspector(self._database, blobs, scratch, check_numbers, clock)
+        self._inspector = Inspector(self._database, blobs, scratch, partial(check_numbers, device=self._device), clock)
         self._supervisor = Supervisor(
             database=self._database,
             blobs=blobs,
@@ -100,8 +103,12 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stopping` is set, then drain and leave."""
+        with own_folder(self._settings.scratch, self.name):
+            self._run()
+
+    def _run(self) -> None:
         settings = self._settings
-        host = describe_host(choose_device(settings.device))
+        host = describe_host(self._device)
         with transaction(self._database) as session:
             heartbeats.enter(session, self.name, host, self._clock())
         DBOS(config=worker_configuration(settings, self.name))
@@ -155,8 +162,8 @@ class Worker:
         return thread
 
 
-def check_numbers(manifest: Manifest, paths: Mapping[str, Path]) -> None:
-    """Check every value of the assembled files of a manifest.
+def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torch.device | None = None) -> None:
+    """Check every value of the assembled files of a manifest; matrices are factorized on the device.
 
     Raises:
         WeightsInvalidError: weights hold NaN or infinity.
@@ -172,7 +179,7 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path]) -> None:
     if not isinstance(manifest, BaseManifest) and manifest.statistics is not None:
         with LocalFile(paths[manifest.statistics.file.name]) as source:
             file = TensorFile.open(source)
-            inspect_statistics(file, parse_statistics_metadata(file.header))
+            inspect_statistics(file, parse_statistics_metadata(file.header), device=device)
 
 
 def describe_host(device: torch.device) -> heartbeats.Host:

@@ -133,6 +133,15 @@ def test_the_recipe_is_explicit_and_the_card_says_what_was_done(world, worker):
     assert any("encoder.query.weight" in entry["parameters"] for entry in diagnostics)
 
 
+def test_a_chosen_dtype_stands_in_the_weights_and_in_the_configuration(world, worker):
+    published(world, worker, {"merge_method": "linear", "out_dtype": "bfloat16"})
+    merged = load(download(world, "model.safetensors"))
+    assert merged["encoder.query.weight"].dtype == torch.bfloat16
+    assert merged["encoder.position_ids"].dtype == torch.int64
+    # this base's configuration names no dtype, so it stays as it is
+    assert json.loads(download(world, "config.json")) == json.loads(make_base().files["config.json"])
+
+
 def test_a_range_of_a_model_file_is_a_range(world, worker):
     published(world, worker)
     whole = download(world, "model.safetensors")

@@ -85,6 +85,9 @@ def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard
         number: (1, worker) for number, worker in before.items()
     }
     assert len(rows(world, ModelRow)) == 1
+    with reading(world.services.database) as session:
+        table = workflow_table(session)
+        assert set(session.scalars(sqlalchemy.select(table.c.serialization))) == {"portable_json"}  # never pickle
 
 
 def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_once(world, settings, tmp_path):
@@ -132,7 +135,7 @@ def supervisor(world, settings):
 
 def workflow_table(session):
     """DBOS' own table of workflows."""
-    columns = [sqlalchemy.column(name) for name in ("workflow_uuid", "status", "executor_id")]
+    columns = [sqlalchemy.column(name) for name in ("workflow_uuid", "status", "executor_id", "serialization")]
     schema = None if session.get_bind().dialect.name == "sqlite" else "dbos"
     return sqlalchemy.table("workflow_status", *columns, schema=schema)
 

@@ -23,10 +23,12 @@ from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, 
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedContribution, Receipt, SignedReceipt
 from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.planning import INDEX_FILE_NAME
 from gramfuse_shared.version import __version__
 
 CARD_FILE_NAME: Final = "README.md"
+CONFIG_FILE_NAME: Final = "config.json"
 RECIPE_FILE_NAME: Final = "recipe.yaml"
 DIAGNOSTICS_FILE_NAME: Final = "diagnostics.json"
 SOFTWARE: Final = f"gramfuse {__version__}"
@@ -60,11 +62,13 @@ def prepare(
 ) -> Publication:
     """Write the small files' blobs and sign the receipt. Shards come from the tasks, all else from the base."""
     shards = tuple(_shard(task) for task in tasks)
-    written = [_put(blobs, name, content) for name, content in _small_files(inputs, attempt, tasks, now).items()]
+    small = _small_files(inputs, attempt, tasks, blobs, now)
+    written = [_put(blobs, name, content) for name, content in small.items()]
+    changed = {file.name for file in written}
     taken = tuple(
         FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256)
         for file in inputs.base.files
-        if file.tensors is None and file.name not in _OWN_FILES
+        if file.tensors is None and file.name not in _OWN_FILES | changed
     )
     receipt = Receipt(
         project=attempt.project,
@@ -147,15 +151,25 @@ def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | No
     return tasks if tasks and all(task.state == "succeeded" for task in tasks) else None
 
 
-def _small_files(inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], now: datetime) -> dict[str, bytes]:
+def _small_files(
+    inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], blobs: Blobs, now: datetime
+) -> dict[str, bytes]:
     diagnostics: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
     index = inputs.plan.index_json()
     recipe = inputs.recipe.model_dump(mode="json", exclude_none=True)
-    return {
+    files = {
         CARD_FILE_NAME: write_card(inputs, attempt, diagnostics, now).encode(),
         RECIPE_FILE_NAME: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
         DIAGNOSTICS_FILE_NAME: (json.dumps(diagnostics, indent=1) + "\n").encode(),
-    } | ({INDEX_FILE_NAME: index} if index is not None else {})
+    }
+    if index is not None:
+        files[INDEX_FILE_NAME] = index
+    if inputs.recipe.out_dtype is not None:
+        (config,) = (file for file in inputs.base.files if file.name == CONFIG_FILE_NAME)
+        files[CONFIG_FILE_NAME] = declare_dtype(
+            blobs.read(blob_key(config.sha256), 0, config.bytes), inputs.recipe.out_dtype
+        )
+    return files
 
 
 def _put(blobs: Blobs, name: str, content: bytes) -> FileEntry:
