@@ -60,22 +60,19 @@ def tune(desk: Desk, *, seed: int) -> None:
     tiny.write_tuned(desk.folder / "base", desk.folder / "tuned", seed=seed)
 
 
-def measure(desk: Desk) -> None:
+def measure(desk: Desk) -> Path:
     """Collect statistics as `gramfuse stats collect` does."""
     lines = (desk.folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     texts: list[Text] = [json.loads(line)["text"] for line in lines]
-    gramfuse.collect(desk.folder / "tuned", texts).save(desk.folder / "statistics.safetensors")
+    path = desk.folder / "statistics.safetensors"
+    gramfuse.collect(desk.folder / "tuned", texts).save(path)
+    return path
 
 
-def contribute(collaboration: Collaboration) -> None:
-    """Everybody tunes, measures and pushes."""
+def contribute(collaboration: Collaboration, *, statistics: bool = True) -> None:
+    """Everybody tunes, measures and pushes; without statistics, weights alone."""
     for seed, desk in enumerate(collaboration.desks, start=1):
         tune(desk, seed=seed)
-        measure(desk)
+        measured = measure(desk) if statistics else None
         with desk.client() as client:
-            client.push(
-                collaboration.project,
-                model=desk.folder / "tuned",
-                statistics=desk.folder / "statistics.safetensors",
-                confirm=lambda _: True,
-            )
+            client.push(collaboration.project, model=desk.folder / "tuned", statistics=measured, confirm=lambda _: True)

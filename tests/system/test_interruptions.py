@@ -5,6 +5,7 @@ import hashlib
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 from support import tiny
 from support.collaboration import begin, contribute, tune
@@ -13,6 +14,8 @@ from support.wire import Exchange, wire_to
 
 # three megabytes a layer, so that a merge is many tasks and an upload many parts
 WIDE = functools.partial(tiny.write_base, hidden=256, layers=6)
+# two tensors of four megabytes, each a file by itself
+LARGE_FILES = functools.partial(tiny.write_base, hidden=512, layers=1)
 
 
 def _finished_files(log) -> list[str]:
@@ -129,8 +132,8 @@ def test_after_the_api_was_killed_in_an_upload_push_sends_only_what_is_missing(d
 
 def test_a_killed_pull_resumes_and_a_corrupted_byte_is_found_and_never_renamed(deployment):
     with wire_to(lambda: deployment.port) as wire:
-        collaboration = begin(deployment, ["pull-a", "pull-b", "pull-c"], WIDE, url=wire.url)
-        contribute(collaboration)
+        collaboration = begin(deployment, ["pull-a", "pull-b", "pull-c"], LARGE_FILES, url=wire.url)
+        contribute(collaboration, statistics=False)
         acme, globex, _ = collaboration.desks
         acme.gramfuse("job", "submit", collaboration.project, "--method", "linear", "--id", "merged", "--wait")
         files = acme.get(collaboration.path("/models/merged"))["files"]
@@ -142,8 +145,12 @@ def test_a_killed_pull_resumes_and_a_corrupted_byte_is_found_and_never_renamed(d
         wire.forget()
         puller: list[subprocess.Popen[str]] = []
 
+        def growing() -> list[Path]:
+            return list((globex.folder / "merged.partial").glob("*.part"))
+
         def kill_the_client(exchange: Exchange, block: bytes) -> bytes:
             if exchange.path.endswith(weights) and exchange.answered_bytes > size // 2:
+                wait_until(lambda: any(path.stat().st_size for path in growing()), seconds=30, what="bytes on the disk")
                 kill(puller[0])
             return block
 
