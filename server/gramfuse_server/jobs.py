@@ -100,6 +100,19 @@ class JobQueue:
         reason = f"cancelled: contribution {contribution} was withdrawn"
         return [job for project, job in rows if self.cancel(session, project=project, job=job, now=now, reason=reason)]
 
+    def hand_back(self, executor: str) -> list[str]:
+        """Put a worker's pending workflows back into their queues, as if nobody had tried them; return their ids.
+
+        For a worker that ends in good order and runs nothing any more. Those of one that died are taken over instead,
+        which counts the tries, so that a job that kills its workers ends.
+        """
+        pending = self._client.list_workflows(
+            status="PENDING", executor_id=executor, load_input=False, load_output=False
+        )
+        for workflow in pending:
+            self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        return [workflow.workflow_id for workflow in pending]
+
     def _enqueue(self, session: Session, queue: str, workflow: str, workflow_id: str, *arguments: str | int) -> None:
         self._client.enqueue_in_transaction(
             session,

@@ -26,6 +26,7 @@ from gramfuse_server.jobs import (
     MERGES,
     POLLING_SECONDS,
     SHARDS,
+    JobQueue,
     worker_configuration,
 )
 from gramfuse_server.merging import workflows
@@ -136,13 +137,14 @@ class Worker:
         self._stopping.wait()
         _log.info("worker drains", worker=self.name)
         DBOS.destroy(workflow_completion_timeout_sec=DRAIN_SECONDS, destroy_registry=True)
+        handed_back = JobQueue(self._database).hand_back(self.name)
         self._ended.set()
         for duty in duties:
             duty.join()
         with transaction(self._database) as session:
             heartbeats.leave(session, self.name, self._clock())
         self._database.close()
-        _log.info("worker stopped", worker=self.name)
+        _log.info("worker stopped", worker=self.name, handed_back=handed_back)
 
     def _beat(self) -> None:
         with transaction(self._database) as session:
