@@ -148,7 +148,7 @@ def receive_now(slot, *chunks, within=5.0, pause=0.0):
 
 
 def test_a_part_is_received_whatever_its_chunks():
-    content = os.urandom(3 * limits.MIB + 17)
+    content = os.urandom(9 * limits.MIB + 17)
     for size in (len(content), 65_536, 999_983):
         chunks = [content[start : start + size] for start in range(0, len(content), size)]
         assert receive_now(slot_for(content), *chunks) == content

@@ -24,7 +24,7 @@ from gramfuse_shared.errors import (
     UnavailableError,
 )
 
-_HASHED_AT_ONCE: Final = limits.MIB
+_HASHED_AT_ONCE: Final = 4 * limits.MIB
 _KEPT_BUFFERS: Final = 4
 
 
