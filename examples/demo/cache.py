@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,21 +15,24 @@ LIBRARIES: Final = ("torch", "transformers", "tokenizers")
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A folder of finished folders, each named by its key."""
+    """A folder of finished folders, each named by its key. What is not finished bears another name."""
 
     folder: Path
 
-    def obtain(self, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-        """Return the folder of this key and whether it was there; what is missing is made beside and then renamed."""
-        kept = self.folder / key
-        if kept.exists():
-            return kept, True
+    def kept(self, key: str) -> Path:
+        """Where the finished folder of this key is, or will be."""
+        return self.folder / key
+
+    def begin(self, key: str) -> Path:
+        """Return an empty folder to make the contents in."""
         unfinished = self.folder / f"{key}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        make(unfinished)
-        unfinished.rename(kept)
-        return kept, False
+        return unfinished
+
+    def finish(self, key: str) -> None:
+        """Keep what was made."""
+        (self.folder / f"{key}.unfinished").rename(self.kept(key))
 
 
 def training_key(base: Path, sentences: Path, programs: Iterable[Path], options: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("sentences", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     arguments = parser.parse_args()
 
     model = AutoModelForTokenClassification.from_pretrained(arguments.base)

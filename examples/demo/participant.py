@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cache import Cache, training_key
 from corpus import read_sentences, write_sentences
-from processes import Processes, Shell, console
+from processes import Command, Processes, Shell, console
 from settings import HERE, PROJECT, Domain, Size
 
 BASE, TRAIN, TUNED, STATISTICS = "base", "train.jsonl", "tuned", "statistics.safetensors"
@@ -25,6 +25,11 @@ class Participant:
     processes: Processes
 
     @property
+    def name(self) -> str:
+        """The organization's name, which is its domain's."""
+        return self.domain.name
+
+    @property
     def folder(self) -> Path:
         """Where this organization keeps everything."""
         return self.shell.folder
@@ -33,14 +38,14 @@ class Participant:
 
     def create_project(self, *, policy: Path) -> None:
         """Build a task-ready base model and create the project with it."""
-        self._python("base.py", BASE)
+        self.processes.run(self._python("base.py", BASE))
         shutil.copy(policy, self.folder / "policy.yaml")
         _, _, name = PROJECT.partition(".")
         self._gramfuse("project", "create", name, "--base", BASE, "--policy", "policy.yaml")
 
     def invite(self, other: "Participant") -> None:
         """Let another organization see the project."""
-        self._gramfuse("project", "invite", PROJECT, other.domain.name)
+        self._gramfuse("project", "invite", PROJECT, other.name)
 
     def merge(self, method: str, *, job: str) -> None:
         """Submit a job and wait for it."""
@@ -55,36 +60,22 @@ class Participant:
 
     def join(self) -> None:
         """Accept the project's policy by its digest, which binds this organization to just that text."""
-        command = ["gramfuse", "project", "show", PROJECT, "--format", "json"]
-        project = json.loads(self.processes.read(self.shell, command, log=self.log))
+        show = Command(self.shell, ["gramfuse", "project", "show", PROJECT, "--format", "json"], self.log)
+        project = json.loads(self.processes.read(show))
         self._gramfuse("project", "join", PROJECT, "--accept-policy", project["policy"]["digest"])
 
     def pull_base(self) -> None:
         """Fetch the base model that everybody fine-tunes."""
         self._gramfuse("project", "base", "pull", PROJECT, BASE)
 
-    def finetune(self, cache: Cache, size: Size) -> None:
-        """Fine-tune the base on this organization's text, unless an earlier run did just that."""
-        sentences = self.folder / TRAIN
-        write_sentences(sentences, read_sentences(self.domain.sentences("train"), at_most=size.train_sentences))
-        options = ["--epochs", str(size.epochs)]
-        programs = [HERE / "finetune.py", HERE / "corpus.py"]
-        key = training_key(self.folder / BASE, sentences, programs, options)
-        kept, known = cache.obtain(key, lambda target: self._python("finetune.py", BASE, TRAIN, str(target), *options))
-        if known:
-            console.print(f"[dim]trained by an earlier run: {os.path.relpath(kept)}[/]")
-        (self.folder / TUNED).symlink_to(kept, target_is_directory=True)
-
-    def collect(self) -> None:
+    def collecting(self) -> Command:
         """Measure the tuned model's layer inputs on the text that it was tuned on."""
-        self._gramfuse(
-            "stats", "collect", "--model", TUNED, "--texts", TRAIN, "--tokens", "tokens", "--out", STATISTICS
-        )
+        files = ["--model", TUNED, "--texts", TRAIN, "--tokens", "tokens", "--out", STATISTICS]
+        return Command(self.shell, ["gramfuse", "stats", "collect", *files])
 
     def push(self) -> None:
         """Send what the policy allows of the weights and statistics."""
-        files = ["--model", TUNED, "--statistics", STATISTICS, "--base", BASE]
-        self._gramfuse("contribution", "push", PROJECT, *files, "--yes")
+        self._gramfuse("contribution", "push", PROJECT, "--model", TUNED, "--statistics", STATISTICS, "--yes")
 
     def pull(self, model: str) -> Path:
         """Fetch a merged model and check its files against its signed receipt."""
@@ -92,24 +83,48 @@ class Participant:
         self._gramfuse("model", "verify", model)
         return self.folder / model
 
+    # --- training and testing: nothing of gramfuse -----------------------------------------------------------------
+
+    def training_key(self, size: Size) -> str:
+        """Lay out this organization's text, and name what training on it will yield."""
+        sentences = self.folder / TRAIN
+        write_sentences(sentences, read_sentences(self.domain.sentences("train"), at_most=size.train_sentences))
+        return training_key(self.folder / BASE, sentences, [HERE / "finetune.py", HERE / "corpus.py"], _options(size))
+
+    def training(self, target: Path, size: Size) -> Command:
+        """Fine-tune the base on this organization's text."""
+        return self._python("finetune.py", BASE, TRAIN, os.path.relpath(target, self.folder), *_options(size))
+
+    def testing(self, models: Mapping[str, Path], tests: Mapping[str, Path]) -> Command:
+        """Measure models on test sets; prints {model: {test set: entity F1 in percent}}."""
+        named = [f"--model={name}={os.path.relpath(folder, self.folder)}" for name, folder in models.items()]
+        named += [f"--test={name}={os.path.relpath(file, self.folder)}" for name, file in tests.items()]
+        return self._python("evaluate.py", *named)
+
     # --- how a command is run --------------------------------------------------------------------------------------
 
     def _gramfuse(self, *arguments: str, typed: str | None = None) -> None:
-        self.processes.run(self.shell, ["gramfuse", *arguments], typed=typed)
+        self.processes.run(Command(self.shell, ["gramfuse", *arguments]), typed=typed)
 
-    def _python(self, program: str, *arguments: str) -> None:
-        path = os.path.relpath(HERE / program, self.folder)
-        self.processes.run(self.shell, ["python", path, *arguments], log=self.log)
+    def _python(self, program: str, *arguments: str) -> Command:
+        return Command(self.shell, ["python", os.path.relpath(HERE / program, self.folder), *arguments], self.log)
 
 
-def evaluate(
-    participant: Participant, models: Mapping[str, Path], tests: Sequence[tuple[str, Path]]
-) -> dict[str, dict[str, float]]:
-    """Measure models on test sets: {model: {test set: entity F1 in percent}}."""
-    command = ["python", os.path.relpath(HERE / "evaluate.py", participant.folder)]
-    command += [f"--model={name}={os.path.relpath(folder, participant.folder)}" for name, folder in models.items()]
-    command += [f"--test={name}={os.path.relpath(file, participant.folder)}" for name, file in tests]
-    scores: dict[str, dict[str, float]] = json.loads(
-        participant.processes.read(participant.shell, command, log=participant.log)
+def finetune(participants: Sequence[Participant], cache: Cache, size: Size) -> None:
+    """Fine-tune at the same time, except for those that an earlier run trained with just this input."""
+    keys = {participant.name: participant.training_key(size) for participant in participants}
+    missing = [participant for participant in participants if not cache.kept(keys[participant.name]).exists()]
+    participants[0].processes.run_together(
+        [participant.training(cache.begin(keys[participant.name]), size) for participant in missing]
     )
-    return scores
+    for participant in missing:
+        cache.finish(keys[participant.name])
+    for participant in participants:
+        kept = cache.kept(keys[participant.name])
+        (participant.folder / TUNED).symlink_to(kept, target_is_directory=True)
+        if participant not in missing:
+            console.print(f"[dim]{participant.name} was trained by an earlier run: {os.path.relpath(kept)}[/]")
+
+
+def _options(size: Size) -> list[str]:
+    return ["--epochs", str(size.epochs)]

@@ -7,11 +7,12 @@ Environment:
 """
 
 import fcntl
+import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import Final
 
 from cache import Cache
 from corpus import read_sentences, write_sentences
-from participant import TUNED, Participant, evaluate
+from participant import TUNED, Participant, finetune
 from processes import CommandFailedError, Processes, Shell, console
 from report import Report, print_table, write_page, write_summary
 from rich.rule import Rule
 from service import Service, create_token, start_service
-from settings import DOMAINS, REGMEAN, SIMPLE, SIZES, UNSEEN, Size
+from settings import DOMAINS, REGMEAN, SIMPLE, SIZES, UNSEEN, Domain, Size
 
 KEPT_FOLDERS: Final = ("cache",)  # all else in the demo's folder is one run's
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -55,56 +56,66 @@ def play(processes: Processes, folder: Path, size: Size, *, lock: int) -> tuple[
     with stages.stage("service", "The operator starts an API and a worker"):
         service = start_service(processes, folder / "server", logs, environment, lock=lock)
 
-    with stages.stage("sign in", "Each organization gets a token of its own and signs in"):
+    with stages.stage("sign in", "Each organization gets a token and signs in"):
         participants = [
-            enter(processes, service, folder / domain.name, logs, environment, number)
+            enter(processes, service, folder / domain.name, logs, environment, domain, coordinates=number == 0)
             for number, domain in enumerate(DOMAINS)
         ]
-    coordinator = participants[0]
+    coordinator, *others = participants
 
-    with stages.stage("project", "One creates the project, everybody accepts its policy and fetches its base model"):
+    with stages.stage("project", "One creates the project, the others join and fetch its base model"):
         coordinator.create_project(policy=size.policy)
-        for participant in participants[1:]:
+        for participant in others:
             coordinator.invite(participant)
         for participant in participants:
             participant.join()
-            if participant is not coordinator:
-                participant.pull_base()
+        for participant in others:
+            participant.pull_base()
 
-    # The compute stages take turns: two at once on two cores would each take more than twice as long.
-    for participant in participants:
-        name = participant.domain.name
-        with stages.stage(f"fine-tune {name}", f"{name} fine-tunes the base on its own text"):
-            participant.finetune(cache, size)
-    for participant in participants:
-        name = participant.domain.name
-        with stages.stage(f"statistics {name}", f"{name} measures its layers' inputs"):
-            participant.collect()
+    for turn in turns(participants, size.at_once):
+        names = ", ".join(participant.name for participant in turn)
+        with stages.stage(f"fine-tune {names}", f"{names}: fine-tune the base on own text"):
+            finetune(turn, cache, size)
+    for turn in turns(participants, size.at_once):
+        names = ", ".join(participant.name for participant in turn)
+        with stages.stage(f"statistics {names}", f"{names}: measure the layers' inputs"):
+            processes.run_together([participant.collecting() for participant in turn])
     with stages.stage("push", "Everybody pushes what the policy allows"):
         for participant in participants:
             participant.push()
 
-    with stages.stage("merge", "The coordinator merges twice: the simple average, and RegMean"):
+    with stages.stage("merge", "The coordinator merges: a simple average, and RegMean"):
         coordinator.merge("linear", job=SIMPLE)
         coordinator.merge("regmean", job=REGMEAN)
     with stages.stage("pull", "The models come back and are verified"):
         merged = {SIMPLE: coordinator.pull(SIMPLE), REGMEAN: coordinator.pull(REGMEAN)}
-        for participant in participants[1:]:
+        for participant in others:
             participant.pull(REGMEAN)
 
-    with stages.stage("evaluate", "Every model is tested on every domain, and on one that nobody trained on"):
-        models = {participant.domain.name: participant.folder / TUNED for participant in participants} | merged
-        scores = evaluate(coordinator, models, write_tests(folder / "tests", size))
+    with stages.stage("evaluate", "Every model is tested on every domain"):
+        models = {participant.name: participant.folder / TUNED for participant in participants} | merged
+        scores = json.loads(processes.read(coordinator.testing(models, write_tests(folder / "tests", size))))
 
     return Report(size.name, scores, stages.seconds), service
 
 
+def turns(participants: Sequence[Participant], at_once: int) -> list[Sequence[Participant]]:
+    """Who computes together, one turn after the other."""
+    return [participants[first : first + at_once] for first in range(0, len(participants), at_once)]
+
+
 def enter(
-    processes: Processes, service: Service, folder: Path, logs: Path, environment: Mapping[str, str], number: int
+    processes: Processes,
+    service: Service,
+    folder: Path,
+    logs: Path,
+    environment: Mapping[str, str],
+    domain: Domain,
+    *,
+    coordinates: bool,
 ) -> Participant:
     """Create an organization on the server, and its folder and home on this machine; sign it in."""
-    domain = DOMAINS[number]
-    role = "coordinator" if number == 0 else "participant"
+    role = "coordinator" if coordinates else "participant"
     token = create_token(processes, service, domain.name, role, log=logs / "operator.log")
     folder.mkdir()
     shell = Shell(domain.name, folder, {**environment, "GRAMFUSE_HOME": str(folder / "home")})
@@ -113,12 +124,12 @@ def enter(
     return participant
 
 
-def write_tests(folder: Path, size: Size) -> list[tuple[str, Path]]:
+def write_tests(folder: Path, size: Size) -> dict[str, Path]:
     """Write the test set of each domain, as much of it as this size takes."""
     folder.mkdir()
-    tests = [(domain.name, folder / f"{domain.name}.jsonl") for domain in (*DOMAINS, UNSEEN)]
-    for domain, (_, file) in zip((*DOMAINS, UNSEEN), tests, strict=True):
-        write_sentences(file, read_sentences(domain.sentences("test"), at_most=size.test_sentences))
+    tests = {domain.name: folder / f"{domain.name}.jsonl" for domain in (*DOMAINS, UNSEEN)}
+    for domain in (*DOMAINS, UNSEEN):
+        write_sentences(tests[domain.name], read_sentences(domain.sentences("test"), at_most=size.test_sentences))
     return tests
 
 

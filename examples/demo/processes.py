@@ -33,10 +33,19 @@ class Shell:
     folder: Path
     environment: Mapping[str, str]
 
-    def show(self, command: Sequence[str]) -> None:
+    def show(self, command: Sequence[str], *, suffix: str = "") -> None:
         """Print a command as this user would type it."""
         console.print(f"[bold cyan]{self.name}$[/] ", end="")
-        console.print(shlex.join(command), markup=False)
+        console.print(shlex.join(command) + suffix, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that somebody is to run; its standard error goes to a log if one is given."""
+
+    shell: Shell
+    words: Sequence[str]
+    log: Path | None = None
 
 
 @dataclass(slots=True)
@@ -63,27 +72,40 @@ class Processes:
                 _stop(process)
             self._running.clear()
 
-    def run(self, shell: Shell, command: Sequence[str], *, log: Path | None = None, typed: str | None = None) -> None:
-        """Run a command to its end, its output on the terminal, or its standard error in a log.
+    def run(self, command: Command, *, typed: str | None = None) -> None:
+        """Run a command to its end, its output on the terminal; `typed` is its standard input.
 
         Raises:
             CommandFailedError: it failed.
         """
-        self._finish(shell, command, stdout=None, log=log, typed=typed)
+        self._end(command, self._begin(command, stdout=None), typed)
 
-    def read(self, shell: Shell, command: Sequence[str], *, log: Path | None = None) -> str:
+    def read(self, command: Command) -> str:
         """Run a command and return its standard output.
 
         Raises:
             CommandFailedError: it failed.
         """
-        return self._finish(shell, command, stdout=subprocess.PIPE, log=log, typed=None)
+        return self._end(command, self._begin(command, stdout=subprocess.PIPE))
+
+    def run_together(self, commands: Sequence[Command]) -> None:
+        """Run several commands at the same time, and print the output of each when it has ended.
+
+        Raises:
+            CommandFailedError: one of them failed.
+        """
+        if len(commands) == 1:
+            self.run(commands[0])  # nobody else writes to the terminal meanwhile
+            return
+        running = [self._begin(command, stdout=subprocess.PIPE) for command in commands]
+        for command, process in zip(commands, running, strict=True):
+            console.print(self._end(command, process), end="", markup=False)
 
     def start(
         self, shell: Shell, command: Sequence[str], *, log: Path, inherited: Sequence[int] = ()
     ) -> subprocess.Popen[str]:
         """Start a program that runs until the block is left, its output in a log."""
-        shell.show([*command, "&"])
+        shell.show(command, suffix=" &")
         with log.open("w", encoding="utf-8") as output:
             return self._spawn(
                 shell, command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, inherited=inherited
@@ -93,16 +115,17 @@ class Processes:
         """Let the running programs live on after the block."""
         self._running.clear()
 
-    def _finish(
-        self, shell: Shell, command: Sequence[str], *, stdout: int | None, log: Path | None, typed: str | None
-    ) -> str:
-        shell.show(command)
-        with (log or Path(os.devnull)).open("a", encoding="utf-8") as stream:
-            process = self._spawn(shell, command, stdin=subprocess.PIPE, stdout=stdout, stderr=stream if log else None)
-            output, _ = process.communicate(typed)
+    def _begin(self, command: Command, *, stdout: int | None) -> subprocess.Popen[str]:
+        command.shell.show(command.words)
+        with (command.log or Path(os.devnull)).open("a", encoding="utf-8") as log:
+            stderr = log if command.log else None
+            return self._spawn(command.shell, command.words, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
+
+    def _end(self, command: Command, process: subprocess.Popen[str], typed: str | None = None) -> str:
+        output, _ = process.communicate(typed)
         self._running.remove(process)
         if process.returncode != 0:
-            raise CommandFailedError(_describe_end(process, log))
+            raise CommandFailedError(_describe_end(process, command.log))
         return output or ""
 
     def _spawn(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from processes import Processes, Shell, require_running
+from processes import Command, Processes, Shell, require_running
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
@@ -38,7 +38,7 @@ def start_service(
     """
     folder.mkdir()
     operator = Shell("operator", folder, {**environment, "GRAMFUSE_SERVER_HOME": str(folder)})
-    processes.read(operator, ["gramfuse-server", "init"], log=logs / "init.log")
+    processes.read(Command(operator, ["gramfuse-server", "init"], logs / "operator.log"))
     api_log, worker_log, port_file = logs / "api.log", logs / "worker.log", folder / "port"
     serve = ["gramfuse-server", "serve", "--host", HOST, "--port", "0", "--port-file", port_file.name]
     api = processes.start(operator, serve, log=api_log, inherited=[lock])
@@ -56,9 +56,9 @@ def start_service(
 
 def create_token(processes: Processes, service: Service, organization: str, role: str, *, log: Path) -> str:
     """Create an organization and a token for it, as the operator does; the token is shown to nobody else."""
-    processes.run(service.operator, ["gramfuse-server", "org", "create", organization], log=log)
-    command = ["gramfuse-server", "token", "create", "--org", organization, "--role", role]
-    return processes.read(service.operator, command, log=log).strip()
+    processes.run(Command(service.operator, ["gramfuse-server", "org", "create", organization], log))
+    create = ["gramfuse-server", "token", "create", "--org", organization, "--role", role]
+    return processes.read(Command(service.operator, create, log)).strip()
 
 
 def _is_ready(port: int) -> bool:
