@@ -66,7 +66,7 @@ worker: $(STAMP) ## Start one worker beside `make serve`
 
 # A bare CUDA machine has no .venv of ours: any Python with torch, transformers, safetensors, numpy, pydantic, pytest.
 gpu: ## Tests that need a CUDA device (GPU_PYTHON=python3; needs no installation of gramfuse)
-	PYTHONPATH=client:server:shared $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
+	PYTHONPATH=client:server:shared:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
 		-c tests/gpu/pytest.ini --rootdir . tests/gpu
 
 clean: ## Remove what the commands above made, but not the demo's trained models

@@ -1,22 +1,14 @@
 """The same mathematics on a CUDA device: equal to the definition, the same bits twice, nothing on the wrong device."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the bare machine's pytest.ini names no path
 
 from fusion_oracle import least_squares, make_contributors, merge, relative_error
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.execution import choose_device
 from merging_cases import merge_models, random_models, recipe_of
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("width", [1, 127, 300, 768])
