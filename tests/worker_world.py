@@ -27,6 +27,7 @@ from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMet
 from gramfuse_shared.fusion.packing import pack
 from server_world import BODY_TENSORS, WIDTH, Files, World, make_tap
 
+MEMBERS = ("acme", "globex", "initech")
 ROWS = 500
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from pydantic import SecretStr
 
 from gramfuse_server import jobs, receipt_key, schema
 from gramfuse_server.app import create_app
-from gramfuse_server.database import open_database
+from gramfuse_server.database import Database, open_database
 from gramfuse_server.settings import Settings
+from gramfuse_server.sweeping import delete_spent_bytes
 from server_world import ManualClock, World
 
 # Two workers of pytest-xdist take one database each.
@@ -71,23 +73,28 @@ def new_empty_database_url(database_kind, tmp_path_factory, request) -> Callable
 
 
 @pytest.fixture(scope="session")
-def new_database_url(database_kind, tmp_path_factory, request) -> Callable[[], SecretStr]:
-    """Makes the URL of a fresh, migrated database."""
+def copy_database(database_kind, tmp_path_factory, request) -> Callable[[SecretStr], SecretStr]:
+    """Makes the URL of a copy of a database that nobody has open."""
     if database_kind == "sqlite":
-        template = tmp_path_factory.mktemp("template") / "gramfuse.sqlite"
-        migrate(SecretStr(f"sqlite:///{template}"), template.parent)
 
-        def copy() -> SecretStr:
+        def copy(url: SecretStr) -> SecretStr:
             path = tmp_path_factory.mktemp("database") / "gramfuse.sqlite"
-            shutil.copyfile(template, path)
+            shutil.copyfile(sqlalchemy.make_url(url.get_secret_value()).database, path)
             return SecretStr(f"sqlite:///{path}")
 
         return copy
     server = request.getfixturevalue("postgresql")
-    migrated = _create_postgresql_database(server)
+    return lambda url: _create_postgresql_database(
+        server, template=sqlalchemy.make_url(url.get_secret_value()).database
+    )
+
+
+@pytest.fixture(scope="session")
+def new_database_url(new_empty_database_url, copy_database, tmp_path_factory) -> Callable[[], SecretStr]:
+    """Makes the URL of a fresh, migrated database."""
+    migrated = new_empty_database_url()
     migrate(migrated, tmp_path_factory.mktemp("template"))
-    name = sqlalchemy.make_url(migrated.get_secret_value()).database
-    return lambda: _create_postgresql_database(server, template=name)
+    return lambda: copy_database(migrated)
 
 
 def migrate(url: SecretStr, home: Path) -> None:
@@ -95,6 +102,11 @@ def migrate(url: SecretStr, home: Path) -> None:
     database = open_database(url)
     schema.upgrade(database)
     jobs.migrate(Settings(home=home, database_url=url))
+    close_for_copying(database)
+
+
+def close_for_copying(database: Database) -> None:
+    """Close a database so that its file, where it is one, is all of it."""
     with database.write.connect() as connection:
         if connection.dialect.name == "sqlite":
             connection.connection.driver_connection.rollback()
@@ -148,3 +160,49 @@ def make_world(settings, clock, portal) -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def world(make_world) -> World:
     return make_world()
+
+
+@dataclass(frozen=True)
+class ReadyTemplate:
+    """A server with a project of three organizations whose contributions are accepted; copied for every test."""
+
+    database: SecretStr
+    home: Path
+    world: World
+
+
+@pytest.fixture(scope="session")
+def ready_template(new_database_url, portal, tmp_path_factory) -> ReadyTemplate:
+    """Made once, by hand of a worker in this process."""
+    from worker_world import MEMBERS, InProcessWorker, contribute  # noqa: PLC0415 - torch, for those who need it
+
+    made = Settings(home=tmp_path_factory.mktemp("ready"), database_url=new_database_url(), part_bytes=1024)
+    receipt_key.create_key(made.receipt_key)
+    world = World(create_app(made, clock=ManualClock()), ManualClock(), portal)
+    project = world.project(*MEMBERS)
+    for seed, member in enumerate(MEMBERS):
+        contribute(world, project, member, seed)
+    assert InProcessWorker(world, made).inspect_all() == ["accepted"] * len(MEMBERS)
+    assert world.operator.get("/healthz").status_code == 200
+    delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
+    close_for_copying(world.services.database)
+    return ReadyTemplate(database=made.database_url, home=made.home, world=world)
+
+
+@pytest.fixture
+def ready_settings(ready_template, copy_database, tmp_path) -> Settings:
+    """Settings of a copy of the ready server."""
+    home = shutil.copytree(ready_template.home, tmp_path / "ready")
+    return Settings(home=home, database_url=copy_database(ready_template.database), part_bytes=1024)
+
+
+@pytest.fixture
+def ready(ready_template, ready_settings, portal):
+    """The ready server and a worker in this process, called by hand."""
+    from worker_world import InProcessWorker  # noqa: PLC0415 - torch, for those who need it
+
+    clock = ManualClock()
+    clock.advance(hours=1)
+    world = World(create_app(ready_settings, clock=clock), clock, portal, dict(ready_template.world._tokens))
+    yield world, InProcessWorker(world, ready_settings)
+    world.services.database.close()

@@ -7,24 +7,20 @@ from gramfuse_server.database import transaction
 from gramfuse_server.merging import attempts
 from gramfuse_shared.errors import FileUnreadableError
 from server_world import problem
-from worker_world import InProcessWorker, contribute
+from worker_world import contribute
 
 PROJECT = "acme.tweets"
 PAGES = ("workers", "projects", "contributions", "jobs", "audit-log")
 
 
 @pytest.fixture
-def worker(world, settings):
-    return InProcessWorker(world, settings)
+def world(ready):
+    return ready[0]
 
 
 @pytest.fixture
-def project(world, worker):
-    project = world.project("acme", "globex")
-    for seed, member in enumerate(("acme", "globex")):
-        contribute(world, project, member, seed)
-    worker.inspect_all()
-    return project
+def worker(ready):
+    return ready[1]
 
 
 def submit(world, job):
@@ -39,37 +35,37 @@ def enter(world, name):
 
 
 @pytest.mark.parametrize("path", ["overview", "storage", *PAGES])
-def test_only_operators_have_it(world, project, path):
+def test_only_operators_have_it(world, path):
     assert world.operator.get(f"/v1/admin/{path}").status_code == 200
     problem(world.coordinator("acme").get(f"/v1/admin/{path}"), 403, "role-required")
     problem(world.client().get(f"/v1/admin/{path}"), 401, "unauthenticated")
 
 
-def test_the_overview_counts_everything(world, worker, project):
+def test_the_overview_counts_everything(world, worker):
     submit(world, "good")
     worker.run(PROJECT, "good")
     submit(world, "bad")
     worker.merger.fail(worker.attempt(PROJECT, "bad"), FileUnreadableError("the disk is gone"))
-    contribute(world, project, "acme", 7)
+    contribute(world, world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json(), "acme", 7)
     enter(world, "w1")
     seen = world.operator.get("/v1/admin/overview").json()
     assert seen["workers_alive"] == 1
-    assert (seen["organizations"], seen["projects"], seen["models"]) == (2, 1, 1)
-    assert seen["contributions"] == {"accepted": 2, "sealed": 1}
+    assert (seen["organizations"], seen["projects"], seen["models"]) == (3, 1, 1)
+    assert seen["contributions"] == {"accepted": 3, "sealed": 1}
     assert seen["jobs"] == {"succeeded": 1, "failed": 1}
     assert [job["error"]["message"] for job in seen["recent_failures"]] == ["the disk is gone"]
     assert seen["storage"] == world.operator.get("/v1/admin/storage").json()
     assert seen["storage"]["open_upload_bytes"] > 0
 
 
-def test_storage_is_what_the_blob_store_holds(world, worker, project):
+def test_storage_is_what_the_blob_store_holds(world, worker):
     storage = world.operator.get("/v1/admin/storage").json()
     keys = [key for key in world.stored_keys() if key.startswith("sha256/")]
     assert storage["blobs"] == len(keys)
     assert storage["blob_bytes"] == sum(world.services.blobs.size(key) for key in keys)
 
 
-def test_a_worker_is_alive_while_its_heart_beats_and_shows_what_it_runs(world, worker, project, settings):
+def test_a_worker_is_alive_while_its_heart_beats_and_shows_what_it_runs(world, worker, ready_settings):
     enter(world, "in-process")
     submit(world, "first")
     attempt = worker.attempt(PROJECT, "first")
@@ -79,11 +75,11 @@ def test_a_worker_is_alive_while_its_heart_beats_and_shows_what_it_runs(world, w
     seen = world.operator.get("/v1/admin/workers").json()["items"][0]
     assert seen["alive"]
     assert seen["running"] == [f"{PROJECT}/first: model.safetensors"]
-    world.clock.advance(seconds=settings.worker_lease.total_seconds() + 1)
+    world.clock.advance(seconds=ready_settings.worker_lease.total_seconds() + 1)
     assert not world.operator.get("/v1/admin/workers").json()["items"][0]["alive"]
 
 
-def test_lists_can_be_narrowed_and_paged(world, project):
+def test_lists_can_be_narrowed_and_paged(world):
     submit(world, "one")
     submit(world, "two")
     admin = world.operator
@@ -94,16 +90,16 @@ def test_lists_can_be_narrowed_and_paged(world, project):
     assert admin.get("/v1/admin/jobs?state=failed").json()["items"] == []
     assert len(admin.get(f"/v1/admin/jobs?state=queued&project={PROJECT}").json()["items"]) == 2
     assert admin.get("/v1/admin/contributions?state=open").json()["items"] == []
-    assert len(admin.get("/v1/admin/contributions?state=accepted").json()["items"]) == 2
+    assert len(admin.get("/v1/admin/contributions?state=accepted").json()["items"]) == 3
     assert admin.get("/v1/admin/projects").json()["items"][0]["id"] == PROJECT
 
 
-def test_operators_see_no_reason_and_no_files_of_contributions(world, project):
+def test_operators_see_no_reason_and_no_files_of_contributions(world):
     for item in world.operator.get("/v1/admin/contributions").json()["items"]:
         assert (item["reason"], item["files"], item["project"]) == (None, [], PROJECT)
 
 
-def test_the_audit_log_tells_of_submission_and_publication(world, worker, project):
+def test_the_audit_log_tells_of_submission_and_publication(world, worker):
     submit(world, "first")
     worker.run(PROJECT, "first")
     entries = world.operator.get("/v1/admin/audit-log").json()["items"]

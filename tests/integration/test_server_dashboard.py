@@ -7,7 +7,7 @@ import pytest
 from gramfuse_server.dashboard.pages import FORM_COOKIE, SESSION_COOKIE
 from gramfuse_server.database import transaction
 from gramfuse_server.tables import TokenRow
-from worker_world import InProcessWorker, contribute
+from gramfuse_shared.errors import FileUnreadableError
 
 PROJECT = "acme.tweets"
 
@@ -128,12 +128,8 @@ def test_every_file_that_the_page_names_is_there(world):
     assert browser.get("/dashboard/static/../pages.py").status_code == 404
 
 
-def test_an_operator_sees_a_merge_happen(world, settings):
-    worker = InProcessWorker(world, settings)
-    project = world.project("acme", "globex")
-    for seed, member in enumerate(("acme", "globex")):
-        contribute(world, project, member, seed)
-    worker.inspect_all()
+def test_an_operator_sees_a_merge_happen(ready):
+    world, worker = ready
     browser, _ = sign_in(world)
     assert "No job is waiting or running." in browser.get("/dashboard/overview").text
     body = {"recipe": {"merge_method": "linear"}}
@@ -143,19 +139,13 @@ def test_an_operator_sees_a_merge_happen(world, settings):
     running = browser.get("/dashboard/overview").text
     assert "running</span>" in running
     assert '<progress value="0.0" max="1"' in running
-    assert "linear of 2: acme, globex" in running
+    assert "linear of 3: acme, globex, initech" in running
     worker.run(PROJECT, "first")
     assert "succeeded</span>" in browser.get("/dashboard/overview").text
 
 
-def test_text_from_outside_is_escaped(world, settings):
-    from gramfuse_shared.errors import FileUnreadableError  # noqa: PLC0415 - one test's business
-
-    worker = InProcessWorker(world, settings)
-    project = world.project("acme", "globex")
-    for seed, member in enumerate(("acme", "globex")):
-        contribute(world, project, member, seed)
-    worker.inspect_all()
+def test_text_from_outside_is_escaped(ready):
+    world, worker = ready
     body = {"recipe": {"merge_method": "linear"}}
     world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json=body)
     worker.merger.fail(worker.attempt(PROJECT, "first"), FileUnreadableError("<script>alert(1)</script>"))

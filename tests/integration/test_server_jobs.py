@@ -14,10 +14,9 @@ from gramfuse_server.tables import AttemptRow, TaskRow
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import FileUnreadableError
 from server_world import OPEN_POLICY, World, make_contribution, problem
-from worker_world import InProcessWorker, contribute, make_gram, make_statistics, make_weights
+from worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_statistics, make_weights
 
 PROJECT = "acme.tweets"
-MEMBERS = ("acme", "globex", "initech")
 JOBS = f"/v1/projects/{PROJECT}/jobs"
 FROZEN = Policy(minimum_cohort=2, minimum_rows_per_dimension=1.0)
 
@@ -27,7 +26,7 @@ def worker(world, settings):
     return InProcessWorker(world, settings)
 
 
-def ready(world, worker, *members, policy=OPEN_POLICY):
+def prepare(world, worker, *members, policy):
     """A project with an accepted contribution of each member."""
     project = world.project(*members, policy=policy)
     for seed, member in enumerate(members):
@@ -50,8 +49,8 @@ def log_of(world, job):
     return [entry["message"] for entry in world.coordinator("acme").get(f"{JOBS}/{job}/log").json()["items"]]
 
 
-def test_a_job_becomes_a_model(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_job_becomes_a_model(ready):
+    world, worker = ready
     job = submit(world, "first", {"merge_method": "regmean"})
     assert (job["state"], job["attempt"], job["progress"]) == ("queued", 1, 0.0)
     assert [member["organization"] for member in job["cohort"]] == sorted(MEMBERS)
@@ -62,16 +61,16 @@ def test_a_job_becomes_a_model(world, worker):
     assert log_of(world, "first")[0] == "submitted: linear of acme, globex, initech".replace("linear", "regmean")
 
 
-def test_the_same_submission_twice_is_the_same_job_and_another_one_is_a_conflict(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_the_same_submission_twice_is_the_same_job_and_another_one_is_a_conflict(ready):
+    world, _ = ready
     first = submit(world, "first")
     assert submit(world, "first", status=200) == first
     answer = world.coordinator("acme").put(f"{JOBS}/first", json={"recipe": {"merge_method": "regmean"}})
     problem(answer, 409, "conflict")
 
 
-def test_only_the_coordinating_organization_submits_cancels_and_retries(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_only_the_coordinating_organization_submits_cancels_and_retries(ready):
+    world, _ = ready
     submit(world, "first")
     body = {"recipe": {"merge_method": "linear"}}
     for other in (world.coordinator("globex"), world.participant("acme")):
@@ -86,7 +85,7 @@ def test_only_the_coordinating_organization_submits_cancels_and_retries(world, w
 
 
 def test_a_cohort_below_the_policys_minimum_is_refused(world, worker):
-    ready(world, worker, *MEMBERS, policy=Policy(minimum_cohort=3, minimum_rows_per_dimension=1.0))
+    prepare(world, worker, *MEMBERS, policy=Policy(minimum_cohort=3, minimum_rows_per_dimension=1.0))
     recipe = {"merge_method": "linear", "models": [{"model": "acme"}, {"model": "globex"}]}
     answer = world.coordinator("acme").put(f"{JOBS}/first", json={"recipe": recipe})
     assert problem(answer, 422, "policy-violation")["facts"] == {"cohort": 2, "minimum": 3}
@@ -94,7 +93,7 @@ def test_a_cohort_below_the_policys_minimum_is_refused(world, worker):
 
 
 def test_after_a_release_only_the_same_cohort_is_merged(world, worker):
-    ready(world, worker, *MEMBERS, policy=FROZEN)
+    prepare(world, worker, *MEMBERS, policy=FROZEN)
     submit(world, "first", {"merge_method": "regmean"})
     worker.run(PROJECT, "first")
     fewer = {"merge_method": "linear", "models": [{"model": "acme"}, {"model": "globex"}]}
@@ -104,7 +103,7 @@ def test_after_a_release_only_the_same_cohort_is_merged(world, worker):
 
 
 def test_a_deleted_model_was_released_all_the_same(world, worker):
-    ready(world, worker, *MEMBERS, policy=FROZEN)
+    prepare(world, worker, *MEMBERS, policy=FROZEN)
     submit(world, "first")
     worker.run(PROJECT, "first")
     assert world.coordinator("acme").delete(f"/v1/projects/{PROJECT}/models/first").status_code == 200
@@ -113,7 +112,7 @@ def test_a_deleted_model_was_released_all_the_same(world, worker):
 
 
 def test_a_job_that_may_still_publish_freezes_too_and_a_cancelled_one_does_not(world, worker):
-    ready(world, worker, *MEMBERS, policy=FROZEN)
+    prepare(world, worker, *MEMBERS, policy=FROZEN)
     submit(world, "first")
     fewer = {"merge_method": "linear", "models": [{"model": "acme"}, {"model": "globex"}]}
     problem(world.coordinator("acme").put(f"{JOBS}/second", json={"recipe": fewer}), 409, "cohort-frozen")
@@ -122,8 +121,8 @@ def test_a_job_that_may_still_publish_freezes_too_and_a_cancelled_one_does_not(w
     problem(world.coordinator("acme").post(f"{JOBS}/first/retry"), 409, "cohort-frozen")
 
 
-def test_a_new_policy_version_blocks_jobs_until_it_is_accepted_and_contributions_come_under_it(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_new_policy_version_blocks_jobs_until_it_is_accepted_and_contributions_come_under_it(ready):
+    world, _ = ready
     changed = OPEN_POLICY.model_copy(update={"minimum_cohort": 3})
     path = f"/v1/projects/{PROJECT}"
     answer = world.coordinator("acme").put_document(f"{path}/policies/2", changed)
@@ -134,8 +133,8 @@ def test_a_new_policy_version_blocks_jobs_until_it_is_accepted_and_contributions
     problem(world.coordinator("acme").put(f"{JOBS}/first", json=body), 422, "policy-violation")
 
 
-def test_a_cancelled_job_publishes_nothing_and_stops_within_a_task(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_cancelled_job_publishes_nothing_and_stops_within_a_task(ready):
+    world, worker = ready
     submit(world, "first")
     attempt = worker.attempt(PROJECT, "first")
     assert worker.merger.plan(attempt, shard_bytes=worker.shard_bytes) == 1
@@ -150,8 +149,8 @@ def test_a_cancelled_job_publishes_nothing_and_stops_within_a_task(world, worker
     assert world.coordinator("acme").post(f"{JOBS}/first/cancel").json() == cancelled
 
 
-def test_progress_is_refused_to_a_worker_whose_job_was_cancelled(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_progress_is_refused_to_a_worker_whose_job_was_cancelled(ready):
+    world, worker = ready
     submit(world, "first")
     attempt = worker.attempt(PROJECT, "first")
     worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
@@ -169,8 +168,8 @@ def test_progress_is_refused_to_a_worker_whose_job_was_cancelled(world, worker):
         assert not attempts.progress_task(session, attempt, 0, done_bytes=200, **step)
 
 
-def test_a_failed_attempt_tells_why_and_a_retry_is_a_new_attempt(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_failed_attempt_tells_why_and_a_retry_is_a_new_attempt(ready):
+    world, worker = ready
     submit(world, "first")
     worker.merger.fail(worker.attempt(PROJECT, "first"), FileUnreadableError("the disk is gone"))
     failed = world.coordinator("acme").get(f"{JOBS}/first").json()
@@ -192,8 +191,8 @@ def test_a_failed_attempt_tells_why_and_a_retry_is_a_new_attempt(world, worker):
     assert receipt["receipt"]["attempt"] == 2
 
 
-def test_an_attempt_of_before_changes_nothing(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_an_attempt_of_before_changes_nothing(ready):
+    world, worker = ready
     submit(world, "first")
     before = worker.attempt(PROJECT, "first")
     assert worker.merger.plan(before, shard_bytes=worker.shard_bytes) == 1
@@ -204,8 +203,8 @@ def test_an_attempt_of_before_changes_nothing(world, worker):
     assert state_of(world, "first") == "queued"
 
 
-def test_a_worker_that_lost_its_task_cannot_fail_the_job(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_worker_that_lost_its_task_cannot_fail_the_job(ready):
+    world, worker = ready
     submit(world, "first")
     attempt = worker.attempt(PROJECT, "first")
     worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
@@ -215,8 +214,8 @@ def test_a_worker_that_lost_its_task_cannot_fail_the_job(world, worker):
     assert state_of(world, "first") == "running"
 
 
-def test_a_finished_task_is_never_computed_again(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_finished_task_is_never_computed_again(ready):
+    world, worker = ready
     submit(world, "first")
     attempt = worker.attempt(PROJECT, "first")
     worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
@@ -227,20 +226,20 @@ def test_a_finished_task_is_never_computed_again(world, worker):
     assert (task.state, task.executions) == ("succeeded", 1)
 
 
-def test_publishing_twice_is_publishing_once(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_publishing_twice_is_publishing_once(ready):
+    world, worker = ready
     submit(world, "first")
     worker.run(PROJECT, "first")
     assert not worker.merger.publish(worker.attempt(PROJECT, "first"), shard_bytes=worker.shard_bytes)
     assert len(world.coordinator("acme").get(f"/v1/projects/{PROJECT}/models").json()["items"]) == 1
 
 
-def test_withdrawal_cancels_the_job_and_a_retry_says_who_is_gone(world, worker):
-    project = ready(world, worker, *MEMBERS)
+def test_withdrawal_cancels_the_job_and_a_retry_says_who_is_gone(ready):
+    world, _ = ready
     submit(world, "first")
     mine = next(
         item["id"]
-        for item in world.participant("globex").get(f"/v1/projects/{project['id']}/contributions").json()["items"]
+        for item in world.participant("globex").get(f"/v1/projects/{PROJECT}/contributions").json()["items"]
         if item["organization"] == "globex"
     )
     withdrawn = world.participant("globex").post(f"/v1/projects/{PROJECT}/contributions/{mine}/withdraw")
@@ -289,8 +288,8 @@ def test_a_file_whose_parts_are_right_and_whose_digest_is_not_is_rejected(world,
     assert member.get(path).json()["reason"].startswith("digest-mismatch: the parts of weights.safetensors make a file")
 
 
-def test_a_job_streams_its_changes_and_the_stream_ends_with_it(world, worker):
-    ready(world, worker, *MEMBERS)
+def test_a_job_streams_its_changes_and_the_stream_ends_with_it(ready):
+    world, worker = ready
     submit(world, "first")
     runner = threading.Thread(target=worker.run, args=(PROJECT, "first"))
     runner.start()
@@ -303,11 +302,11 @@ def test_a_job_streams_its_changes_and_the_stream_ends_with_it(world, worker):
     assert states[-1] == "succeeded"
 
 
-def test_a_project_without_room_for_a_model_takes_no_job(world, worker, settings, portal):
-    ready(world, worker, *MEMBERS)
+def test_a_project_without_room_for_a_model_takes_no_job(ready, ready_settings, portal):
+    world, _ = ready
     used = sum(item["bytes"] for item in world.operator.get("/v1/admin/contributions").json()["items"])
     narrow = World(
-        create_app(settings.model_copy(update={"project_quota_bytes": used + 100}), clock=world.clock),
+        create_app(ready_settings.model_copy(update={"project_quota_bytes": used + 100}), clock=world.clock),
         world.clock,
         portal,
         world._tokens,

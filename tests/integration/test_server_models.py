@@ -3,7 +3,6 @@
 import base64
 import json
 
-import pytest
 import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -12,33 +11,16 @@ from safetensors.torch import load
 from gramfuse_server.database import reading
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AuditRow, BlobRow, ModelRow
-from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.digest import sha256_hex
 from server_world import OPEN_POLICY, make_base, problem
-from worker_world import InProcessWorker, contribute, make_gram, make_weights
+from worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_weights
 
 PROJECT = "acme.tweets"
-MEMBERS = ("acme", "globex", "initech")
 MODEL = f"/v1/projects/{PROJECT}/models/first"
 
 
-@pytest.fixture
-def worker(world, settings):
-    return InProcessWorker(world, settings)
-
-
-def published(world, worker, recipe=None, *, policy: Policy = OPEN_POLICY, job="first"):
-    """A project and its first model."""
-    project = world.project(*MEMBERS, policy=policy)
-    for seed, member in enumerate(MEMBERS):
-        contribute(world, project, member, seed)
-    assert worker.inspect_all() == ["accepted"] * 3
-    merge(world, worker, recipe, job=job)
-    return project
-
-
-def merge(world, worker, recipe=None, *, job):
+def merge(world, worker, recipe=None, *, job="first"):
     body = {"recipe": recipe or {"merge_method": "regmean"}}
     answer = world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/{job}", json=body)
     assert answer.status_code == 201, answer.text
@@ -51,8 +33,9 @@ def download(world, file, *, by="globex", model=MODEL):
     return answer.content
 
 
-def test_a_model_holds_what_its_receipt_says_and_every_file_can_be_had(world, worker):
-    published(world, worker)
+def test_a_model_holds_what_its_receipt_says_and_every_file_can_be_had(ready):
+    world, worker = ready
+    merge(world, worker)
     model = world.participant("globex").get(MODEL).json()
     names = [file["name"] for file in model["files"]]
     assert names == sorted(
@@ -66,8 +49,9 @@ def test_a_model_holds_what_its_receipt_says_and_every_file_can_be_had(world, wo
     assert download(world, "config.json") == make_base().files["config.json"]
 
 
-def test_the_receipt_is_signed_by_the_key_that_the_server_announces(world, worker):
-    published(world, worker)
+def test_the_receipt_is_signed_by_the_key_that_the_server_announces(ready):
+    world, worker = ready
+    merge(world, worker)
     signed = SignedReceipt.parse(download(world, "receipt.json"))
     assert signed.public_key == world.client().get("/v1/server").json()["receipt_key"]
     key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.public_key))
@@ -76,8 +60,9 @@ def test_the_receipt_is_signed_by_the_key_that_the_server_announces(world, worke
     assert {member.organization for member in signed.receipt.contributions} == set(MEMBERS)
 
 
-def test_the_merged_weights_are_the_definitions(world, worker):
-    published(world, worker)
+def test_the_merged_weights_are_the_definitions(ready):
+    world, worker = ready
+    merge(world, worker)
     merged = load(download(world, "model.safetensors"))
     weights = [load_weights(seed) for seed in range(3)]
     # RegMean with α = .9 around the base: W = (Σ Wᵢ Pᵢ)(Σ Pᵢ)⁻¹
@@ -101,10 +86,10 @@ def load_weights(seed):
     return load(make_weights(seed))
 
 
-def test_a_sharded_model_has_an_index_and_the_same_values(world, settings):
-    whole = InProcessWorker(world, settings)
-    sharded = InProcessWorker(world, settings.model_copy(update={"shard_bytes": 700}))
-    published(world, whole)
+def test_a_sharded_model_has_an_index_and_the_same_values(ready, ready_settings):
+    world, whole = ready
+    sharded = InProcessWorker(world, ready_settings.model_copy(update={"shard_bytes": 700}))
+    merge(world, whole)
     merge(world, sharded, job="second")
     model = f"/v1/projects/{PROJECT}/models/second"
     index = json.loads(download(world, "model.safetensors.index.json", model=model))
@@ -118,8 +103,9 @@ def test_a_sharded_model_has_an_index_and_the_same_values(world, settings):
     assert all(torch.equal(joined[name], first[name]) for name in first)
 
 
-def test_the_recipe_is_explicit_and_the_card_says_what_was_done(world, worker):
-    published(world, worker, {"merge_method": "regmean", "parameters": {"alpha": 0.8}})
+def test_the_recipe_is_explicit_and_the_card_says_what_was_done(ready):
+    world, worker = ready
+    merge(world, worker, {"merge_method": "regmean", "parameters": {"alpha": 0.8}})
     receipt = world.participant("globex").get(MODEL).json()["receipt"]["receipt"]
     recipe = yaml.safe_load(download(world, "recipe.yaml"))
     assert recipe["base_model"] == receipt["base"]
@@ -133,8 +119,9 @@ def test_the_recipe_is_explicit_and_the_card_says_what_was_done(world, worker):
     assert any("encoder.query.weight" in entry["parameters"] for entry in diagnostics)
 
 
-def test_a_chosen_dtype_stands_in_the_weights_and_in_the_configuration(world, worker):
-    published(world, worker, {"merge_method": "linear", "out_dtype": "bfloat16"})
+def test_a_chosen_dtype_stands_in_the_weights_and_in_the_configuration(ready):
+    world, worker = ready
+    merge(world, worker, {"merge_method": "linear", "out_dtype": "bfloat16"})
     merged = load(download(world, "model.safetensors"))
     assert merged["encoder.query.weight"].dtype == torch.bfloat16
     assert merged["encoder.position_ids"].dtype == torch.int64
@@ -142,8 +129,9 @@ def test_a_chosen_dtype_stands_in_the_weights_and_in_the_configuration(world, wo
     assert json.loads(download(world, "config.json")) == json.loads(make_base().files["config.json"])
 
 
-def test_a_range_of_a_model_file_is_a_range(world, worker):
-    published(world, worker)
+def test_a_range_of_a_model_file_is_a_range(ready):
+    world, worker = ready
+    merge(world, worker)
     whole = download(world, "model.safetensors")
     answer = world.participant("globex").get(f"{MODEL}/files/model.safetensors", headers={"range": "bytes=8-99"})
     assert (answer.status_code, answer.content) == (206, whole[8:100])
@@ -152,24 +140,29 @@ def test_a_range_of_a_model_file_is_a_range(world, worker):
     problem(world.participant("globex").get(f"{MODEL}/files/other.bin"), 404, "not-found")
 
 
-def test_downloads_are_the_coordinators_where_the_policy_says_so(world, worker):
-    published(world, worker, policy=OPEN_POLICY.model_copy(update={"downloads": "coordinator"}))
+def test_downloads_are_the_coordinators_where_the_policy_says_so(ready):
+    world, worker = ready
+    merge(world, worker)
+    stricter = OPEN_POLICY.model_copy(update={"downloads": "coordinator"})
+    assert world.coordinator("acme").put_document(f"/v1/projects/{PROJECT}/policies/2", stricter).status_code == 201
     for file in ("model.safetensors", "receipt.json"):
         problem(world.participant("globex").get(f"{MODEL}/files/{file}"), 403, "role-required")
         assert world.participant("acme").get(f"{MODEL}/files/{file}").status_code == 200
     assert world.participant("globex").get(MODEL).status_code == 200
 
 
-def test_strangers_see_no_model(world, worker):
-    published(world, worker)
+def test_strangers_see_no_model(ready):
+    world, worker = ready
+    merge(world, worker)
     world.organization("umbrella")
     for path in ("", "/first", "/first/files/README.md", "/first/files/receipt.json"):
         problem(world.coordinator("umbrella").get(f"/v1/projects/{PROJECT}/models{path}"), 404, "not-found")
     problem(world.coordinator("umbrella").delete(MODEL), 404, "not-found")
 
 
-def test_a_deleted_model_keeps_its_receipt_and_loses_its_bytes(world, worker):
-    published(world, worker)
+def test_a_deleted_model_keeps_its_receipt_and_loses_its_bytes(ready):
+    world, worker = ready
+    merge(world, worker)
     before = world.participant("globex").get(MODEL).json()
     problem(world.participant("acme").delete(MODEL), 403, "role-required")
     deleted = world.coordinator("acme").delete(MODEL).json()
@@ -189,9 +182,10 @@ def test_a_deleted_model_keeps_its_receipt_and_loses_its_bytes(world, worker):
         assert session.query(AuditRow).filter_by(action="model.delete").count() == 1
 
 
-def test_a_withdrawal_after_publication_marks_the_model_and_deletes_the_bytes_after_the_delay(world, worker):
-    project = published(world, worker)
-    contributions = world.participant("globex").get(f"/v1/projects/{project['id']}/contributions").json()["items"]
+def test_a_withdrawal_after_publication_marks_the_model_and_deletes_the_bytes_after_the_delay(ready):
+    world, worker = ready
+    merge(world, worker)
+    contributions = world.participant("globex").get(f"/v1/projects/{PROJECT}/contributions").json()["items"]
     mine = next(item for item in contributions if item["organization"] == "globex")
     before = world.participant("globex").get(MODEL).json()
     path = f"/v1/projects/{PROJECT}/contributions/{mine['id']}"
@@ -211,7 +205,8 @@ def test_a_withdrawal_after_publication_marks_the_model_and_deletes_the_bytes_af
     download(world, "model.safetensors")
 
 
-def test_bytes_that_another_upload_names_outlive_a_withdrawal(world, worker):
+def test_bytes_that_another_upload_names_outlive_a_withdrawal(world, settings):
+    worker = InProcessWorker(world, settings)
     project = world.project(*MEMBERS)
     first = contribute(world, project, "acme", 1)
     second = contribute(world, project, "globex", 1)
@@ -223,7 +218,8 @@ def test_bytes_that_another_upload_names_outlive_a_withdrawal(world, worker):
     assert {f"sha256/{file.sha256}" for file in second.manifest.files} <= world.stored_keys()
 
 
-def test_the_sweep_leaves_no_parts_behind_but_those_still_needed(world, worker):
+def test_the_sweep_leaves_no_parts_behind_but_those_still_needed(world, settings):
+    worker = InProcessWorker(world, settings)
     project = world.project(*MEMBERS)
     contribute(world, project, "acme", 1)
     assert worker.inspect_all() == ["accepted"]

@@ -13,10 +13,9 @@ from gramfuse_server.heartbeats import Host, Watch, enter, leave
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
-from worker_world import InProcessWorker, contribute, wait_for, worker_process
+from worker_world import MEMBERS, contribute, wait_for, worker_process
 
 PROJECT = "acme.tweets"
-MEMBERS = ("acme", "globex", "initech")
 JOB = f"/v1/projects/{PROJECT}/jobs/first"
 
 
@@ -26,16 +25,17 @@ def settings(settings):
     return settings.model_copy(update={"shard_bytes": 1})
 
 
+@pytest.fixture
+def ready_settings(ready_settings):
+    """The same over the ready server."""
+    return ready_settings.model_copy(update={"shard_bytes": 1})
+
+
 def sealed(world):
     """A project whose base is ready and whose members' contributions are sealed."""
     project = world.project(*MEMBERS)
     for seed, member in enumerate(MEMBERS):
         contribute(world, project, member, seed)
-
-
-def accepted(world, settings):
-    sealed(world)
-    assert InProcessWorker(world, settings).inspect_all() == ["accepted"] * 3
 
 
 def submit(world):
@@ -60,11 +60,11 @@ def workers_alive(world):
     return sum(row.stopped_at is None for row in rows(world, WorkerRow))
 
 
-def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard(world, settings, tmp_path):
-    accepted(world, settings)
+def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard(ready, ready_settings, tmp_path):
+    world, _ = ready
     with (
-        worker_process(settings, tmp_path / "a.log") as first,
-        worker_process(settings, tmp_path / "b.log") as second,
+        worker_process(ready_settings, tmp_path / "a.log") as first,
+        worker_process(ready_settings, tmp_path / "b.log") as second,
     ):
         wait_for(lambda: workers_alive(world) == 2, what="two workers")
         submit(world)
@@ -117,11 +117,11 @@ def put_in_queue(session, workflow):
 
 
 @pytest.fixture
-def supervisor(world, settings):
-    """A worker's duties, with DBOS in this process."""
-    DBOS(config=worker_configuration(settings, "in-process"))
+def supervisor(ready, ready_settings):
+    """A worker's duties over the ready server, with DBOS in this process."""
+    world, worker = ready
+    DBOS(config=worker_configuration(ready_settings, "in-process"))
     DBOS.launch()
-    worker = InProcessWorker(world, settings)
     yield Supervisor(
         database=world.services.database,
         blobs=world.services.blobs,
@@ -152,8 +152,8 @@ def give_up(world, prefix):
         assert changed.rowcount > 0
 
 
-def test_a_job_that_every_worker_gave_up_has_failed(world, settings, supervisor):
-    accepted(world, settings)
+def test_a_job_that_every_worker_gave_up_has_failed(ready, supervisor):
+    world, _ = ready
     submit(world)
     supervisor.end_abandoned()
     assert job_state(world) == "queued"
@@ -164,10 +164,9 @@ def test_a_job_that_every_worker_gave_up_has_failed(world, settings, supervisor)
     assert "given up" in job["error"]["message"]
 
 
-def test_a_job_whose_shard_ended_without_a_result_has_failed(world, settings, supervisor):
-    accepted(world, settings)
+def test_a_job_whose_shard_ended_without_a_result_has_failed(ready, supervisor):
+    world, worker = ready
     submit(world)
-    worker = InProcessWorker(world, settings)
     attempt = worker.attempt(PROJECT, "first")
     count = worker.merger.plan(attempt, shard_bytes=1)
     worker.merger.execute(attempt, 0, shard_bytes=1)
@@ -184,16 +183,19 @@ def test_a_job_whose_shard_ended_without_a_result_has_failed(world, settings, su
     assert job_state(world) == "failed"
 
 
-def test_an_upload_that_every_worker_gave_up_is_rejected(world, supervisor):
-    sealed(world)
+def test_an_upload_that_every_worker_gave_up_is_rejected(ready, supervisor):
+    world, _ = ready
+    project = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()
+    contribution = contribute(world, project, "acme", 7)
     give_up(world, "inspect:")
     supervisor.end_abandoned()
-    states = {item["state"] for item in world.operator.get("/v1/admin/contributions").json()["items"]}
-    assert states == {"rejected"}
+    items = world.participant("acme").get(f"/v1/projects/{PROJECT}/contributions").json()["items"]
+    assert {item["id"]: item["state"] for item in items}[contribution.id] == "rejected"
+    assert sorted(item["state"] for item in items) == ["accepted", "accepted", "accepted", "rejected"]
 
 
-def test_only_workflows_of_dead_workers_are_taken_over(world, supervisor):
-    sealed(world)
+def test_only_workflows_of_dead_workers_are_taken_over(ready, supervisor):
+    world, _ = ready
     host = Host(name="h", device="cpu", memory_bytes=1, version="0")
     with transaction(world.services.database) as session:
         enter(session, "alive", host, world.clock())

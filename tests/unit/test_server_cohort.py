@@ -76,7 +76,9 @@ def test_a_method_that_the_policy_does_not_name_is_refused():
 
 
 def test_a_cohort_below_the_minimum_is_refused():
-    with pytest.raises(PolicyViolationError, match=r"has 2 organizations \(acme, globex\), the policy wants at least 3"):
+    with pytest.raises(
+        PolicyViolationError, match=r"has 2 organizations \(acme, globex\), the policy wants at least 3"
+    ):
         submit(recipe(models=["acme", "globex"]), policy=Policy(minimum_cohort=3))
 
 
