@@ -48,9 +48,8 @@ class Participant:
         self._gramfuse("project", "invite", PROJECT, other.name)
 
     def merge(self, method: str, *, job: str) -> None:
-        """Submit a job and wait for it."""
-        self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job)
-        self._gramfuse("job", "wait", PROJECT, job)
+        """Submit a job, then follow it to its end."""
+        self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job, "--wait")
 
     # --- everybody's steps -----------------------------------------------------------------------------------------
 
@@ -58,11 +57,15 @@ class Participant:
         """Keep the token in this organization's own home folder."""
         self._gramfuse("login", url, "--token", "-", typed=token + "\n")
 
-    def join(self) -> None:
-        """Accept the project's policy by its digest, which binds this organization to just that text."""
+    def policy_digest(self) -> str:
+        """Look up which text is to be accepted; the coordinator tells the others."""
         show = Command(self.shell, ["gramfuse", "project", "show", PROJECT, "--format", "json"], self.log)
         project = json.loads(self.processes.read(show))
-        self._gramfuse("project", "join", PROJECT, "--accept-policy", project["policy"]["digest"])
+        return str(project["policy"]["digest"])
+
+    def join(self, policy_digest: str) -> None:
+        """Read the policy and accept it; the digest binds this organization to just that text."""
+        self._gramfuse("project", "join", PROJECT, "--accept-policy", policy_digest)
 
     def pull_base(self) -> None:
         """Fetch the base model that everybody fine-tunes."""

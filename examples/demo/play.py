@@ -67,8 +67,9 @@ def play(processes: Processes, folder: Path, size: Size, *, lock: int) -> tuple[
         coordinator.create_project(policy=size.policy)
         for participant in others:
             coordinator.invite(participant)
+        agreed = coordinator.policy_digest()
         for participant in participants:
-            participant.join()
+            participant.join(agreed)
         for participant in others:
             participant.pull_base()
 
