@@ -22,14 +22,14 @@ from gramfuse_shared.errors import ExtraMissingError, GramfuseError
 from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
-    from gramfuse.base_model import build_base_manifest
-    from gramfuse.collection import Collector
-    from gramfuse.contribution import ContributionPlan, plan_contribution
-    from gramfuse.forwarding import collect
+    from gramfuse.contributing.base_model import build_base_manifest
+    from gramfuse.contributing.contribution import ContributionPlan, plan_contribution
     from gramfuse.local_merging import merge
+    from gramfuse.measuring.collection import Collector
+    from gramfuse.measuring.forwarding import collect
+    from gramfuse.measuring.statistics import Statistics
     from gramfuse.participation import Client
     from gramfuse.privacy.audit import audit
-    from gramfuse.statistics import Statistics
     from gramfuse.verification import Verification, verify
     from gramfuse_shared.contract.policy import Policy
     from gramfuse_shared.contract.recipe import Recipe
@@ -55,17 +55,17 @@ __all__ = [
 
 _HOMES: Final = {
     "Client": "gramfuse.participation",
-    "Collector": "gramfuse.collection",
-    "ContributionPlan": "gramfuse.contribution",
+    "Collector": "gramfuse.measuring.collection",
+    "ContributionPlan": "gramfuse.contributing.contribution",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
-    "Statistics": "gramfuse.statistics",
+    "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",
     "audit": "gramfuse.privacy.audit",
-    "build_base_manifest": "gramfuse.base_model",
-    "collect": "gramfuse.forwarding",
+    "build_base_manifest": "gramfuse.contributing.base_model",
+    "collect": "gramfuse.measuring.forwarding",
     "merge": "gramfuse.local_merging",
-    "plan_contribution": "gramfuse.contribution",
+    "plan_contribution": "gramfuse.contributing.contribution",
     "verify": "gramfuse.verification",
 }
 

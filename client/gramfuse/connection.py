@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from gramfuse.config import Home, Token, require_token
-from gramfuse.transport import Transport
-from gramfuse.uploads import DEFAULT_PARALLEL_PARTS
+from gramfuse.transfer.transport import Transport
+from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError

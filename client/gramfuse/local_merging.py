@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gramfuse.loading import open_statistics_file, read_document, weight_file_names
+from gramfuse.contributing.loading import open_statistics_file, read_document, weight_file_names
 from gramfuse.merged_folder import complete_folder, require_free, write_companions
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry, TapInfo, TensorInfo

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from gramfuse.loading import INDEX_FILE
+from gramfuse.contributing.loading import INDEX_FILE
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ConflictError, FileUnwritableError
 from gramfuse_shared.merging.configuration import declare_dtype

@@ -4,13 +4,13 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from gramfuse import pulling, pushing
-from gramfuse.base_model import open_base_folder
 from gramfuse.connection import Connection, named
-from gramfuse.contribution import ContributionPlan
+from gramfuse.contributing.base_model import open_base_folder
+from gramfuse.contributing.contribution import ContributionPlan
 from gramfuse.progress import OnProgress, Progress
-from gramfuse.uploads import send_missing_parts
-from gramfuse.watching import Deadline, poll, watch_job
+from gramfuse.transfer import pulling, pushing
+from gramfuse.transfer.uploads import send_missing_parts
+from gramfuse.transfer.watching import Deadline, poll, watch_job
 from gramfuse_shared.contract.http_api import (
     Acceptance,
     Contribution,

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gramfuse.config import Home
-from gramfuse.loading import read_document
+from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import (

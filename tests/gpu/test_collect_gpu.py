@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gramfuse.collection import Collector
-from gramfuse.statistics import Statistics
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.statistics import Statistics
 
 pytestmark = pytest.mark.gpu
 

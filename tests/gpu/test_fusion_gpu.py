@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fusion_oracle import least_squares, make_contributors, merge, relative_error
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.execution import choose_device
-from merging_cases import merge_models, random_models, recipe_of
+from support.fusion_oracle import least_squares, make_contributors, merge, relative_error
+from support.merging_cases import merge_models, random_models, recipe_of
 
 pytestmark = pytest.mark.gpu
 

@@ -21,7 +21,7 @@ from gramfuse_server.app import create_app
 from gramfuse_server.database import Database, open_database
 from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import delete_spent_bytes
-from server_world import ManualClock, World
+from support.server_world import ManualClock, World
 
 # Two workers of pytest-xdist take one database each.
 DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")]
@@ -174,7 +174,7 @@ class ReadyTemplate:
 @pytest.fixture(scope="session")
 def ready_template(new_database_url, portal, tmp_path_factory) -> ReadyTemplate:
     """Made once, by hand of a worker in this process."""
-    from worker_world import MEMBERS, InProcessWorker, contribute  # noqa: PLC0415 - torch, for those who need it
+    from support.worker_world import MEMBERS, InProcessWorker, contribute  # noqa: PLC0415 - torch, for those who need it
 
     made = Settings(home=tmp_path_factory.mktemp("ready"), database_url=new_database_url(), part_bytes=1024)
     receipt_key.create_key(made.receipt_key)
@@ -199,7 +199,7 @@ def ready_settings(ready_template, copy_database, tmp_path) -> Settings:
 @pytest.fixture
 def ready(ready_template, ready_settings, portal):
     """The ready server and a worker in this process, called by hand."""
-    from worker_world import InProcessWorker  # noqa: PLC0415 - torch, for those who need it
+    from support.worker_world import InProcessWorker  # noqa: PLC0415 - torch, for those who need it
 
     clock = ManualClock()
     clock.advance(hours=1)

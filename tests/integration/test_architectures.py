@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from gramfuse.collection import Collector
-from gramfuse.layers import require_saved_layers
 from gramfuse.local_merging import merge
-from gramfuse.statistics import Statistics
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.layers import require_saved_layers
+from gramfuse.measuring.statistics import Statistics
 from gramfuse_shared.contract.recipe import Recipe
-from tiny_models import KINDS, example_batch, tiny_model
+from support.tiny_models import KINDS, example_batch, tiny_model
 
 FIRST = {
     "bert": "bert.encoder.layer.0.attention.self.key",

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from client_models import tap, write_model, write_statistics
-from client_world import URL, Site
 from gramfuse.cli.main import main
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
-from worker_world import InProcessWorker, contribute
+from support.client_models import tap, write_model, write_statistics
+from support.client_world import URL, Site
+from support.worker_world import InProcessWorker, contribute
 
 PROJECT = "acme.tweets"
 MEMBERS = ("acme", "globex", "initech")

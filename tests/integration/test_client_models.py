@@ -6,8 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client_world import URL, Site
-from gramfuse.downloads import partial_folder
+from gramfuse.transfer.downloads import partial_folder
 from gramfuse.verification import verify
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import (
@@ -20,7 +19,8 @@ from gramfuse_shared.errors import (
     StateError,
     TransportError,
 )
-from worker_world import InProcessWorker, contribute
+from support.client_world import URL, Site
+from support.worker_world import InProcessWorker, contribute
 
 MEMBERS = ("acme", "globex", "initech")
 PROJECT = "acme.tweets"

@@ -6,11 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client_models import tap, write_model, write_statistics
-from client_world import URL, Site
-from gramfuse import pushing
-from gramfuse.contribution import plan_contribution
+from gramfuse.contributing.contribution import plan_contribution
 from gramfuse.progress import Progress
+from gramfuse.transfer import pushing
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -27,6 +25,8 @@ from gramfuse_shared.errors import (
     UnauthenticatedError,
 )
 from gramfuse_shared.identifiers import ProjectId
+from support.client_models import tap, write_model, write_statistics
+from support.client_world import URL, Site
 
 PROJECT: ProjectId = "acme.tweets"
 OPEN = Policy(embeddings="average", embedding_taps="send", heads="shared", minimum_cohort=2)

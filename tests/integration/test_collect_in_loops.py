@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
-from gramfuse.collection import Collector
-from tiny_models import VOCABULARY, tiny_bert
+from gramfuse.measuring.collection import Collector
+from support.tiny_models import VOCABULARY, tiny_bert
 
 LENGTHS = (9, 6, 4, 8, 3)
 

@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gramfuse
-from gramfuse.collection import Collector
-from tiny_models import tiny_model
+from gramfuse.measuring.collection import Collector
+from support.tiny_models import tiny_model
 
 TEXTS = ["a b c d", "e f", "g", "a b c d e f g"]
 

@@ -6,8 +6,8 @@ from gramfuse_server import heartbeats
 from gramfuse_server.database import transaction
 from gramfuse_server.merging import attempts
 from gramfuse_shared.errors import FileUnreadableError
-from server_world import problem
-from worker_world import contribute
+from support.server_world import problem
+from support.worker_world import contribute
 
 PROJECT = "acme.tweets"
 PAGES = ("workers", "projects", "contributions", "jobs", "audit-log")

@@ -7,7 +7,7 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.tables import AuditRow, UploadRow
 from gramfuse_shared.digest import format_content_digest, sha256_hex
-from server_world import make_contribution, problem
+from support.server_world import make_contribution, problem
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import METADATA_KEY
-from server_world import (
+from support.server_world import (
     BASE_TENSORS,
     BODY_TENSORS,
     WIDTH,

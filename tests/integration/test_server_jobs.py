@@ -13,8 +13,8 @@ from gramfuse_server.merging import attempts
 from gramfuse_server.tables import AttemptRow, TaskRow
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import FileUnreadableError
-from server_world import OPEN_POLICY, World, make_contribution, problem
-from worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_statistics, make_weights
+from support.server_world import OPEN_POLICY, World, make_contribution, problem
+from support.worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_statistics, make_weights
 
 PROJECT = "acme.tweets"
 JOBS = f"/v1/projects/{PROJECT}/jobs"

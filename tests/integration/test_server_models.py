@@ -13,8 +13,8 @@ from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AuditRow, BlobRow, ModelRow
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.digest import sha256_hex
-from server_world import OPEN_POLICY, make_base, problem
-from worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_weights
+from support.server_world import OPEN_POLICY, make_base, problem
+from support.worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_weights
 
 PROJECT = "acme.tweets"
 MODEL = f"/v1/projects/{PROJECT}/models/first"

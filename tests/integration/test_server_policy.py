@@ -3,7 +3,7 @@
 import pytest
 
 from gramfuse_shared.contract.policy import Policy
-from server_world import BODY_TENSORS, OPEN_POLICY, WIDTH, make_contribution, make_tap, problem
+from support.server_world import BODY_TENSORS, OPEN_POLICY, WIDTH, make_contribution, make_tap, problem
 
 EMBEDDING = ("embeddings.word_embeddings.weight", "F32", (31, WIDTH))
 HEAD = ("classifier.weight", "F32", (3, WIDTH))

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from gramfuse_server.database import transaction
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import error_class
-from server_world import make_contribution, problem
+from support.server_world import make_contribution, problem
 
 PUBLIC = {"/healthz", "/readyz", "/v1/server"}
 

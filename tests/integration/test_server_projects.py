@@ -7,7 +7,7 @@ from gramfuse_server.database import reading
 from gramfuse_server.tables import AuditRow
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.digest import sha256_hex
-from server_world import OPEN_POLICY, make_base, problem
+from support.server_world import OPEN_POLICY, make_base, problem
 
 PATH = "/v1/projects/acme.tweets"
 FILE = f"{PATH}/base/files/model.safetensors"

@@ -7,7 +7,7 @@ import pytest
 from gramfuse_server.database import reading
 from gramfuse_server.tables import TokenRow
 from gramfuse_shared.digest import sha256_hex
-from server_world import problem
+from support.server_world import problem
 
 
 def test_a_token_is_shown_once_and_only_the_digest_of_its_secret_is_stored(world):

@@ -13,7 +13,7 @@ from gramfuse_server.heartbeats import Host, Watch, enter, leave
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
-from worker_world import MEMBERS, contribute, wait_for, worker_process
+from support.worker_world import MEMBERS, contribute, wait_for, worker_process
 
 PROJECT = "acme.tweets"
 JOB = f"/v1/projects/{PROJECT}/jobs/first"

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion_oracle import Contributor, least_squares, make_contributors, merge, relative_error, ridge_solution
 from gramfuse_shared.fusion.precision import DiagonalPrecision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator
+from support.fusion_oracle import Contributor, least_squares, make_contributors, merge, relative_error, ridge_solution
 
 SEEDS = st.integers(0, 2**20)
 NORMALIZE = st.sampled_from(["equal", "rows"])

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_oracle import Contributor, least_squares, relative_error
-from merging_cases import Model, merge_models, random_models, recipe_of
+from support.fusion_oracle import Contributor, least_squares, relative_error
+from support.merging_cases import Model, merge_models, random_models, recipe_of
 
 SEEDS = st.integers(0, 2**20)
 TAP_OF = {"q.weight": "attention", "k.weight": "attention", "conv.weight": "mlp"}

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gramfuse.collection import Collector
-from gramfuse.distinct import DistinctRows
-from gramfuse.statistics import Statistics
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.distinct import DistinctRows
+from gramfuse.measuring.statistics import Statistics
 
 WIDTH = 5
 

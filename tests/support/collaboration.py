@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gramfuse
-from gramfuse.texts import Text
+from gramfuse.measuring.texts import Text
 from support import tiny
 from support.deployment import Deployment, Desk
 

@@ -13,7 +13,7 @@ from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.leaving import name_patterns, plan_text
 from gramfuse.cli.policies import describe_policy, read_policy
-from gramfuse.contribution import ContributionPlan, TapDecision, TensorDecision
+from gramfuse.contributing.contribution import ContributionPlan, TapDecision, TensorDecision
 from gramfuse_shared import errors
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
@@ -111,7 +111,7 @@ def test_http_to_another_machine_is_refused_before_a_connection_is_opened(capsys
 
 def test_a_server_that_is_not_there_exits_with_four(monkeypatch, capsys):
     monkeypatch.setenv("GRAMFUSE_TOKEN", SECRET)
-    monkeypatch.setattr("gramfuse.transport.RetryRule.delay", lambda *_, **__: 0.0)
+    monkeypatch.setattr("gramfuse.transfer.transport.RetryRule.delay", lambda *_, **__: 0.0)
     assert cli.main(["--url", "http://127.0.0.1:9", "whoami"]) == 4
     err = capsys.readouterr().err
     assert err.startswith("error[transport]:")

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from client_models import SHAPES, TAPS, VOCABULARY, WIDTH, statistics_metadata, tap, write_model, write_statistics
-from gramfuse.base_model import build_base_manifest, open_base_folder
-from gramfuse.contribution import embedding_names, plan_contribution
-from gramfuse.loading import open_model_folder, open_statistics_file
-from gramfuse.packaging import build_package, changed_tensors, leaving_files, statistics_file, weights_file
-from gramfuse.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
+from gramfuse.contributing.base_model import build_base_manifest, open_base_folder
+from gramfuse.contributing.contribution import embedding_names, plan_contribution
+from gramfuse.contributing.loading import open_model_folder, open_statistics_file
+from gramfuse.contributing.packaging import build_package, changed_tensors, leaving_files, statistics_file, weights_file
+from gramfuse.contributing.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
@@ -23,6 +22,16 @@ from gramfuse_shared.errors import (
     HeaderMalformedError,
     PolicyViolationError,
     StatisticsMalformedError,
+)
+from support.client_models import (
+    SHAPES,
+    TAPS,
+    VOCABULARY,
+    WIDTH,
+    statistics_metadata,
+    tap,
+    write_model,
+    write_statistics,
 )
 
 OPEN = Policy(embeddings="average", embedding_taps="send", heads="shared")

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from gramfuse.config import Endpoint, Token
-from gramfuse.downloads import partial_folder, pull_folder
+from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.progress import Progress
-from gramfuse.transport import RetryRule, Transport
-from gramfuse.uploads import send_missing_parts
-from gramfuse.virtual_files import VirtualFile
+from gramfuse.transfer.downloads import partial_folder, pull_folder
+from gramfuse.transfer.transport import RetryRule, Transport
+from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.digest import format_content_digest, sha256_hex

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from gramfuse.config import Endpoint, Token
-from gramfuse.transport import Event, RetryRule, Transport, parse_events
+from gramfuse.transfer.transport import Event, RetryRule, Transport, parse_events
 from gramfuse_shared import errors
 from gramfuse_shared.digest import format_content_digest, sha256_hex
 

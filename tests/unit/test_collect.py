@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from gramfuse.collection import Collector
-from gramfuse.statistics import Statistics
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.statistics import Statistics
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     StateError,
     StatisticsInvalidError,
     WiringChangedError,
 )
-from tiny_models import PAD, Recorder, example_batch, tiny_bert, tiny_model, token_batch
+from support.tiny_models import PAD, Recorder, example_batch, tiny_bert, tiny_model, token_batch
 
 
 def grams_by_layer(statistics: Statistics) -> dict[str, torch.Tensor]:

@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gramfuse.base_model import build_base_manifest
 from gramfuse.cli.main import main
-from gramfuse.forwarding import collect
+from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.measuring.forwarding import collect
+from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.streams import ForwardPass
+from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.privacy.audit import effective_rank
-from gramfuse.statistics import Statistics
-from gramfuse.streams import ForwardPass
-from gramfuse.texts import Fields, read_texts
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     CancelledError,
@@ -27,7 +27,7 @@ from gramfuse_shared.errors import (
     FileUnreadableError,
 )
 from gramfuse_shared.fusion import packing
-from tiny_models import tiny_bert
+from support.tiny_models import tiny_bert
 
 SENTENCES = [f"{a} {b} {c}" for a in "abcd" for b in "efg" for c in ("h", "i j k", "l m")]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gramfuse.collection import Collector
-from gramfuse.masking import Frame, Mask, frame_of, hash_examples, select
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.masking import Frame, Mask, frame_of, hash_examples, select
 from gramfuse_shared.errors import StateError
 
 MASK = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])

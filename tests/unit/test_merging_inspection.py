@@ -13,7 +13,7 @@ from gramfuse_shared.merging import streaming
 from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import TensorFile
 from gramfuse_shared.merging.writing import ShardWriter
-from merging_cases import infos
+from support.merging_cases import infos
 
 
 class Bytes:

@@ -25,7 +25,7 @@ from gramfuse_shared.errors import (
     RecipeInvalidError,
 )
 from gramfuse_shared.merging.configuration import declare_dtype
-from merging_cases import merge_models, random_models, recipe_of, save_statistics
+from support.merging_cases import merge_models, random_models, recipe_of, save_statistics
 
 CONFIG = '{"model_type": "bert", "dtype": "float32"}'
 

@@ -10,7 +10,7 @@ from gramfuse_shared.contract.recipe import Conditional, Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Step
-from merging_cases import recipe_of
+from support.merging_cases import recipe_of
 
 SHAPES = {"a.weight": (4, 8), "b.weight": (3, 8), "c.weight": (8, 5), "norm.weight": (8,)}
 

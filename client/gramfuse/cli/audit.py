@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gramfuse.base_model import build_base_manifest
 from gramfuse.cli import output, session
 from gramfuse.cli.leaving import plan_text
 from gramfuse.cli.policies import read_policy
+from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.measuring.statistics_io import written_whole
 from gramfuse.privacy.audit import NO_GUARANTEE, AuditReport, audit
-from gramfuse.statistics_io import written_whole
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import ConfigurationError

@@ -10,7 +10,7 @@ from gramfuse.cli.asking import is_confirmed, require_confirmed
 from gramfuse.cli.projects import ProjectArgument
 
 if TYPE_CHECKING:
-    from gramfuse.contribution import ContributionPlan
+    from gramfuse.contributing.contribution import ContributionPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list and withdraw contributions.")
 

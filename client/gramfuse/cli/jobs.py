@@ -138,7 +138,7 @@ def choose_recipe(path: Path | None, method: str | None, alpha: float | None) ->
 
 
 def _read_text(path: Path) -> str:
-    from gramfuse.loading import read_document  # noqa: PLC0415 - only where a recipe is read
+    from gramfuse.contributing.loading import read_document  # noqa: PLC0415 - only where a recipe is read
 
     try:
         return read_document(path).decode()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from gramfuse.cli.output import format_bytes
-from gramfuse.contribution import ContributionPlan, Group, GroupSummary
-from gramfuse.packaging import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME
+from gramfuse.contributing.contribution import ContributionPlan, Group, GroupSummary
+from gramfuse.contributing.packaging import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME
 
 _TITLES: Final[dict[Group, str]] = {
     "body": "weights",

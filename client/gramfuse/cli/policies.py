@@ -6,7 +6,7 @@ from typing import Final
 import yaml
 from pydantic import ValidationError
 
-from gramfuse.loading import read_document
+from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import PolicyVersion

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text as RichText
 from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.base_model import build_base_manifest
 from gramfuse.cli import output
-from gramfuse.forwarding import Progress as Measured
-from gramfuse.forwarding import collect
-from gramfuse.loading import open_statistics_file
-from gramfuse.texts import Fields, read_texts
+from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.contributing.loading import open_statistics_file
+from gramfuse.measuring.forwarding import Progress as Measured
+from gramfuse.measuring.forwarding import collect
+from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import CancelledError, FileUnwritableError
 

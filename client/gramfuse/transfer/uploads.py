@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
 
+from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.progress import ByteCount, OnProgress
-from gramfuse.transport import Transport
-from gramfuse.virtual_files import VirtualFile
+from gramfuse.transfer.transport import Transport
 from gramfuse_shared.contract.http_api import FileUpload, PartList
 from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import ConflictError, DigestMismatchError

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from gramfuse.layers import Layer, find_layers
-from gramfuse.masking import Frame, frame_of, hash_examples, select
-from gramfuse.probing import PROBES_PER_MODULE, Probe, probe_sources
-from gramfuse.statistics import Statistics, worst_source
-from gramfuse.streams import ForwardPass, Wiring
+from gramfuse.measuring.layers import Layer, find_layers
+from gramfuse.measuring.masking import Frame, frame_of, hash_examples, select
+from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
+from gramfuse.measuring.statistics import Statistics, worst_source
+from gramfuse.measuring.streams import ForwardPass, Wiring
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.errors import StateError
 from gramfuse_shared.version import __version__

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from gramfuse.distinct import example_hash
+from gramfuse.measuring.distinct import example_hash
 
 _MAIN_INPUTS: Final = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "hidden_states")
 _LATER_INPUTS: Final = ("decoder_input_ids", "attention_mask")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gramfuse.progress import ByteCount, OnProgress
-from gramfuse.transport import PATIENT, RetryRule, Transport, is_retryable
+from gramfuse.transfer.transport import PATIENT, RetryRule, Transport, is_retryable
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnwritableError, TransportError

@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from gramfuse.layers import Layer
-from gramfuse.masking import Frame, Mask, main_input
-from gramfuse.statistics import Source, worst_source
+from gramfuse.measuring.layers import Layer
+from gramfuse.measuring.masking import Frame, Mask, main_input
+from gramfuse.measuring.statistics import Source, worst_source
 
 PROBES_PER_MODULE: Final = 8
 """Forward passes whose examples are tried before a module's taps stay `unknown`."""

@@ -13,12 +13,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from gramfuse.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from gramfuse.collection import Collector
-from gramfuse.layers import require_saved_layers
-from gramfuse.model_loading import load_model, load_tokenizer
-from gramfuse.statistics import Statistics
-from gramfuse.texts import Text
+from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.layers import require_saved_layers
+from gramfuse.measuring.model_loading import load_model, load_tokenizer
+from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.texts import Text
 from gramfuse_shared.errors import CancelledError, ConfigurationError
 
 DEFAULT_MAX_TOKENS: Final = 512

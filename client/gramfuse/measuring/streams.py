@@ -11,10 +11,10 @@ from typing import Final
 
 import torch
 
-from gramfuse.distinct import Readers
-from gramfuse.layers import Layer, natural_key
-from gramfuse.masking import Selection
-from gramfuse.statistics import Statistics, Stream
+from gramfuse.measuring.distinct import Readers
+from gramfuse.measuring.layers import Layer, natural_key
+from gramfuse.measuring.masking import Selection
+from gramfuse.measuring.statistics import Statistics, Stream
 from gramfuse_shared.errors import WiringChangedError
 from gramfuse_shared.fusion import packing
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gramfuse.contribution import ContributionPlan, embedding_names, plan_contribution
-from gramfuse.loading import ModelFolder, StatisticsFile, open_model_folder, open_statistics_file
-from gramfuse.packaging import Package, build_package, changed_tensors, leaving_files
+from gramfuse.contributing.contribution import ContributionPlan, embedding_names, plan_contribution
+from gramfuse.contributing.loading import ModelFolder, StatisticsFile, open_model_folder, open_statistics_file
+from gramfuse.contributing.packaging import Package, build_package, changed_tensors, leaving_files
 from gramfuse.progress import ByteCount, OnProgress
-from gramfuse.transport import Transport
-from gramfuse.uploads import send_missing_parts
+from gramfuse.transfer.transport import Transport
+from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.http_api import ContributionDetail, Project
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy

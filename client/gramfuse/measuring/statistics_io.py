@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
-from gramfuse.loading import read_header
+from gramfuse.contributing.loading import read_header
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import (
     METADATA_KEY,
@@ -22,7 +22,7 @@ from gramfuse_shared.contract.statistics_file import (
 from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
 
 if TYPE_CHECKING:
-    from gramfuse.statistics import Tap
+    from gramfuse.measuring.statistics import Tap
 
 
 @contextmanager

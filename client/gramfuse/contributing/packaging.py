@@ -7,9 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from gramfuse.contribution import ContributionPlan
-from gramfuse.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
-from gramfuse.virtual_files import Source, Span, VirtualFile
+from gramfuse.contributing.contribution import ContributionPlan
+from gramfuse.contributing.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
+from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared.contract.manifest import BaseManifest, CollectorSettings, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy

@@ -8,15 +8,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from gramfuse.distinct import EXAMPLE_BYTES, DistinctRows
-from gramfuse.loading import read_header
-from gramfuse.statistics import Statistics, Stream
-from gramfuse.statistics_io import written_whole
+from gramfuse.contributing.loading import read_header
+from gramfuse.measuring.distinct import EXAMPLE_BYTES, DistinctRows
+from gramfuse.measuring.statistics import Statistics, Stream
+from gramfuse.measuring.statistics_io import written_whole
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.errors import ConflictError, StateError, StatisticsMalformedError
 
-_KEY: Final = "gramfuse.checkpoint"
+_KEY: Final = "gramfuse.measuring.checkpoint"
 _FORMAT: Final = "gramfuse/checkpoint/1"
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from gramfuse import downloads
-from gramfuse.base_model import build_base_manifest
+from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.progress import OnProgress
-from gramfuse.transport import Transport
+from gramfuse.transfer import downloads
+from gramfuse.transfer.transport import Transport
 from gramfuse.verification import require_signed, verify
 from gramfuse_shared.contract.http_api import Model, Project
 from gramfuse_shared.contract.manifest import BaseManifest

@@ -7,8 +7,8 @@ import httpx
 
 from gramfuse.config import Endpoint, Home, Token
 from gramfuse.participation import Client
-from gramfuse.transport import RetryRule, Transport
-from server_world import AppTransport, World
+from gramfuse.transfer.transport import RetryRule, Transport
+from support.server_world import AppTransport, World
 
 URL = "http://127.0.0.1:1"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gramfuse.loading import INDEX_FILE, SINGLE_FILE, read_header, read_json_object, weight_file_names
-from gramfuse.virtual_files import VirtualFile
+from gramfuse.contributing.loading import INDEX_FILE, SINGLE_FILE, read_header, read_json_object, weight_file_names
+from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.manifest import BaseManifest, tensors_of

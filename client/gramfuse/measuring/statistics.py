@@ -14,9 +14,9 @@ from typing import Final, Literal, Self
 
 import torch
 
-from gramfuse.distinct import DistinctRows, Readers
-from gramfuse.layers import natural_key
-from gramfuse.statistics_io import read_statistics, write_statistics
+from gramfuse.measuring.distinct import DistinctRows, Readers
+from gramfuse.measuring.layers import natural_key
+from gramfuse.measuring.statistics_io import read_statistics, write_statistics
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata

@@ -25,7 +25,7 @@ from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion.packing import pack
-from server_world import BODY_TENSORS, WIDTH, Files, World, make_tap
+from support.server_world import BODY_TENSORS, WIDTH, Files, World, make_tap
 
 MEMBERS = ("acme", "globex", "initech")
 ROWS = 500

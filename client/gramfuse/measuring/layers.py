@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gramfuse.loading import open_model_folder
+from gramfuse.contributing.loading import open_model_folder
 from gramfuse_shared.errors import ArchitectureMismatchError
 
 

@@ -1,0 +1,1 @@
+"""Move documents and bytes between this machine and the server; everything resumes."""

@@ -1,0 +1,139 @@
+"""The README's `make demo`, in a fresh clone, small; and what is left of it when it is interrupted."""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support.checkout import REPOSITORY, clone, make_environment
+from support.deployment import wait_until
+
+ROWS = ("btc-f", "btc-g", "btc-h", "simple-average", "regmean")
+COLUMNS = ("btc-f", "btc-g", "btc-h", "wnut17")
+
+
+@dataclass(frozen=True)
+class Played:
+    """A demo that came to its end, its service kept."""
+
+    folder: Path
+    output: str
+
+
+def _left_behind(folder: Path) -> list[str]:
+    """The programs that still run with this demo's environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DEMO_FOLDER") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(shlex.join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _url(output: str) -> tuple[str, int]:
+    match = re.search(r"http://([\d.]+):(\d+)", output.partition("The service is up at ")[2])
+    assert match, output
+    return match[1], int(match[2])
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    checkout, folder = clone(tmp_path_factory.mktemp("clone") / "gramfuse"), tmp_path_factory.mktemp("demo")
+    finished = subprocess.run(
+        ["make", "demo"], cwd=checkout, env=make_environment(DEMO_SIZE="smoke", KEEP="1", DEMO_FOLDER=str(folder)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    stop = re.search(r"Stop it: (kill [\d ]+)", finished.stdout)
+    try:
+        assert finished.returncode == 0, finished.stdout[-4000:]
+        yield Played(folder, finished.stdout)
+    finally:
+        if stop:
+            subprocess.run(shlex.split(stop[1]), check=False)
+    # how to stop it was told truly
+    wait_until(lambda: not _left_behind(folder), seconds=20, what=f"the end of {_left_behind(folder)}")
+
+
+def test_the_demo_reports_every_model_on_every_domain(played):
+    summary = json.loads((played.folder / "summary.json").read_text())
+    assert tuple(summary["domains"]) == COLUMNS
+    assert tuple(summary["scores"]) == ROWS
+    for scores in summary["scores"].values():
+        assert all(0 <= scores[column] <= 100 for column in COLUMNS)
+        assert scores["average"] == pytest.approx(sum(scores[name] for name in ROWS[:3]) / 3, abs=0.02)
+    assert all(seconds >= 0 for seconds in summary["seconds"].values())
+    for title in ("btc-f's own model", "simple average", "RegMean", "wnut17"):
+        assert title in played.output
+    page = (played.folder / "report.html").read_text()
+    assert "<svg" in page
+    assert page.count("<tr") > len(ROWS)
+    assert "http" not in re.sub(
+        r"http://www\.w3\.org/\S+|http://purl\.org/\S+|http://creativecommons\.org/\S+", "", page
+    )
+
+
+def test_each_organization_has_its_own_home_token_and_statistics(played):
+    tokens = {
+        json.dumps(json.loads(path.read_text())["servers"]) for path in played.folder.glob("*/home/credentials.json")
+    }
+    assert len(tokens) == 3
+    assert len(list(played.folder.glob("*/statistics.safetensors"))) == 3
+    assert len([path for path in (played.folder / "cache").iterdir() if (path / "model.safetensors").exists()]) == 3
+    # the commands are printed as a user would type them, and no token among them
+    assert "btc-g$ gramfuse contribution push btc-f.tweets" in played.output
+    assert not re.search(r"gf_[A-Za-z0-9]+_[A-Za-z0-9_-]{20,}", played.output)
+
+
+def test_keep_leaves_the_service_up_and_nothing_else(played):
+    left = _left_behind(played.folder)
+    assert sorted(command.split("gramfuse-server ")[1].split()[0] for command in left) == ["serve", "worker"]
+    connection = http.client.HTTPConnection(*_url(played.output), timeout=10)
+    connection.request("GET", "/readyz")
+    assert connection.getresponse().status == http.client.OK
+    connection.close()
+    # a second demo would pull the folder from under it
+    again = _start(played.folder)
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 1
+    assert "stop it: kill " in output
+    assert (played.folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number, exit_code):
+    demo = _start(tmp_path)
+    # as late as in the middle of the project's creation: services and a command of a user are running
+    wait_until(lambda: (tmp_path / "btc-f" / "base").exists() or demo.poll() is not None, seconds=120, what="the base")
+    assert demo.poll() is None, demo.communicate()[0]
+    assert len(_left_behind(tmp_path)) >= 3
+    demo.send_signal(number)
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == exit_code, output
+    assert _left_behind(tmp_path) == []
+
+
+def test_an_unknown_size_is_refused(tmp_path):
+    demo = _start(tmp_path, size="huge")
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 2
+    assert "full, smoke" in output
+
+
+def _start(folder: Path, *, size: str = "smoke") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "examples" / "demo" / "play.py")],
+        cwd=folder, env=dict(os.environ) | {"DEMO_SIZE": size, "DEMO_FOLDER": str(folder)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
