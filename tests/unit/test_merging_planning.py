@@ -105,7 +105,7 @@ def test_a_parameter_that_nobody_has_a_say_in_is_the_bases():
     weight = (Conditional(filter="norm", value=0.0),)
     nobody = [member("1", weight=weight), member("2", weight=weight)]
     assert steps_of(plan_merge(nobody, tensors(), recipe_of("linear")))["norm.weight"].source is None
-    with pytest.raises(RecipeInvalidError, match=r"norm\.weight a positive weight"):
+    with pytest.raises(RecipeInvalidError, match=r"norm\.weight a weight above 0"):
         plan_merge(nobody, None, recipe_of("linear"))
 
 
@@ -124,6 +124,17 @@ def test_a_parameter_that_only_members_store_is_merged_over_those_that_do():
     assert [term.key for term in step.terms] == ["1", "2"]
     assert step.reference == "1"
     assert steps["a.weight"].reference is None
+
+
+def test_a_parameter_that_fewer_members_hold_than_must_is_the_bases_and_the_reason_is_told():
+    members = [member("1"), member("2"), member("3", stored=tensors("a.weight"))]
+    steps = steps_of(plan_merge(members, tensors(), recipe_of(method="linear"), minimum_holders=3))
+    alone = steps["b.weight"]
+    assert isinstance(steps["a.weight"], AverageStep)
+    assert isinstance(alone, CopyStep)
+    assert (alone.source, alone.reason) == (None, "2 of 3 contributions hold it, 3 are needed")
+    with pytest.raises(RecipeInvalidError, match=r"too few models give b\.weight a weight"):
+        plan_merge(members, tensors("a.weight"), recipe_of(method="linear"), minimum_holders=3)
 
 
 def test_excluded_parameters_are_the_bases_and_need_one():

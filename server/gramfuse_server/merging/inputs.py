@@ -13,6 +13,7 @@ from gramfuse_server.merging.cohort import CohortMember
 from gramfuse_server.merging.submission import cohort_of
 from gramfuse_server.tables import ContributionRow, JobRow, PolicyRow, ProjectRow
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.execution import MemberReader
@@ -87,6 +88,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         {tensor.name: tensor for tensor in base.tensors},
         recipe,
         shard_bytes=shard_bytes,
+        minimum_holders=Policy.parse(policy.document).minimum_cohort,
     )
     return MergeInputs(
         recipe=explicit,

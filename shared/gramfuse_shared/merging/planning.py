@@ -102,13 +102,15 @@ def plan_merge(
     recipe: Recipe,
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    minimum_holders: int = 1,
 ) -> MergePlan:
     """Plan the merge of contributions.
 
     Of each parameter, in the base's order and then what only members store:
       1. excluded: the base's (left out where the base does not store it),
       2. not floating-point: the base's, else the first member's,
-      3. no member with a positive weight stores it: the base's,
+      3. fewer than `minimum_holders` members with a positive weight store it: the base's. The service sets the policy's
+         minimum cohort, because the merge of a parameter that one member alone sent is that member's own,
       4. one does: its own value,
       5. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
          share the tap in each of them and have the same weights and α,
@@ -132,7 +134,7 @@ def plan_merge(
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
-    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method])
+    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders)
     steps = planner.plan_steps()
     if not steps:
         msg = "the models hold no tensors, so there is nothing to merge"
@@ -162,6 +164,7 @@ class _Planner:
     base: Mapping[str, TensorInfo] | None
     recipe: Recipe
     method: Method
+    minimum_holders: int
     feeds: dict[str, _Feeds] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -204,10 +207,13 @@ class _Planner:
             return self._copy_of_base(output, None) or CopyStep(output, holders[0].key, stored)
         weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
         holders = [member for member in holders if weights[member.key] > 0]
-        if not holders:
-            copy = self._copy_of_base(output, None)
+        if len(holders) < max(1, self.minimum_holders):
+            reason = f"{len(holders)} of {len(self.members)} contributions hold it, {self.minimum_holders} are needed"
+            copy = self._copy_of_base(output, reason if holders else None)
             if copy is None:
-                msg = f"no model gives {name} a positive weight and the base does not store it; weigh or exclude it"
+                msg = (
+                    f"too few models give {name} a weight above 0, and the base does not store it; weigh or exclude it"
+                )
                 raise RecipeInvalidError(msg)
             return copy
         if len(holders) == 1:
