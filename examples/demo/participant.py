@@ -1,28 +1,31 @@
-"""What one organization does, each step by the command that a user would type."""
+"""What one organization does: each step is the command that a user would type. Nothing is run here."""
 
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from cache import Cache, training_key
+from cache import training_key
 from corpus import read_sentences, write_sentences
-from processes import Command, Processes, Shell, console
+from processes import Command, Shell
 from settings import HERE, PROJECT, Domain, Size
 
-BASE, TRAIN, TUNED, STATISTICS = "base", "train.jsonl", "tuned", "statistics.safetensors"
+BASE: Final = "base"
+POLICY: Final = "policy.yaml"
+TRAIN: Final = "train.jsonl"
+TUNED: Final = "tuned"
+STATISTICS: Final = "statistics.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """An organization: its domain, its folder of private text and models, its shell with its own token."""
+    """An organization: its domain, and a shell in its own folder with its own home, where its token is kept."""
 
     domain: Domain
     shell: Shell
     log: Path
-    processes: Processes
 
     @property
     def name(self) -> str:
@@ -31,65 +34,67 @@ class Participant:
 
     @property
     def folder(self) -> Path:
-        """Where this organization keeps everything."""
+        """Where this organization keeps its text, its models, and everything else."""
         return self.shell.folder
 
     # --- the coordinator's steps -----------------------------------------------------------------------------------
 
-    def create_project(self, *, policy: Path) -> None:
-        """Build a task-ready base model and create the project with it."""
-        self.processes.run(self._python("base.py", BASE))
-        shutil.copy(policy, self.folder / "policy.yaml")
+    def building_base(self) -> Command:
+        """Build a task-ready base model."""
+        return self._python("base.py", BASE)
+
+    def creating_project(self) -> Command:
+        """Create the project with the base model and the policy."""
         _, _, name = PROJECT.partition(".")
-        self._gramfuse("project", "create", name, "--base", BASE, "--policy", "policy.yaml")
+        return self._gramfuse("project", "create", name, "--base", BASE, "--policy", POLICY)
 
-    def invite(self, other: "Participant") -> None:
+    def inviting(self, organization: str) -> Command:
         """Let another organization see the project."""
-        self._gramfuse("project", "invite", PROJECT, other.name)
+        return self._gramfuse("project", "invite", PROJECT, organization)
 
-    def merge(self, method: str, *, job: str) -> None:
-        """Submit a job, then follow it to its end."""
-        self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job, "--wait")
+    def showing_project(self) -> Command:
+        """Print what the server knows of the project, the policy's digest among it."""
+        return self._gramfuse("project", "show", PROJECT, "--format", "json")
+
+    def merging(self, method: str, *, job: str) -> Command:
+        """Submit a job and follow it to its end."""
+        return self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job, "--wait")
 
     # --- everybody's steps -----------------------------------------------------------------------------------------
 
-    def sign_in(self, url: str, token: str) -> None:
+    def signing_in(self, url: str, token: str) -> Command:
         """Keep the token in this organization's own home folder."""
-        self._gramfuse("login", url, "--token", "-", typed=token + "\n")
+        return self._gramfuse("login", url, "--token", "-", typed=token + "\n")
 
-    def policy_digest(self) -> str:
-        """Look up which text is to be accepted; the coordinator tells the others."""
-        show = Command(self.shell, ["gramfuse", "project", "show", PROJECT, "--format", "json"], self.log)
-        project = json.loads(self.processes.read(show))
-        return str(project["policy"]["digest"])
-
-    def join(self, policy_digest: str) -> None:
+    def joining(self, policy_digest: str) -> Command:
         """Read the policy and accept it; the digest binds this organization to just that text."""
-        self._gramfuse("project", "join", PROJECT, "--accept-policy", policy_digest)
+        return self._gramfuse("project", "join", PROJECT, "--accept-policy", policy_digest)
 
-    def pull_base(self) -> None:
+    def pulling_base(self) -> Command:
         """Fetch the base model that everybody fine-tunes."""
-        self._gramfuse("project", "base", "pull", PROJECT, BASE)
+        return self._gramfuse("project", "base", "pull", PROJECT, BASE)
 
     def collecting(self) -> Command:
         """Measure the tuned model's layer inputs on the text that it was tuned on."""
         files = ["--model", TUNED, "--texts", TRAIN, "--tokens", "tokens", "--out", STATISTICS]
-        return Command(self.shell, ["gramfuse", "stats", "collect", *files])
+        return self._gramfuse("stats", "collect", *files)
 
-    def push(self) -> None:
+    def pushing(self) -> Command:
         """Send what the policy allows of the weights and statistics."""
-        self._gramfuse("contribution", "push", PROJECT, "--model", TUNED, "--statistics", STATISTICS, "--yes")
+        return self._gramfuse("contribution", "push", PROJECT, "--model", TUNED, "--statistics", STATISTICS, "--yes")
 
-    def pull(self, model: str) -> Path:
-        """Fetch a merged model and check its files against its signed receipt."""
-        self._gramfuse("model", "pull", PROJECT, model, model)
-        self._gramfuse("model", "verify", model)
-        return self.folder / model
+    def pulling(self, model: str) -> Command:
+        """Fetch a merged model; it appears when it is complete and its receipt's signature is right."""
+        return self._gramfuse("model", "pull", PROJECT, model, model)
+
+    def verifying(self, model: str) -> Command:
+        """Check a pulled model's files against its signed receipt, once more and without the server."""
+        return self._gramfuse("model", "verify", model)
 
     # --- training and testing: nothing of gramfuse -----------------------------------------------------------------
 
-    def training_key(self, size: Size) -> str:
-        """Lay out this organization's text, and name what training on it will yield."""
+    def lay_out_text(self, size: Size) -> str:
+        """Write this organization's private sentences to its folder; return the key of what training will yield."""
         sentences = self.folder / TRAIN
         write_sentences(sentences, read_sentences(self.domain.sentences("train"), at_most=size.train_sentences))
         return training_key(self.folder / BASE, sentences, [HERE / "finetune.py", HERE / "corpus.py"], _options(size))
@@ -104,29 +109,19 @@ class Participant:
         named += [f"--test={name}={os.path.relpath(file, self.folder)}" for name, file in tests.items()]
         return self._python("evaluate.py", *named)
 
-    # --- how a command is run --------------------------------------------------------------------------------------
+    # --- the form of a command -------------------------------------------------------------------------------------
 
-    def _gramfuse(self, *arguments: str, typed: str | None = None) -> None:
-        self.processes.run(Command(self.shell, ["gramfuse", *arguments]), typed=typed)
+    def _gramfuse(self, *arguments: str, typed: str = "") -> Command:
+        return Command(self.shell, ["gramfuse", *arguments], self.log, typed)
 
     def _python(self, program: str, *arguments: str) -> Command:
-        return Command(self.shell, ["python", os.path.relpath(HERE / program, self.folder), *arguments], self.log)
+        path = os.path.relpath(HERE / program, self.folder)
+        return Command(self.shell, ["python", path, *arguments], self.log, chatty=True)
 
 
-def finetune(participants: Sequence[Participant], cache: Cache, size: Size) -> None:
-    """Fine-tune at the same time, except for those that an earlier run trained with just this input."""
-    keys = {participant.name: participant.training_key(size) for participant in participants}
-    missing = [participant for participant in participants if not cache.kept(keys[participant.name]).exists()]
-    participants[0].processes.run_together(
-        [participant.training(cache.begin(keys[participant.name]), size) for participant in missing]
-    )
-    for participant in missing:
-        cache.finish(keys[participant.name])
-    for participant in participants:
-        kept = cache.kept(keys[participant.name])
-        (participant.folder / TUNED).symlink_to(kept, target_is_directory=True)
-        if participant not in missing:
-            console.print(f"[dim]{participant.name} was trained by an earlier run: {os.path.relpath(kept)}[/]")
+def policy_digest(shown: str) -> str:
+    """Read the digest of the current policy from what `gramfuse project show --format json` printed."""
+    return str(json.loads(shown)["policy"]["digest"])
 
 
 def _options(size: Size) -> list[str]:

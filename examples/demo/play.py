@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import Final
 
 from cache import Cache
 from corpus import read_sentences, write_sentences
-from participant import TUNED, Participant, finetune
-from processes import CommandFailedError, Processes, Shell, console
+from participant import POLICY, TUNED, Participant, policy_digest
+from processes import Command, CommandFailedError, Processes, Shell, console
 from report import Report, print_table, write_page, write_summary
 from rich.rule import Rule
-from service import Service, create_token, start_service
+from service import Service, start_service
 from settings import DOMAINS, REGMEAN, SIMPLE, SIZES, UNSEEN, Domain, Size
 
 KEPT_FOLDERS: Final = ("cache",)  # all else in the demo's folder is one run's
@@ -32,7 +32,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(slots=True)
-class Stages:
+class Clock:
     """The demo's stages: each is announced, and its seconds are noted."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,82 +47,101 @@ class Stages:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def play(processes: Processes, folder: Path, size: Size, *, lock: int) -> tuple[Report, Service]:
-    """Play the whole story in an empty folder; return what came out and the service, which still runs."""
-    stages, environment = Stages(), clean_environment(os.environ)
-    logs, cache = folder / "logs", Cache(folder / "cache")
-    logs.mkdir()
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One run. Participants take turns of `size.at_once`, each turn at the same time."""
 
-    with stages.stage("service", "The operator starts an API and a worker"):
+    processes: Processes
+    folder: Path
+    size: Size
+
+    def everybody(self, who: Sequence[Participant], step: Callable[[Participant], Command]) -> None:
+        """Let each of them take a step."""
+        for turn in self.turns(who):
+            self.processes.run(*map(step, turn))
+
+    def turns(self, who: Sequence[Participant]) -> list[Sequence[Participant]]:
+        """Who acts together, one turn after the other."""
+        return [who[first : first + self.size.at_once] for first in range(0, len(who), self.size.at_once)]
+
+
+def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
+    """Play the whole story in an empty folder; return what came out and the service, which still runs."""
+    processes, folder, size = demo.processes, demo.folder, demo.size
+    clock, logs, cache = Clock(), folder / "logs", Cache(folder / "cache")
+    logs.mkdir()
+    environment = clean_environment(os.environ, one_thread=size.at_once > 1)
+
+    with clock.stage("service", "The operator starts an API and a worker"):
         service = start_service(processes, folder / "server", logs, environment, lock=lock)
 
-    with stages.stage("sign in", "Each organization gets a token and signs in"):
-        participants = [
-            enter(processes, service, folder / domain.name, logs, environment, domain, coordinates=number == 0)
-            for number, domain in enumerate(DOMAINS)
-        ]
-    coordinator, *others = participants
+    with clock.stage("sign in", "Each organization gets a token and signs in"):
+        participants = [set_up(folder / domain.name, logs, environment, domain) for domain in DOMAINS]
+        coordinator, *others = participants
+        operator = service.operator
+        demo.everybody(participants, lambda one: operator.creating_organization(one.name))
+        roles = {one.name: "coordinator" if one is coordinator else "participant" for one in participants}
+        tokens = processes.read(*(operator.creating_token(name, role) for name, role in roles.items()))
+        secrets = dict(zip(roles, map(str.strip, tokens), strict=True))
+        demo.everybody(participants, lambda one: one.signing_in(service.url, secrets[one.name]))
 
-    with stages.stage("project", "One creates the project, the others join and fetch its base model"):
-        coordinator.create_project(policy=size.policy)
-        for participant in others:
-            coordinator.invite(participant)
-        agreed = coordinator.policy_digest()
-        for participant in participants:
-            participant.join(agreed)
-        for participant in others:
-            participant.pull_base()
+    with clock.stage("project", "One creates the project, the others join and fetch its base model"):
+        processes.run(coordinator.building_base())
+        shutil.copy(size.policy, coordinator.folder / POLICY)
+        processes.run(coordinator.creating_project())
+        for other in others:
+            processes.run(coordinator.inviting(other.name))
+        agreed = policy_digest(*processes.read(coordinator.showing_project()))
+        demo.everybody(participants, lambda one: one.joining(agreed))
+        demo.everybody(others, Participant.pulling_base)
 
-    for turn in turns(participants, size.at_once):
-        names = ", ".join(participant.name for participant in turn)
-        with stages.stage(f"fine-tune {names}", f"{names}: fine-tune the base on own text"):
-            finetune(turn, cache, size)
-    for turn in turns(participants, size.at_once):
-        names = ", ".join(participant.name for participant in turn)
-        with stages.stage(f"statistics {names}", f"{names}: measure the layers' inputs"):
-            processes.run_together([participant.collecting() for participant in turn])
-    with stages.stage("push", "Everybody pushes what the policy allows"):
-        for participant in participants:
-            participant.push()
+    for turn in demo.turns(participants):
+        names = ", ".join(one.name for one in turn)
+        with clock.stage(f"fine-tune {names}", f"{names}: fine-tune the base on own text"):
+            finetune(processes, turn, cache, size)
+    for turn in demo.turns(participants):
+        names = ", ".join(one.name for one in turn)
+        with clock.stage(f"statistics {names}", f"{names}: measure the layers' inputs"):
+            processes.run(*map(Participant.collecting, turn))
+    with clock.stage("push", "Everybody pushes what the policy allows"):
+        demo.everybody(participants, Participant.pushing)
 
-    with stages.stage("merge", "The coordinator merges: a simple average, and RegMean"):
-        coordinator.merge("linear", job=SIMPLE)
-        coordinator.merge("regmean", job=REGMEAN)
-    with stages.stage("pull", "The models come back and are verified"):
-        merged = {SIMPLE: coordinator.pull(SIMPLE), REGMEAN: coordinator.pull(REGMEAN)}
-        for participant in others:
-            participant.pull(REGMEAN)
+    with clock.stage("merge", "The coordinator merges: a simple average, and RegMean"):
+        processes.run(coordinator.merging("linear", job=SIMPLE))
+        processes.run(coordinator.merging("regmean", job=REGMEAN))
+    with clock.stage("pull", "The models come back and are verified"):
+        processes.run(coordinator.pulling(SIMPLE))
+        processes.run(coordinator.verifying(SIMPLE))
+        demo.everybody(participants, lambda one: one.pulling(REGMEAN))
+        demo.everybody(participants, lambda one: one.verifying(REGMEAN))
 
-    with stages.stage("evaluate", "Every model is tested on every domain"):
-        models = {participant.name: participant.folder / TUNED for participant in participants} | merged
-        scores = json.loads(processes.read(coordinator.testing(models, write_tests(folder / "tests", size))))
+    with clock.stage("evaluate", "Every model is tested on every domain"):
+        models = {one.name: one.folder / TUNED for one in participants}
+        models |= {model: coordinator.folder / model for model in (SIMPLE, REGMEAN)}
+        (scores,) = processes.read(coordinator.testing(models, write_tests(folder / "tests", size)))
 
-    return Report(size.name, scores, stages.seconds), service
-
-
-def turns(participants: Sequence[Participant], at_once: int) -> list[Sequence[Participant]]:
-    """Who computes together, one turn after the other."""
-    return [participants[first : first + at_once] for first in range(0, len(participants), at_once)]
+    return Report(size.name, json.loads(scores), clock.seconds), service
 
 
-def enter(
-    processes: Processes,
-    service: Service,
-    folder: Path,
-    logs: Path,
-    environment: Mapping[str, str],
-    domain: Domain,
-    *,
-    coordinates: bool,
-) -> Participant:
-    """Create an organization on the server, and its folder and home on this machine; sign it in."""
-    role = "coordinator" if coordinates else "participant"
-    token = create_token(processes, service, domain.name, role, log=logs / "operator.log")
+def set_up(folder: Path, logs: Path, environment: Mapping[str, str], domain: Domain) -> Participant:
+    """Make an organization's folder, with a home of its own for its client."""
     folder.mkdir()
     shell = Shell(domain.name, folder, {**environment, "GRAMFUSE_HOME": str(folder / "home")})
-    participant = Participant(domain, shell, logs / f"{domain.name}.log", processes)
-    participant.sign_in(service.url, token)
-    return participant
+    return Participant(domain, shell, logs / f"{domain.name}.log")
+
+
+def finetune(processes: Processes, turn: Sequence[Participant], cache: Cache, size: Size) -> None:
+    """Fine-tune at the same time, except for those whose like an earlier run trained."""
+    keys = {one.name: one.lay_out_text(size) for one in turn}
+    missing = [one for one in turn if not cache.kept(keys[one.name]).exists()]
+    processes.run(*(one.training(cache.begin(keys[one.name]), size) for one in missing))
+    for one in missing:
+        cache.finish(keys[one.name])
+    for one in turn:
+        kept = cache.kept(keys[one.name])
+        (one.folder / TUNED).symlink_to(kept, target_is_directory=True)
+        if one not in missing:
+            console.print(f"[dim]{one.name} was trained by an earlier run: {os.path.relpath(kept)}[/]")
 
 
 def write_tests(folder: Path, size: Size) -> dict[str, Path]:
@@ -134,12 +153,16 @@ def write_tests(folder: Path, size: Size) -> dict[str, Path]:
     return tests
 
 
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of every child: this Python's programs first, no hub, nothing of gramfuse that was set before."""
+def clean_environment(environment: Mapping[str, str], *, one_thread: bool) -> dict[str, str]:
+    """The environment of every child: this Python's programs first, no hub, nothing of gramfuse that was set before.
+
+    Programs that compute at the same time get one thread each: more would only fight over the cores.
+    """
     programs = str(Path(sys.executable).parent)
     inherited = {name: value for name, value in environment.items() if not name.startswith("GRAMFUSE_")}
     path = os.pathsep.join([programs, inherited.get("PATH", os.defpath)])
-    return inherited | {"PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
+    return inherited | threads | {"PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @contextmanager
@@ -172,9 +195,8 @@ def keep_running(processes: Processes, service: Service, folder: Path) -> None:
     stop = f"kill {service.api.pid} {service.worker.pid}"
     (folder / "stop.txt").write_text(stop + "\n", encoding="utf-8")
     console.print(f"\nThe service is up at {service.url} (dashboard: {service.url}/dashboard).")
-    console.print(
-        f"An operator's token: GRAMFUSE_SERVER_HOME={service.operator.folder} gramfuse-server token create --operator"
-    )
+    home = service.operator.shell.environment["GRAMFUSE_SERVER_HOME"]
+    console.print(f"An operator's token: GRAMFUSE_SERVER_HOME={home} gramfuse-server token create --operator")
     console.print(f"Stop it: [bold]{stop}[/]")
 
 
@@ -188,7 +210,7 @@ def main() -> int:
     try:
         with locked(folder) as lock, Processes() as processes:
             clear(folder)
-            report, service = play(processes, folder, size, lock=lock)
+            report, service = play(Demo(processes, folder, size), lock=lock)
             print_table(report, console)
             write_summary(report, folder / "summary.json")
             write_page(report, folder / "report.html")

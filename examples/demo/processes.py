@@ -41,11 +41,16 @@ class Shell:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that somebody is to run; its standard error goes to a log if one is given."""
+    """A command that somebody is to run. `typed` is its standard input.
+
+    What it writes to standard error goes to the log if it is `chatty`, or if it does not have the terminal to itself.
+    """
 
     shell: Shell
     words: Sequence[str]
-    log: Path | None = None
+    log: Path
+    typed: str = ""
+    chatty: bool = False
 
 
 @dataclass(slots=True)
@@ -72,57 +77,45 @@ class Processes:
                 _stop(process)
             self._running.clear()
 
-    def run(self, command: Command, *, typed: str | None = None) -> None:
-        """Run a command to its end, its output on the terminal; `typed` is its standard input.
-
-        Raises:
-            CommandFailedError: it failed.
-        """
-        self._end(command, self._begin(command, stdout=None), typed)
-
-    def read(self, command: Command) -> str:
-        """Run a command and return its standard output.
-
-        Raises:
-            CommandFailedError: it failed.
-        """
-        return self._end(command, self._begin(command, stdout=subprocess.PIPE))
-
-    def run_together(self, commands: Sequence[Command]) -> None:
-        """Run several commands at the same time, and print the output of each when it has ended.
+    def run(self, *commands: Command) -> None:
+        """Run commands to their end. One has the terminal to itself; the output of several is printed when they end.
 
         Raises:
             CommandFailedError: one of them failed.
         """
         if len(commands) == 1:
-            self.run(commands[0])  # nobody else writes to the terminal meanwhile
-            return
-        running = [self._begin(command, stdout=subprocess.PIPE) for command in commands]
-        for command, process in zip(commands, running, strict=True):
-            console.print(self._end(command, process), end="", markup=False)
+            self._end(self._begin(commands[0], stdout=None, alone=True), commands[0])
+        else:
+            for output in self.read(*commands):
+                console.print(output, end="", markup=False)
 
-    def start(
-        self, shell: Shell, command: Sequence[str], *, log: Path, inherited: Sequence[int] = ()
-    ) -> subprocess.Popen[str]:
-        """Start a program that runs until the block is left, its output in a log."""
-        shell.show(command, suffix=" &")
-        with log.open("w", encoding="utf-8") as output:
-            return self._spawn(
-                shell, command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, inherited=inherited
-            )
+    def read(self, *commands: Command) -> list[str]:
+        """Run commands at the same time, and return what each wrote to standard output.
+
+        Raises:
+            CommandFailedError: one of them failed.
+        """
+        running = [self._begin(command, stdout=subprocess.PIPE, alone=len(commands) == 1) for command in commands]
+        return [self._end(process, command) for process, command in zip(running, commands, strict=True)]
+
+    def start(self, command: Command, *, inherited: Sequence[int] = ()) -> subprocess.Popen[str]:
+        """Start a program that runs until the block is left, its output in its log."""
+        command.shell.show(command.words, suffix=" &")
+        with command.log.open("w", encoding="utf-8") as log:
+            return self._spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, inherited=inherited)
 
     def release(self) -> None:
         """Let the running programs live on after the block."""
         self._running.clear()
 
-    def _begin(self, command: Command, *, stdout: int | None) -> subprocess.Popen[str]:
+    def _begin(self, command: Command, *, stdout: int | None, alone: bool) -> subprocess.Popen[str]:
         command.shell.show(command.words)
-        with (command.log or Path(os.devnull)).open("a", encoding="utf-8") as log:
-            stderr = log if command.log else None
-            return self._spawn(command.shell, command.words, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
+        with command.log.open("a", encoding="utf-8") as log:
+            stderr = None if alone and not command.chatty else log
+            return self._spawn(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
 
-    def _end(self, command: Command, process: subprocess.Popen[str], typed: str | None = None) -> str:
-        output, _ = process.communicate(typed)
+    def _end(self, process: subprocess.Popen[str], command: Command) -> str:
+        output, _ = process.communicate(command.typed)
         self._running.remove(process)
         if process.returncode != 0:
             raise CommandFailedError(_describe_end(process, command.log))
@@ -130,8 +123,7 @@ class Processes:
 
     def _spawn(
         self,
-        shell: Shell,
-        command: Sequence[str],
+        command: Command,
         *,
         stdin: int,
         stdout: TextIO | int | None,
@@ -141,9 +133,9 @@ class Processes:
         sys.stdout.flush()
         with _signals_postponed():  # or a signal might arrive when the child runs and nobody knows of it
             process = subprocess.Popen(  # noqa: S603 - the demo's own commands
-                command,
-                cwd=shell.folder,
-                env=dict(shell.environment),
+                command.words,
+                cwd=command.shell.folder,
+                env=dict(command.shell.environment),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -182,12 +174,11 @@ def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> Non
         return  # nobody of the group is left
 
 
-def _describe_end(process: subprocess.Popen[str], log: Path | None) -> str:
-    """What ended, how, and the last lines that it wrote."""
+def _describe_end(process: subprocess.Popen[str], log: Path) -> str:
+    """What ended, how, and the last lines of its log."""
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:] if log.exists() else []
     lines = [f"{_command_line(process)} ended with exit code {process.returncode}"]
-    if log is not None:
-        lines += [f"the end of {log}:", *log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"the end of {log}:", *tail] if tail else lines)
 
 
 def _command_line(process: subprocess.Popen[str]) -> str:

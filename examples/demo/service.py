@@ -15,10 +15,30 @@ START_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """A running API and worker, and the operator's shell beside them."""
+class Operator:
+    """Who runs the server, by commands at its shell."""
 
-    operator: Shell
+    shell: Shell
+    log: Path
+
+    def command(self, *arguments: str) -> Command:
+        """A command of the server's."""
+        return Command(self.shell, ["gramfuse-server", *arguments], self.log)
+
+    def creating_organization(self, name: str) -> Command:
+        """Make a tenant."""
+        return self.command("org", "create", name)
+
+    def creating_token(self, organization: str, role: str) -> Command:
+        """Make a token; its standard output is the secret, which nobody sees again."""
+        return self.command("token", "create", "--org", organization, "--role", role)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running API and worker, and their operator."""
+
+    operator: Operator
     port: int
     api: subprocess.Popen[str]
     worker: subprocess.Popen[str]
@@ -37,28 +57,25 @@ def start_service(
     Both inherit the lock on the demo's folder, so that it is held for as long as one of them lives.
     """
     folder.mkdir()
-    operator = Shell("operator", folder, {**environment, "GRAMFUSE_SERVER_HOME": str(folder)})
-    processes.read(Command(operator, ["gramfuse-server", "init"], logs / "operator.log"))
-    api_log, worker_log, port_file = logs / "api.log", logs / "worker.log", folder / "port"
+    shell = Shell("operator", folder, {**environment, "GRAMFUSE_SERVER_HOME": str(folder)})
+    operator, port_file = Operator(shell, logs / "operator.log"), folder / "port"
+    processes.read(operator.command("init"))  # it would print the operator's token
     serve = ["gramfuse-server", "serve", "--host", HOST, "--port", "0", "--port-file", port_file.name]
-    api = processes.start(operator, serve, log=api_log, inherited=[lock])
-    worker = processes.start(operator, ["gramfuse-server", "worker"], log=worker_log, inherited=[lock])
+    commands = (
+        Command(shell, serve, logs / "api.log"),
+        Command(shell, ["gramfuse-server", "worker"], logs / "worker.log"),
+    )
+    started = [(processes.start(command, inherited=[lock]), command.log) for command in commands]
     deadline = time.monotonic() + START_SECONDS
     while not (port_file.exists() and _is_ready(int(port_file.read_text(encoding="ascii")))):
-        require_running(api, log=api_log)
-        require_running(worker, log=worker_log)
+        for process, log in started:
+            require_running(process, log=log)
         if time.monotonic() > deadline:
-            msg = f"the API does not answer after {START_SECONDS:.0f} s; see {api_log}"
+            msg = f"the API does not answer after {START_SECONDS:.0f} s; see {logs}"
             raise TimeoutError(msg)
         time.sleep(0.1)
+    (api, _), (worker, _) = started
     return Service(operator, int(port_file.read_text(encoding="ascii")), api, worker)
-
-
-def create_token(processes: Processes, service: Service, organization: str, role: str, *, log: Path) -> str:
-    """Create an organization and a token for it, as the operator does; the token is shown to nobody else."""
-    processes.run(Command(service.operator, ["gramfuse-server", "org", "create", organization], log))
-    create = ["gramfuse-server", "token", "create", "--org", organization, "--role", role]
-    return processes.read(Command(service.operator, create, log)).strip()
 
 
 def _is_ready(port: int) -> bool:
