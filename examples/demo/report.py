@@ -180,6 +180,6 @@ def _picture(report: Report) -> str:
             loc="upper center", ncols=len(ROWS), frameon=False, fontsize=9, handletextpad=0.1, columnspacing=1.2
         )
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     _, _, body = drawn.getvalue().partition("<svg")  # without the XML prologue, which HTML does not want
     return f'<svg role="img" aria-label="Entity F1 of each model on each domain"{body}'
