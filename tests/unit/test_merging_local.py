@@ -1,7 +1,6 @@
 """`gramfuse merge` and `gramfuse.merge`: a recipe over local folders."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -281,7 +280,7 @@ def test_ctrl_c_leaves_nothing_and_exits_130(workshop, monkeypatch):
     execute = local_merging.execute_task
 
     def interrupted(*arguments, **options):
-        options["on_progress"] = lambda _: os.kill(os.getpid(), signal.SIGINT)
+        options["on_progress"] = lambda _: signal.raise_signal(signal.SIGINT)
         return execute(*arguments, **options)
 
     monkeypatch.setattr(local_merging, "execute_task", interrupted)
