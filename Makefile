@@ -34,14 +34,14 @@ demo: $(STAMP) ## Three organizations merge their models through the service (DE
 test: $(STAMP) ## The whole CPU suite, on SQLite and PostgreSQL
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(FAST)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration
-	$(TEST_ENV) $(BIN)/python -m pytest tests/system
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
 
 check: $(STAMP) lint types imports ## Format, lint, types, import directions, migrations, tests, coverage
 	rm -f .coverage .coverage.*
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --cov --cov-report= $(FAST)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-append --cov-report= tests/integration
 	$(BIN)/python -m coverage report
-	$(TEST_ENV) $(BIN)/python -m pytest tests/system
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
 
 format: $(STAMP) ## Rewrite the sources in the house format
 	$(BIN)/ruff format .

@@ -1,6 +1,10 @@
 """Settings of every suite: reproducible examples in CI, one torch thread per process."""
 
 import os
+import signal
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
