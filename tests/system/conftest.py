@@ -8,9 +8,16 @@ import pytest
 from gramfuse_shared.limits import MIB
 from support.deployment import Deployment, deployed
 from support.postgres import postgres
+from support.scheduling import DATABASES, ByDatabase
 
 # A merge of a few megabytes is many tasks, an upload many parts, and a dead worker is noticed soon.
 SETTINGS = {"shard_bytes": str(MIB), "part_bytes": str(MIB), "worker_lease": "PT2S"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n 2, each process starts its own database's deployment, and no other's."""
+    return ByDatabase(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +35,7 @@ def deployment_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
         yield obtain
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def deployment(request: pytest.FixtureRequest, deployment_on: Callable[[str], Deployment]) -> Deployment:
     """A server with its API and one worker; what an earlier test killed runs again."""
     found = deployment_on(request.param)
