@@ -218,7 +218,8 @@ def main() -> int:
             if os.environ.get("KEEP") == "1":
                 keep_running(processes, service, folder)
     except (CommandFailedError, OSError) as error:
-        console.print(f"\n[bold red]The demo failed:[/] {error}")
+        console.print("\n[bold red]The demo failed:[/] ", end="")
+        console.print(str(error), markup=False)
         return EXIT_FAILED
     except KeyboardInterrupt:
         console.print("\ninterrupted; everything is stopped")
