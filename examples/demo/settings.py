@@ -50,6 +50,6 @@ class Size:
 
 
 SIZES: Final[Mapping[str, Size]] = {
-    "full": Size("full", HERE / "policy.yaml", epochs=4, train_sentences=None, test_sentences=None, at_once=1),
+    "full": Size("full", HERE / "policy.yaml", epochs=3, train_sentences=None, test_sentences=None, at_once=1),
     "smoke": Size("smoke", HERE / "policy-smoke.yaml", epochs=1, train_sentences=32, test_sentences=16, at_once=3),
 }
