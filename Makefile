@@ -14,7 +14,7 @@ FAST := tests/unit tests/property tests/golden
 # Measure only: `coverage report` judges the sum of all suites, never pytest the share of one.
 COVER := --cov --cov-report= --cov-fail-under=0
 
-.PHONY: help install demo test check format lint types imports migrations-check serve worker gpu clean
+.PHONY: help install demo test check format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'

@@ -103,4 +103,5 @@ def merge(
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double().cpu() - expected.double()).norm() / expected.double().norm())
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return float((found - expected).norm() / expected.norm())

@@ -19,7 +19,7 @@ from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf, paginate
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.intake import projects
+from gramfuse_server.intake import policies, projects
 from gramfuse_server.tables import ParticipantRow, ProjectRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Acceptance, Page, PolicyVersion, Project, ProjectCreate
@@ -99,7 +99,7 @@ def get_policy(project: ProjectPath, version: VersionPath, services: ServicesOf,
     """A version of the project's policy."""
     with reading(services.database) as session:
         row = visible_project(session, caller, project)
-        return projects.policy_document(projects.find_policy(session, row.id, version))
+        return policies.policy_document(policies.find_policy(session, row.id, version))
 
 
 @router.put(
@@ -119,9 +119,9 @@ def publish_policy(
     """Publish the next version of the policy (coordinator); until accepted it blocks push and jobs."""
     with transaction(services.database) as session:
         row = visible_project(session, caller, project, lock=True)
-        policy, new = projects.publish_policy(session, caller, row, version, body, services.clock())
+        policy, new = policies.publish_policy(session, caller, row, version, body, services.clock())
         response.status_code = 201 if new else 200
-        return projects.policy_document(policy)
+        return policies.policy_document(policy)
 
 
 @router.put(
@@ -140,9 +140,9 @@ def accept_policy(
     """Accept the current policy for the caller's organization, by its digest."""
     with transaction(services.database) as session:
         row = visible_project(session, caller, project, lock=True)
-        acceptance, new = projects.accept_policy(session, caller, row, policy_digest, services.clock())
+        acceptance, new = policies.accept_policy(session, caller, row, policy_digest, services.clock())
         response.status_code = 201 if new else 200
-        return projects.acceptance_document(acceptance)
+        return policies.acceptance_document(acceptance)
 
 
 def project_document(session: Session, services: Services, row: ProjectRow) -> Project:

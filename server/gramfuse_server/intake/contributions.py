@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller, require_accepted_policy
-from gramfuse_server.intake.projects import base_of, find_policy, require_ready
+from gramfuse_server.intake.policies import find_policy
+from gramfuse_server.intake.projects import base_of, require_ready
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, shown_state
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings

@@ -1,4 +1,4 @@
-"""Projects: a base model, a policy in versions, participants and what they accepted."""
+"""Projects: a base model and its participants; their policies are in `policies`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,17 +9,17 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import insert_if_absent
+from gramfuse_server.intake.policies import add_policy, find_policy
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, shown_state
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import (
-    AcceptanceRow,
     OrganizationRow,
     ParticipantRow,
     PolicyRow,
     ProjectRow,
     UploadRow,
 )
-from gramfuse_shared.contract.http_api import Acceptance, Participant, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.http_api import Participant, Project, ProjectCreate
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_base
@@ -66,7 +66,7 @@ def create_project(
     row = session.get_one(ProjectRow, project)
     if existing is None:
         session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now, accepted_version=None))
-        _add_policy(session, project, 1, request.policy, now)
+        add_policy(session, project, 1, request.policy, now)
     else:
         _replace_policy(session, row, request.policy, now)
     audit_log.append_for(
@@ -108,85 +108,6 @@ def invite(session: Session, caller: Caller, project: ProjectRow, organization: 
     return new
 
 
-def publish_policy(
-    session: Session, caller: Caller, project: ProjectRow, version: int, policy: Policy, now: datetime
-) -> tuple[PolicyRow, bool]:
-    """Add the next version of a project's policy; tell whether it is new. Until accepted it blocks push and jobs.
-
-    Raises:
-        RoleRequiredError: the caller does not coordinate the project.
-        ConflictError: the version exists with another content, or is not the next.
-    """
-    caller.require_coordinator(project.coordinator)
-    existing = session.get(PolicyRow, (project.id, version))
-    if existing is not None:
-        if existing.digest != policy.content_digest():
-            msg = f"version {version} of the policy exists with another content; publish {project.policy_version + 1}"
-            raise ConflictError(msg)
-        return existing, False
-    if version != project.policy_version + 1:
-        msg = f"the next version of the policy is {project.policy_version + 1}, not {version}"
-        raise ConflictError(msg)
-    row = _add_policy(session, project.id, version, policy, now)
-    project.policy_version = version
-    audit_log.append_for(
-        session,
-        caller,
-        at=now,
-        action="policy.publish",
-        subject=project.id,
-        details={"version": version, "digest": row.digest},
-    )
-    return row, True
-
-
-def find_policy(session: Session, project: str, version: int) -> PolicyRow:
-    """Return a version of a project's policy; raises NotFoundError."""
-    row = session.get(PolicyRow, (project, version))
-    if row is None:
-        msg = f"{project} has no version {version} of its policy"
-        raise NotFoundError(msg)
-    return row
-
-
-def accept_policy(
-    session: Session, caller: Caller, project: ProjectRow, digest: str, now: datetime
-) -> tuple[AcceptanceRow, bool]:
-    """Record that the caller's organization accepts the current policy; tell whether it is new.
-
-    Raises:
-        ConflictError: the digest is not the current version's.
-    """
-    organization = caller.require_organization()
-    current = find_policy(session, project.id, project.policy_version)
-    if digest != current.digest:
-        msg = f"the current policy of {project.id} is version {current.version}, {current.digest}; read and accept that"
-        raise ConflictError(msg, version=current.version, digest=current.digest)
-    new = insert_if_absent(
-        session,
-        AcceptanceRow,
-        {
-            "project": project.id,
-            "version": current.version,
-            "organization": organization,
-            "digest": digest,
-            "token": caller.token,
-            "accepted_at": now,
-        },
-    )
-    if new:
-        session.get_one(ParticipantRow, (project.id, organization)).accepted_version = current.version
-        audit_log.append_for(
-            session,
-            caller,
-            at=now,
-            action="policy.accept",
-            subject=project.id,
-            details={"version": current.version, "digest": digest},
-        )
-    return session.get_one(AcceptanceRow, (project.id, current.version, organization)), new
-
-
 def require_ready(session: Session, project: ProjectRow, now: datetime) -> None:
     """Raises StateError unless the base model is uploaded and checked."""
     state = shown_state(session.get_one(UploadRow, project.base_upload), now)
@@ -198,23 +119,6 @@ def require_ready(session: Session, project: ProjectRow, now: datetime) -> None:
 def base_of(project: ProjectRow) -> BaseManifest:
     """Return the project's base manifest."""
     return BaseManifest.parse(project.base_manifest)
-
-
-def policy_document(row: PolicyRow) -> PolicyVersion:
-    """Return a policy version as it travels."""
-    return PolicyVersion(
-        version=row.version, digest=row.digest, policy=Policy.parse(row.document), created_at=row.created_at
-    )
-
-
-def acceptance_document(row: AcceptanceRow) -> Acceptance:
-    """Return an acceptance as it travels."""
-    return Acceptance(
-        organization=row.organization,
-        policy=PolicyReference(version=row.version, digest=row.digest),
-        token=row.token,
-        accepted_at=row.accepted_at,
-    )
 
 
 def project_documents(session: Session, projects: Sequence[ProjectRow], now: datetime) -> list[Project]:
@@ -283,22 +187,9 @@ def _require_same(session: Session, project: ProjectRow, request: ProjectCreate)
         raise ConflictError(msg)
 
 
-def _add_policy(session: Session, project: str, version: int, policy: Policy, now: datetime) -> PolicyRow:
-    row = PolicyRow(
-        project=project,
-        version=version,
-        digest=policy.content_digest(),
-        document=policy.canonical().decode(),
-        created_at=now,
-    )
-    session.add(row)
-    session.flush()
-    return row
-
-
 def _replace_policy(session: Session, project: ProjectRow, policy: Policy, now: datetime) -> None:
     """A project that starts again with another policy gets it as its next version; acceptances stay as recorded."""
     current = find_policy(session, project.id, project.policy_version)
     if current.digest != policy.content_digest():
         project.policy_version += 1
-        _add_policy(session, project.id, project.policy_version, policy, now)
+        add_policy(session, project.id, project.policy_version, policy, now)
