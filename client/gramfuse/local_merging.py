@@ -25,7 +25,7 @@ from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, Member, MergePlan, plan_merge
 from gramfuse_shared.merging.steps import GramStep
-from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, read_bytes
 
 STATISTICS_FILE: Final = "statistics.safetensors"
 _CHUNK_BYTES: Final = 4 * 2**20
@@ -201,7 +201,7 @@ def _weights_digest(folder: Path) -> str:
 def _file_digest(path: Path) -> str:
     with LocalFile(path) as file:
         ranges = range(0, file.size, _CHUNK_BYTES)
-        return sha256_hex_of_chunks(bytes(file.read(begin, min(begin + _CHUNK_BYTES, file.size))) for begin in ranges)
+        return sha256_hex_of_chunks(read_bytes(file, begin, min(begin + _CHUNK_BYTES, file.size)) for begin in ranges)
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> TensorFiles:

@@ -4,14 +4,17 @@ Keys: `sha256/<digest>` for complete files, `uploads/<upload>/<file>/<number>.<d
 the digest of what they hold, so that writing one twice writes the same.
 """
 
+import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from gramfuse_shared import limits
 from gramfuse_shared.errors import ConfigurationError
@@ -20,6 +23,7 @@ CHUNK_BYTES: Final = 4 * limits.MIB
 WHOLE_BYTES: Final = 64 * limits.MIB
 """A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
+_UNFINISHED: Final = re.compile(r"#\d+$")
 
 
 def blob_key(sha256: str) -> str:
@@ -105,6 +109,23 @@ class Blobs:
         for key in keys:
             self.delete(key)
         return len(keys)
+
+    def delete_unfinished(self, before: datetime) -> int:
+        """Delete what writers that were killed left in a local folder, begun before a time; return how many files.
+
+        The store writes `<key>#<number>` beside a key and renames it; it never shows such a file, nor finishes one.
+        Object stores have rules of their own for unfinished uploads.
+        """
+        if not isinstance(self.store, LocalStore) or self.store.prefix is None:
+            return 0
+        unfinished = [path for path in Path(self.store.prefix).rglob("*#*") if _UNFINISHED.search(path.name)]
+        deleted = 0
+        for path in unfinished:
+            with suppress(FileNotFoundError):  # its writer has just finished it, or another sweep was faster
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
+                    deleted += 1
+        return deleted
 
     def probe(self, name: str) -> None:
         """Write, read and delete a small blob.

@@ -1,7 +1,9 @@
-"""Delete bytes that have no further use: parts of closed uploads, withdrawn contributions, deleted models."""
+"""Delete bytes that have no further use: parts of closed uploads, withdrawn contributions, deleted models, and what
+writers that were killed left.
+"""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import obstore
@@ -15,11 +17,13 @@ from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, Task
 
 _PARTS: Final = "uploads/"
 _TAKING_PARTS: Final = ("open", "sealed")
+_LONGEST_WRITE: Final = timedelta(hours=24)
 
 
 def delete_spent_bytes(database: Database, blobs: Blobs, now: datetime) -> int:
-    """Delete what is due; return how many keys. Safe to repeat and to race."""
-    return _delete_parts(database, blobs) + _delete_files(database, blobs, now)
+    """Delete what is due; return how many files. Safe to repeat and to race."""
+    unfinished = blobs.delete_unfinished(now - _LONGEST_WRITE)
+    return _delete_parts(database, blobs) + _delete_files(database, blobs, now) + unfinished
 
 
 def _delete_parts(database: Database, blobs: Blobs) -> int:

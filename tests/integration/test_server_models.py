@@ -2,12 +2,15 @@
 
 import base64
 import json
+import os
+from datetime import UTC, datetime, timedelta
 
 import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from safetensors.torch import load
 
+from gramfuse_server.blobs import open_blobs
 from gramfuse_server.database import reading
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AuditRow, BlobRow, ModelRow
@@ -229,3 +232,17 @@ def test_the_sweep_leaves_no_parts_behind_but_those_still_needed(world, settings
     assert len(parts) == 1
     assert worker.inspect_all() == ["accepted"]
     assert not [key for key in world.stored_keys() if key.startswith("uploads/")]
+
+
+def test_what_a_killed_writer_left_is_never_shown_and_swept_after_a_day(tmp_path):
+    blobs, now = open_blobs(tmp_path.as_uri()), datetime.now(UTC)
+    blobs.put("sha256/whole", b"whole")
+    old, fresh = tmp_path / "sha256" / "half#1", tmp_path / "sha256" / "half#2"
+    for path in (old, fresh):
+        path.write_bytes(b"ha")
+    long_ago = (now - timedelta(hours=25)).timestamp()
+    os.utime(old, (long_ago, long_ago))
+    os.utime(tmp_path / "sha256" / "whole", (long_ago, long_ago))
+    assert list(blobs.keys("sha256/")) == ["sha256/whole"]
+    assert blobs.delete_unfinished(now - timedelta(hours=24)) == 1
+    assert sorted(path.name for path in (tmp_path / "sha256").iterdir()) == ["half#2", "whole"]

@@ -111,7 +111,7 @@ def test_an_elementwise_precision_weighs_every_element_by_itself(seed, members):
     fishers = [torch.rand(4, 6, generator=generator) for _ in range(members)]
     for fisher in fishers:
         fisher[0] = 0.0  # nobody knows anything about the first row: the mean
-    accumulator = Accumulator[DiagonalPrecision](dtype=torch.float32)
+    accumulator = Accumulator[DiagonalPrecision]((4, 6), dtype=torch.float32)
     for value, fisher in zip(values, fishers, strict=True):
         accumulator.add(value - values[0], DiagonalPrecision(fisher), 1.0)
     merged = values[0] + accumulator.solve().delta
@@ -124,7 +124,7 @@ def test_an_elementwise_precision_weighs_every_element_by_itself(seed, members):
 @given(seed=SEEDS)
 def test_a_contribution_without_weight_is_refused_by_the_accumulator(seed):
     with pytest.raises(ValueError, match="leave the contribution out"):
-        Accumulator[ScalarPrecision](dtype=torch.float32).add(torch.zeros(2), ScalarPrecision(0.0), 0.0)
+        Accumulator[ScalarPrecision]((2,), dtype=torch.float32).add(torch.zeros(2), ScalarPrecision(0.0), 0.0)
 
 
 @given(seed=SEEDS, dead=st.integers(1, 10), alpha=st.sampled_from([0.0, 0.9, 1.0]))

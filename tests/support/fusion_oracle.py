@@ -8,6 +8,7 @@ from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.solve import Accumulator, Solution
+from gramfuse_shared.fusion.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,16 @@ def merge(
     width, rows = contributors[0].rows.shape[1], sum(len(contributor.rows) for contributor in contributors)
     dtype = torch.float64 if chosen.needs_float64(settings, width=width, rows=rows) else torch.float32
     origin = (contributors[0].weight if reference is None else reference).to(device, dtype)
-    accumulator = Accumulator(dtype=dtype)
+    accumulator = Accumulator(tuple(origin.shape), dtype=dtype, workspace=Workspace(device))
     for contributor in contributors:
         gram = contributor.gram()
         on_device = Gram(gram.packed.to(device), gram.width, gram.rows)
-        difference = contributor.weight.to(device, dtype) - origin
+        is_reference = reference is None and contributor is contributors[0]
+        difference = None if is_reference else contributor.weight.to(device, dtype) - origin
         accumulator.add(difference, chosen.precision(on_device, contributor.share, settings), contributor.share)
     solution = accumulator.solve()
-    return (origin + solution.delta).float().cpu(), solution
+    merged = origin if solution.delta is None else origin + solution.delta
+    return merged.float().cpu(), solution
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

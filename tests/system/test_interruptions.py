@@ -1,12 +1,13 @@
 """Processes killed at the worst moment: nothing is lost, nothing is sent or computed twice, nothing half is visible."""
 
 import functools
-import hashlib
 import re
 import signal
 import subprocess
 from pathlib import Path
 
+from gramfuse_server.blobs import open_blobs
+from gramfuse_shared.digest import sha256_hex_of_chunks
 from support import tiny
 from support.collaboration import begin, contribute, tune
 from support.deployment import kill, wait_until
@@ -27,11 +28,12 @@ def _begun_again(log) -> set[str]:
 
 
 def _require_whole_blobs(deployment) -> None:
-    """Every blob that goes by its digest has it: nothing half-written bears a final name."""
-    blobs = [path for path in (deployment.folder / "server" / "blobs" / "sha256").rglob("*") if path.is_file()]
-    assert blobs
-    for path in blobs:
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    """Every blob that goes by its digest has it: nothing half-written bears a final name, or is shown by the store."""
+    blobs = open_blobs((deployment.folder / "server" / "blobs").as_uri())
+    keys = list(blobs.keys("sha256/"))
+    assert keys
+    for key in keys:
+        assert sha256_hex_of_chunks(blobs.chunks(key)) == key.removeprefix("sha256/")
 
 
 def _weight_digests(desk, collaboration, model) -> dict[str, str]:

@@ -3,16 +3,25 @@
 import pytest
 import torch
 
-from gramfuse_shared.fusion import packing
-from gramfuse_shared.fusion.cholesky import BELIEVED_FROM, solve_packed
+from gramfuse_shared.fusion import least_squares, packing
+from gramfuse_shared.fusion.least_squares import BELIEVED_FROM
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.precision import DiagonalPrecision, GramPrecision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Sums, solve_sums
+from gramfuse_shared.fusion.workspace import Workspace
 
 
-def solve(matrix: torch.Tensor, residual: torch.Tensor):
-    return solve_packed(packing.pack(matrix), matrix.shape[0], residual.clone())
+def solve(matrix: torch.Tensor, products: torch.Tensor, mean: torch.Tensor | None = None):
+    mean = torch.zeros_like(products) if mean is None else mean
+    return least_squares.solve(matrix.clone(), products.clone(), mean.clone(), Workspace())
+
+
+def times(precision, difference: torch.Tensor) -> torch.Tensor:
+    """D P, as a sum of one member has it."""
+    sums = precision.begin(tuple(difference.shape), difference.dtype, Workspace())
+    sums.add(precision, difference)
+    return sums.products
 
 
 def test_a_well_conditioned_matrix_is_solved_as_it_is():
@@ -75,39 +84,39 @@ def test_the_estimate_of_the_smallest_eigenvalue_is_close_from_above(width):
     assert exact * (1 - 1e-6) <= diagnosis.smallest_eigenvalue <= 3 * exact
 
 
-def test_an_indefinite_matrix_gives_no_correction_and_says_why():
-    matrix = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
-    solution, diagnosis = solve(matrix, torch.ones(2, 2))
-    assert not solution.any()
+def test_an_indefinite_matrix_gives_the_mean_and_says_why():
+    matrix, mean = torch.tensor([[1.0, 3.0], [3.0, 1.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    solution, diagnosis = solve(matrix, torch.ones(2, 2), mean)
+    assert torch.equal(solution, mean)
     assert diagnosis.fallback == "average"
     assert "positive semi-definite" in str(diagnosis.reason)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_matrix_that_is_not_finite_gives_no_correction(value):
+def test_a_matrix_that_is_not_finite_gives_the_mean(value):
     matrix = torch.eye(3)
     matrix[2, 1] = matrix[1, 2] = value
-    solution, diagnosis = solve(matrix, torch.ones(2, 3))
-    assert not solution.any()
+    solution, diagnosis = solve(matrix, torch.ones(2, 3), torch.full((2, 3), 4.0))
+    assert torch.equal(solution, torch.full((2, 3), 4.0))
     assert diagnosis.fallback == "average"
 
 
-def test_a_residual_that_overflows_gives_no_correction():
-    solution, diagnosis = solve(torch.eye(2), torch.tensor([[float("inf"), 0.0]]))
-    assert not solution.any()
+def test_products_that_overflow_give_the_mean():
+    solution, diagnosis = solve(torch.eye(2), torch.tensor([[float("inf"), 0.0]]), torch.ones(1, 2))
+    assert torch.equal(solution, torch.ones(1, 2))
     assert diagnosis.reason == "the solution is not finite"
 
 
-def test_a_zero_matrix_gives_no_correction():
-    solution, diagnosis = solve(torch.zeros(3, 3), torch.ones(2, 3))
-    assert not solution.any()
+def test_a_zero_matrix_gives_the_mean():
+    solution, diagnosis = solve(torch.zeros(3, 3), torch.ones(2, 3), torch.full((2, 3), 7.0))
+    assert torch.equal(solution, torch.full((2, 3), 7.0))
     assert diagnosis.dead_features == 3
 
 
 def test_energies_at_the_bottom_of_float32_count_as_dead():
     matrix = torch.diag(torch.tensor([1e-40, 1.0]))
-    solution, diagnosis = solve(matrix, torch.ones(1, 2))
-    assert solution.tolist() == [[0.0, 1.0]]
+    solution, diagnosis = solve(matrix, torch.ones(1, 2), torch.full((1, 2), 3.0))
+    assert solution.tolist() == [[3.0, 1.0]]
     assert diagnosis.dead_features == 1
 
 
@@ -115,24 +124,19 @@ def test_a_regmean_precision_scales_by_rows_unless_rows_count():
     gram = Gram(packing.pack(torch.eye(2) * 8), 2, rows=4)
     equal = METHODS["regmean"].precision(gram, 3.0, MethodSettings(alpha=0.5, normalize="equal"))
     by_rows = METHODS["regmean"].precision(gram, 3.0, MethodSettings(alpha=0.5, normalize="rows"))
-    assert equal.times(torch.ones(1, 2)).tolist() == [[6.0, 6.0]]
-    assert by_rows.times(torch.ones(1, 2)).tolist() == [[24.0, 24.0]]
+    assert times(equal, torch.ones(1, 2)).tolist() == [[6.0, 6.0]]
+    assert times(by_rows, torch.ones(1, 2)).tolist() == [[24.0, 24.0]]
 
 
 def test_alpha_scales_the_off_diagonal_only():
     gram = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
     precision = GramPrecision(packing.pack(gram), 2, scale=10.0, alpha=0.25)
     expected = torch.tensor([[20.0, 2.5], [2.5, 30.0]])
-    assert torch.allclose(precision.times(torch.eye(2)), expected)
-    total = precision.zero(torch.float64)
-    total.add_(precision)
-    assert torch.allclose(packing.unpack(total.gram, 2), expected.double())
-
-
-def test_only_a_sum_may_be_added_to():
-    precision = GramPrecision(packing.pack(torch.eye(2)), 2, scale=0.5)
-    with pytest.raises(ValueError, match="begin with zero"):
-        precision.add_(precision)
+    assert torch.allclose(times(precision, torch.eye(2)), expected)
+    sums = precision.begin((2, 2), torch.float64, Workspace())
+    sums.add(precision, None)
+    assert torch.allclose(sums.total.tril(), expected.double().tril())
+    assert not sums.products.any()
 
 
 def test_which_solves_need_float64():
@@ -146,7 +150,7 @@ def test_which_solves_need_float64():
 
 def test_the_accumulator_does_not_touch_what_it_was_given():
     gram, difference = packing.pack(torch.eye(3)), torch.ones(2, 3)
-    accumulator = Accumulator[GramPrecision](dtype=torch.float32)
+    accumulator = Accumulator[GramPrecision]((2, 3), dtype=torch.float32)
     for _ in range(2):
         accumulator.add(difference, GramPrecision(gram, 3), 2.0)
     assert torch.equal(gram, packing.pack(torch.eye(3)))
@@ -156,16 +160,28 @@ def test_the_accumulator_does_not_touch_what_it_was_given():
 
 def test_an_empty_accumulator_and_sums_without_weight_are_refused():
     with pytest.raises(ValueError, match="nothing was added"):
-        Accumulator[ScalarPrecision](dtype=torch.float32).solve()
+        Accumulator[ScalarPrecision]((2,), dtype=torch.float32).solve()
     with pytest.raises(ValueError, match="must be positive"):
-        solve_sums(Sums(ScalarPrecision(0.0), None, torch.zeros(2), 0.0))
+        solve_sums(Sums(ScalarPrecision(0.0).begin((2,), torch.float32, Workspace()), torch.zeros(2), 0.0))
 
 
-def test_scalar_and_elementwise_precisions_multiply_element_by_element():
-    assert ScalarPrecision(2.0).times(torch.ones(2)).tolist() == [2.0, 2.0]
-    correction, _ = ScalarPrecision(2.0).correct(torch.ones(2), torch.ones(2))
-    assert correction.tolist() == [0.0, 0.0]
-    total = DiagonalPrecision(torch.ones(2)).zero(torch.float64)
-    total.add_(DiagonalPrecision(torch.tensor([1.0, 2.0])))
-    assert total.values.tolist() == [1.0, 2.0]
-    assert total.values.dtype == torch.float64
+def test_a_scalar_precision_gives_the_mean_and_an_elementwise_one_multiplies_element_by_element():
+    scalar = ScalarPrecision(2.0).begin((2,), torch.float32, Workspace())
+    scalar.add(ScalarPrecision(2.0), torch.ones(2))
+    assert scalar.solve(torch.tensor([3.0, 4.0]))[0].tolist() == [3.0, 4.0]
+    values = torch.tensor([1.0, 2.0])
+    sums = DiagonalPrecision(values).begin((2,), torch.float64, Workspace())
+    for _ in range(2):
+        sums.add(DiagonalPrecision(values), torch.ones(2, dtype=torch.float64))
+    assert sums.total.tolist() == [2.0, 4.0]
+    assert sums.products.tolist() == [2.0, 4.0]
+    assert sums.total.dtype == torch.float64
+
+
+def test_a_sum_that_was_asked_for_again_does_not_remember_the_last_one():
+    workspace = Workspace()
+    for scale in (1.0, 2.0):
+        accumulator = Accumulator[GramPrecision]((1, 2), dtype=torch.float32, workspace=workspace)
+        accumulator.add(None, GramPrecision(packing.pack(torch.eye(2)), 2), 1.0)
+        accumulator.add(torch.full((1, 2), scale), GramPrecision(packing.pack(torch.eye(2)), 2), 1.0)
+        assert torch.allclose(accumulator.solve().delta, torch.full((1, 2), scale / 2))

@@ -9,7 +9,7 @@ from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapI
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
-from gramfuse_shared.merging import streaming
+from gramfuse_shared.merging import schedule, streaming
 from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import TensorFile
 from gramfuse_shared.merging.writing import ShardWriter
@@ -24,8 +24,8 @@ class Bytes:
     def size(self) -> int:
         return len(self._content)
 
-    def read(self, start: int, end: int) -> bytes:
-        return self._content[start:end]
+    def read_into(self, start: int, target: memoryview) -> None:
+        target[:] = self._content[start : start + len(target)]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ class Values:
         assert name == "gram.x"
         return self._flat
 
-    def read_elements(self, name: str, start: int, stop: int) -> torch.Tensor:
+    def read_elements(self, name: str, start: int, stop: int, _memory: object = None) -> torch.Tensor:
         return self.read(name)[start:stop]
 
 
@@ -125,7 +125,7 @@ def test_finite_weights_of_every_kind_pass_and_are_counted(written):
 
 
 def test_a_bad_value_in_a_later_chunk_is_found(written, monkeypatch):
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(schedule, "CHUNK_BYTES", 16)
     bad = torch.zeros(10)
     bad[9] = float("nan")
     with pytest.raises(WeightsInvalidError):

@@ -122,8 +122,7 @@ def test_a_parameter_that_only_members_store_is_merged_over_those_that_do():
     step = steps["norm.weight"]
     assert isinstance(step, AverageStep)
     assert [term.key for term in step.terms] == ["1", "2"]
-    assert step.reference == "1"
-    assert steps["a.weight"].reference is None
+    assert step.reference == steps["a.weight"].reference == "1"
 
 
 def test_a_parameter_that_fewer_members_hold_than_must_is_the_bases_and_the_reason_is_told():

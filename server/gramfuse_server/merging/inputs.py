@@ -29,17 +29,22 @@ class BlobSource:
     sha256: str
     size: int
 
-    def read(self, start: int, end: int) -> bytearray:
-        """Return the bytes [start, end).
+    def read_into(self, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `start` on.
 
         Raises:
-            FileUnreadableError: the blob is gone or the store does not answer.
+            FileUnreadableError: the blob is gone, or the store does not answer, or with other bytes.
         """
         try:
-            return bytearray(obstore.get_range(self.blobs.store, blob_key(self.sha256), start=start, end=end))
+            end = start + len(target)
+            content = memoryview(obstore.get_range(self.blobs.store, blob_key(self.sha256), start=start, end=end))
         except (BaseError, OSError) as error:
             msg = f"blob {self.sha256} cannot be read: {str(error).partition(chr(10))[0]}"
             raise FileUnreadableError(msg) from error
+        if len(content) != len(target):
+            msg = f"blob {self.sha256}: {len(content)} bytes came of {len(target)}"
+            raise FileUnreadableError(msg)
+        target[:] = content
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,8 @@ from gramfuse_shared.contract.statistics_file import BLOCK, packed_length
 __all__ = [
     "BLOCK",
     "accumulate_rows",
-    "add_to_diagonal",
     "block_rows",
     "diagonal",
-    "multiply",
     "pack",
     "packed_length",
     "packed_zeros",
@@ -99,30 +97,9 @@ def accumulate_rows(flat: torch.Tensor, rows: torch.Tensor) -> None:
             block.addmm_(left, right)
 
 
-def multiply(left: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
-    """Return left @ G, [m, d], in `left`'s dtype; blocks of a packed matrix of another dtype are converted singly.
-
-    Each block row B = G[s:e, :e] contributes left[:, s:e] B to the columns :e and, as its own mirror image,
-    left[:, :s] B[:, :s]ᵀ to the columns s:e.
-    """
-    product = torch.zeros_like(left)
-    for start, end, block in block_rows(flat, left.shape[1]):
-        tile = block.to(left.dtype)
-        product[:, :end].addmm_(left[:, start:end], tile)
-        if start:
-            product[:, start:end].addmm_(left[:, :start], tile[:, :start].T)
-    return product
-
-
 def diagonal(flat: torch.Tensor, width: int) -> torch.Tensor:
     """Return the diagonal as a new tensor [d]."""
     return torch.cat([block[:, start:end].diagonal() for start, end, block in block_rows(flat, width)])
-
-
-def add_to_diagonal(flat: torch.Tensor, addend: torch.Tensor) -> None:
-    """Add [d] to the diagonal, in place."""
-    for start, end, block in block_rows(flat, addend.shape[0]):
-        block[:, start:end].diagonal().add_(addend[start:end])
 
 
 def trace(flat: torch.Tensor, width: int) -> float:

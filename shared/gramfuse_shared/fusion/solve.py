@@ -1,8 +1,8 @@
 """The accumulator and its solution: four sums around a reference, added up in one pass, solved once.
 
 Around a reference W_ref, with Dᵢ = Wᵢ − W_ref, the four sums are S = ΣPᵢ, R = ΣDᵢPᵢ, ΣcᵢDᵢ and Σcᵢ. The merge is
-W = W_ref + D̄ + (R − D̄S)S⁻¹ with D̄ = ΣcᵢDᵢ/Σcᵢ: the same as (ΣWᵢPᵢ)(ΣPᵢ)⁻¹ where that exists, the weighted mean where
-it does not, and with less rounding, since only differences pass through the solver.
+W = W_ref + R S⁻¹: the same as (ΣWᵢPᵢ)(ΣPᵢ)⁻¹, and with less rounding, since only differences pass through the solver.
+Where S is singular it goes toward W_ref + D̄, D̄ = ΣcᵢDᵢ/Σcᵢ, the weighted mean.
 """
 
 from dataclasses import dataclass
@@ -10,34 +10,33 @@ from typing import Generic, TypeVar
 
 import torch
 
-from gramfuse_shared.fusion.cholesky import Diagnosis
-from gramfuse_shared.fusion.precision import Precision
+from gramfuse_shared.fusion.least_squares import Diagnosis
+from gramfuse_shared.fusion.precision import Precision, PrecisionSum
+from gramfuse_shared.fusion.workspace import Workspace
 
 P = TypeVar("P", bound=Precision)
 
 
 @dataclass(frozen=True, slots=True)
-class Sums(Generic[P]):
+class Sums:
     """What contributions add up to; also what a secure aggregation delivers in their place.
 
     Attributes:
-        precision: S = ΣPᵢ.
-        products: R = ΣDᵢPᵢ, of the shape of the stacked differences; None where the precision does not correct.
-        weighted: ΣcᵢDᵢ, of the same shape.
+        precision: S = ΣPᵢ and R = ΣDᵢPᵢ.
+        weighted: ΣcᵢDᵢ, of the shape of the stacked differences; None where all of them are zero.
         weight: Σcᵢ, positive.
     """
 
-    precision: P
-    products: torch.Tensor | None
-    weighted: torch.Tensor
+    precision: PrecisionSum[Precision]
+    weighted: torch.Tensor | None
     weight: float
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """`delta` = W − W_ref of the merge, of the shape of the stacked differences, and how it was found."""
+    """`delta` = W − W_ref of the merge, of the shape of the stacked differences (None: zero), and how it was found."""
 
-    delta: torch.Tensor
+    delta: torch.Tensor | None
     diagnosis: Diagnosis
 
 
@@ -47,16 +46,26 @@ class Accumulator(Generic[P]):
     The order of `add` decides the rounding: callers add in ascending member key.
     """
 
-    def __init__(self, *, dtype: torch.dtype) -> None:
-        """Begin with nothing; sums are kept in `dtype` (float32 or float64)."""
-        self._dtype = dtype
-        self._sums: Sums[P] | None = None
+    def __init__(self, shape: tuple[int, ...], *, dtype: torch.dtype, workspace: Workspace | None = None) -> None:
+        """Begin with nothing.
 
-    def add(self, difference: torch.Tensor, precision: P, weight: float) -> None:
+        Args:
+            shape: of the differences: [Σout, in] for stacked linears, any other for other parameters.
+            dtype: in which the sums are kept, float32 or float64.
+            workspace: where they lie; used by one accumulator at a time.
+        """
+        self._shape = shape
+        self._dtype = dtype
+        self._workspace = workspace or Workspace()
+        self._sum: PrecisionSum[Precision] | None = None
+        self._weighted: torch.Tensor | None = None
+        self._weight = 0.0
+
+    def add(self, difference: torch.Tensor | None, precision: P, weight: float) -> None:
         """Add one contribution.
 
         Args:
-            difference: Dᵢ = Wᵢ − W_ref; [Σout, in] for stacked linears, any shape for other parameters. Overwritten.
+            difference: Dᵢ = Wᵢ − W_ref in the accumulator's shape and dtype; None where it is zero, as the reference's.
             precision: Pᵢ, of the kind and size of all others.
             weight: cᵢ > 0.
 
@@ -66,40 +75,33 @@ class Accumulator(Generic[P]):
         if not weight > 0:
             msg = f"a weight of {weight} adds nothing; leave the contribution out"
             raise ValueError(msg)
-        difference = difference.to(self._dtype)
-        if self._sums is None:
-            total = precision.zero(self._dtype)
-            total.add_(precision)
-            products = precision.times(difference) if precision.corrects else None
-            self._sums = Sums(total, products, difference * weight, weight)
+        if self._sum is None:
+            self._sum = precision.begin(self._shape, self._dtype, self._workspace)
+        self._sum.add(precision, difference)
+        self._weight += weight
+        if difference is None:
             return
-        sums = self._sums
-        sums.precision.add_(precision)
-        if sums.products is not None:
-            sums.products.add_(precision.times(difference))
-        sums.weighted.add_(difference, alpha=weight)
-        self._sums = Sums(sums.precision, sums.products, sums.weighted, sums.weight + weight)
+        if self._weighted is None:
+            self._weighted = self._workspace.take("weighted", self._shape, self._dtype)
+            torch.mul(difference, weight, out=self._weighted)
+        else:
+            self._weighted.add_(difference, alpha=weight)
 
-    @property
-    def sums(self) -> Sums[P]:
-        """The four sums so far.
+    def solve(self) -> Solution:
+        """Solve the sums; they are used up.
 
         Raises:
             ValueError: nothing was added.
         """
-        if self._sums is None:
+        if self._sum is None:
             msg = "nothing was added"
             raise ValueError(msg)
-        return self._sums
-
-    def solve(self) -> Solution:
-        """Solve the sums; they are used up."""
-        sums, self._sums = self.sums, None
+        sums, self._sum = Sums(self._sum, self._weighted, self._weight), None
         return solve_sums(sums)
 
 
-def solve_sums(sums: Sums[P]) -> Solution:
-    """Return D̄ + (R − D̄S)S⁻¹. Design §1, delta form; the sums' tensors are overwritten.
+def solve_sums(sums: Sums) -> Solution:
+    """Return R S⁻¹, design §1 in delta form; the sums' tensors are overwritten.
 
     Raises:
         ValueError: the sum of the weights is not positive.
@@ -107,8 +109,7 @@ def solve_sums(sums: Sums[P]) -> Solution:
     if not sums.weight > 0:
         msg = f"the weights add up to {sums.weight}; they must be positive"
         raise ValueError(msg)
-    mean = sums.weighted.div_(sums.weight)
-    if sums.products is None:
-        return Solution(mean, Diagnosis())
-    correction, diagnosis = sums.precision.correct(sums.products, mean)
-    return Solution(mean.add_(correction), diagnosis)
+    if sums.weighted is None:
+        return Solution(None, Diagnosis())
+    delta, diagnosis = sums.precision.solve(sums.weighted.div_(sums.weight))
+    return Solution(delta, diagnosis)

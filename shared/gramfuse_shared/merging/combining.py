@@ -7,56 +7,66 @@ from typing import Final
 import torch
 
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.fusion.cholesky import Diagnosis
+from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.fusion.methods import Method
 from gramfuse_shared.fusion.methods.method import Gram
-from gramfuse_shared.fusion.precision import GramPrecision, Precision, ScalarPrecision
+from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
+from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.reading import Inputs
+from gramfuse_shared.merging.schedule import element_ranges, row_ranges
 from gramfuse_shared.merging.steps import AverageStep, GramStep, Linear, ReadySum, Source, Term
-from gramfuse_shared.merging.streaming import element_ranges
 
 _TORCH: Final[Mapping[str, torch.dtype]] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 
 
-def average(step: AverageStep, inputs: Inputs, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield W_ref + ΣcᵢDᵢ/Σcᵢ in flat chunks, in the step's compute dtype; no tensor is ever whole in memory."""
+def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator[torch.Tensor]:
+    """Yield W_ref + ΣcᵢDᵢ/Σcᵢ in flat chunks, in the step's compute dtype; no tensor is ever whole in memory.
+
+    A chunk is valid until the next one is asked for.
+    """
     name, dtype = step.output.name, _TORCH[step.compute]
     for start, stop in element_ranges(torch.Size(step.output.shape).numel(), DTYPE_BYTES["F32"]):
-        origin = inputs.read_elements(step.reference, name, start, stop).to(device, dtype)
+        origin = workspace.take("origin", (stop - start,), dtype)
+        origin.copy_(inputs.read(step.reference, name, start, stop))
         if isinstance(step.terms, ReadySum):
-            total = inputs.read_elements(step.terms.key, ready_sums.weighted_name(name), start, stop)
-            weight = step.terms.weight
-            solution = solve_sums(Sums(ScalarPrecision(weight), None, total.to(device, dtype), weight))
-        else:
-            accumulator = Accumulator[Precision](dtype=dtype)
-            for term in step.terms:
-                if term.key == step.reference:  # it was read as the origin
-                    difference = torch.zeros_like(origin)
-                else:
-                    difference = inputs.read_elements(term.key, name, start, stop).to(device, dtype).sub_(origin)
-                accumulator.add(difference, ScalarPrecision(term.weight), term.weight)
-            solution = accumulator.solve()
-        yield origin.add_(solution.delta)
+            weighted = workspace.take("weighted", (stop - start,), dtype)
+            weighted.copy_(inputs.read(step.terms.key, ready_sums.weighted_name(name), start, stop))
+            origin.add_(weighted, alpha=1 / step.terms.weight)
+            yield origin
+            continue
+        accumulator = Accumulator[Precision]((stop - start,), dtype=dtype, workspace=workspace)
+        for term in step.terms:
+            difference: torch.Tensor | None = None
+            if term.key != step.reference:  # that was read as the origin
+                values = inputs.read(term.key, name, start, stop)
+                difference = _subtract(values, origin, workspace.take("difference", (stop - start,), dtype))
+            accumulator.add(difference, ScalarPrecision(term.weight), term.weight)
+        yield _moved(origin, accumulator.solve())
 
 
 def solve_group(
-    step: GramStep, inputs: Inputs, method: Method, device: torch.device
+    step: GramStep, inputs: Inputs, method: Method, workspace: Workspace
 ) -> tuple[list[torch.Tensor], Diagnosis]:
     """Solve a group of linears as right-hand sides of one factorization.
 
     Returns:
-        The merged weights in the step's compute dtype, each in its stored layout and shape, and how they were found.
+        The merged weights in the step's compute dtype, each in its stored layout and shape, valid until the workspace
+        is used again, and how they were found.
     """
-    origin = _stack(step, inputs, step.reference, device)  # [Σout, in]
+    origin = workspace.take("origin", (step.height, step.width), _TORCH[step.compute])
+    for rows, chunk, _ in _read_weights(step, inputs, step.reference, origin):
+        rows.copy_(chunk)
     if isinstance(step.terms, ReadySum):
-        solution = solve_sums(_read_sums(step, step.terms, inputs, device))
+        solution = solve_sums(_read_sums(step, step.terms, inputs, workspace))
     else:
-        solution = _accumulate(step, step.terms, origin, inputs, method, device)
-    merged = torch.split(origin.add_(solution.delta), [linear.height for linear in step.linears])
-    weights = [_as_stored(weight, linear) for weight, linear in zip(merged, step.linears, strict=True)]
-    return weights, solution.diagnosis
+        solution = _accumulate(step, step.terms, origin, inputs, method, workspace)
+    if solution.diagnosis.fallback == "average":
+        inputs.require_finite_statistics(step)
+    merged = _moved(origin, solution)
+    return [_as_stored(rows, linear) for rows, linear in _rows_of(step, merged)], solution.diagnosis
 
 
 def _accumulate(
@@ -65,51 +75,75 @@ def _accumulate(
     origin: torch.Tensor,
     inputs: Inputs,
     method: Method,
-    device: torch.device,
+    workspace: Workspace,
 ) -> Solution:
-    accumulator = Accumulator[Precision](dtype=origin.dtype)
+    shape = (step.height, step.width)
+    accumulator = Accumulator[Precision](shape, dtype=origin.dtype, workspace=workspace)
     for term in terms:
         if term.tap is None:
             msg = f"{step.outputs[0].name}: a term of a Gram step has a tap"
             raise ValueError(msg)
-        if term.key == step.reference:  # it was read as the origin
-            difference = torch.zeros_like(origin)
-        else:
-            difference = _stack(step, inputs, term.key, device).sub_(origin)
-        gram = Gram(inputs.read_gram(term.key, term.tap.name).to(device), step.width, term.tap.rows)
+        difference = None
+        if term.key != step.reference:  # that was read as the origin
+            difference = workspace.take("difference", shape, origin.dtype)
+            for rows, chunk, origins in _read_weights(step, inputs, term.key, difference, origin):
+                _subtract(chunk, origins, rows)
+        gram = Gram(inputs.read_gram(term.key, term.tap.name, step.width), step.width, term.tap.rows)
         accumulator.add(difference, method.precision(gram, term.weight, step.settings), term.weight)
     return accumulator.solve()
 
 
-def _stack(step: GramStep, inputs: Inputs, source: Source, device: torch.device) -> torch.Tensor:
-    """Read the group's weights of one source into [Σout, in], in the step's compute dtype."""
-    stacked = torch.empty(step.height, step.width, dtype=_TORCH[step.compute], device=device)
-    heights = [linear.height for linear in step.linears]
-    for rows, linear in zip(torch.split(stacked, heights), step.linears, strict=True):
-        weight = inputs.read(source, linear.output.name).to(device)
-        rows.copy_(weight if linear.layout == "out_in" else weight.T)
-    return stacked
-
-
-def _as_stored(weight: torch.Tensor, linear: Linear) -> torch.Tensor:
-    return weight if linear.layout == "out_in" else weight.T
-
-
-def _read_sums(step: GramStep, ready: ReadySum, inputs: Inputs, device: torch.device) -> Sums[GramPrecision]:
+def _read_sums(step: GramStep, ready: ReadySum, inputs: Inputs, workspace: Workspace) -> Sums:
     """Read ΣP, ΣDP and ΣcD of the group. ΣDP is stored [out, in], ΣcD as the weight is."""
     if ready.tap is None:
         msg = f"{step.outputs[0].name}: the ready sum of a Gram step has a tap"
         raise ValueError(msg)
-    dtype = _TORCH[step.compute]
-    precision = inputs.read(ready.key, ready_sums.precision_name(ready.tap)).to(device, dtype)
-    products = torch.empty(step.height, step.width, dtype=dtype, device=device)
-    weighted = torch.empty_like(products)
-    heights = [linear.height for linear in step.linears]
-    for rows, mean_rows, linear in zip(
-        torch.split(products, heights), torch.split(weighted, heights), step.linears, strict=True
-    ):
-        name = linear.output.name
-        rows.copy_(inputs.read(ready.key, ready_sums.product_name(name)))
-        stored = inputs.read(ready.key, ready_sums.weighted_name(name))
-        mean_rows.copy_(stored if linear.layout == "out_in" else stored.T)
-    return Sums(GramPrecision(precision, step.width), products, weighted, ready.weight)
+    shape, dtype = (step.height, step.width), _TORCH[step.compute]
+    products, weighted = workspace.take("products", shape, dtype), workspace.take("weighted", shape, dtype)
+    packed = inputs.read(ready.key, ready_sums.precision_name(ready.tap), 0, packed_length(step.width))
+    total = GramSum.ready(packed, step.width, products, workspace)
+    for (rows, linear), (mean_rows, _) in zip(_rows_of(step, products), _rows_of(step, weighted), strict=True):
+        name, count = linear.output.name, rows.numel()
+        rows.view(-1).copy_(inputs.read(ready.key, ready_sums.product_name(name), 0, count))
+        stored = inputs.read(ready.key, ready_sums.weighted_name(name), 0, count)
+        _as_stored(mean_rows, linear).copy_(stored.view(linear.output.shape))
+    return Sums(total, weighted, ready.weight)  # type: ignore[arg-type] # nothing is added to it any more
+
+
+def _rows_of(step: GramStep, stacked: torch.Tensor) -> list[tuple[torch.Tensor, Linear]]:
+    """Cut [Σout, in] into the linears' own rows."""
+    parts = torch.split(stacked, [linear.height for linear in step.linears])
+    return list(zip(parts, step.linears, strict=True))
+
+
+def _read_weights(
+    step: GramStep, inputs: Inputs, source: Source, target: torch.Tensor, beside: torch.Tensor | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Read a source's weights of the group in chunks of rows as they are stored.
+
+    Yields:
+        The place of a chunk in `target` [Σout, in], the chunk, and its place in `beside` (`target` by default). The
+        chunk is valid until the next one is asked for.
+    """
+    beside = target if beside is None else beside
+    for (rows, linear), (others, _) in zip(_rows_of(step, target), _rows_of(step, beside), strict=True):
+        columns = linear.output.shape[1]
+        place, other = _as_stored(rows, linear), _as_stored(others, linear)
+        for start, stop in row_ranges(linear):
+            chunk = inputs.read(source, linear.output.name, start * columns, stop * columns)
+            yield place[start:stop], chunk.view(stop - start, columns), other[start:stop]
+
+
+def _as_stored(rows: torch.Tensor, linear: Linear) -> torch.Tensor:
+    return rows if linear.layout == "out_in" else rows.T
+
+
+def _subtract(values: torch.Tensor, origin: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write values − origin into `out`, in its dtype."""
+    if values.dtype == out.dtype:
+        return torch.sub(values, origin, out=out)
+    return out.copy_(values).sub_(origin)
+
+
+def _moved(origin: torch.Tensor, solution: Solution) -> torch.Tensor:
+    return origin if solution.delta is None else origin.add_(solution.delta)

@@ -12,11 +12,13 @@ from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
 from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging.combining import average, solve_group
 from gramfuse_shared.merging.planning import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader, is_finite
+from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step
-from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader, element_ranges
+from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 
 __all__ = ["DeviceChoice", "MemberReader", "ShardResult", "choose_device", "execute_task"]
@@ -86,11 +88,16 @@ def execute_task(
         StatisticsInvalidError: a Gram matrix is not finite.
     """
     task = plan.tasks[index]
-    inputs = Inputs(readers, base_reader, on_progress, is_cancelled)
     diagnostics: list[dict[str, Any]] = []
-    with _exact_products(), torch.inference_mode(), ShardWriter(target, task.outputs, _METADATA) as shard:
+    workspace = Workspace(device)
+    with (
+        _exact_products(),
+        torch.inference_mode(),
+        Inputs(task, readers, base_reader, device, on_progress=on_progress, is_cancelled=is_cancelled) as inputs,
+        ShardWriter(target, task.outputs, _METADATA) as shard,
+    ):
         for step in task.steps:
-            for output, chunk in _execute_step(step, plan, inputs, device, diagnostics):
+            for output, chunk in _execute_step(step, plan, inputs, workspace, diagnostics):
                 of_base = isinstance(step, CopyStep) and step.source is None
                 shard.write(output.name, _convert(chunk, output, of_base=of_base))
         inputs.stop_if_cancelled()
@@ -98,11 +105,11 @@ def execute_task(
 
 
 def _execute_step(
-    step: Step, plan: MergePlan, inputs: Inputs, device: torch.device, diagnostics: list[dict[str, Any]]
+    step: Step, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """Yield the step's tensors in order, each in one or several chunks."""
     if isinstance(step, GramStep):
-        weights, diagnosis = solve_group(step, inputs, METHODS[plan.method], device)
+        weights, diagnosis = solve_group(step, inputs, METHODS[plan.method], workspace)
         diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
         yield from zip(step.outputs, weights, strict=True)
         return
@@ -111,7 +118,7 @@ def _execute_step(
         diagnostics.append(
             {"parameters": [step.output.name], "method": method, "fallback": fallback, "reason": step.reason}
         )
-    chunks = average(step, inputs, device) if isinstance(step, AverageStep) else _copy(step, inputs)
+    chunks = average(step, inputs, workspace) if isinstance(step, AverageStep) else _copy(step, inputs)
     for chunk in chunks:
         yield step.output, chunk
 
@@ -119,7 +126,7 @@ def _execute_step(
 def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:
     count = torch.Size(step.stored.shape).numel()
     for start, stop in element_ranges(count, DTYPE_BYTES[step.stored.dtype]):
-        yield inputs.read_elements(step.source, step.stored.name, start, stop)
+        yield inputs.read(step.source, step.stored.name, start, stop)
 
 
 def _convert(chunk: torch.Tensor, output: TensorInfo, *, of_base: bool) -> torch.Tensor:

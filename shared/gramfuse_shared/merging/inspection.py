@@ -14,9 +14,10 @@ from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata, gram_tensor_name, packed_length
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
-from gramfuse_shared.fusion.cholesky import DEAD_BELOW
+from gramfuse_shared.fusion.least_squares import DEAD_BELOW
 from gramfuse_shared.merging.reading import is_finite
-from gramfuse_shared.merging.streaming import TensorReader, element_ranges
+from gramfuse_shared.merging.schedule import element_ranges
+from gramfuse_shared.merging.streaming import TensorReader
 
 SYMMETRY_TOLERANCE: Final = 1e-5
 """Of g_ij − g_ji, in units of √(g_ii g_jj): rounding of a product of float32 rows stays well below."""

@@ -22,7 +22,6 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Linear,
     Precision,
-    Source,
     Step,
     Task,
     Term,
@@ -220,9 +219,9 @@ class _Planner:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
         terms = tuple(Term(member.key, weights[member.key]) for member in holders)
         fed = [self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]]
-        reference: Source = None if self._base_tensor(name) else holders[0].key
+        # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
+        reference = holders[0].key
         stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
-        stored_bytes += tensor_bytes(stored) if reference is None else 0
         coarse = all(member.tensors[name].dtype != "F64" for member in holders) and stored.dtype != "F64"
         compute: Precision = "float32" if coarse and self.recipe.dtype != "float64" else "float64"
         if not self.method.reads_taps or len(fed) < len(holders):
@@ -234,7 +233,7 @@ class _Planner:
         output: TensorInfo,
         terms: tuple[Term, ...],
         fed: list[tuple[TapInfo, LayerInfo]],
-        reference: Source,
+        reference: str,
         compute: Precision,
         stored_bytes: int,
     ) -> GramStep:

@@ -1,13 +1,17 @@
-"""What a task reads: every member's weights and statistics and the base, counted, and stopped when cancelled."""
+"""What a task reads: every member's weights and statistics and the base, ahead, counted, and stopped when cancelled."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from gramfuse_shared.contract.statistics_file import gram_tensor_name
 from gramfuse_shared.errors import CancelledError, FileUnreadableError, StatisticsInvalidError
-from gramfuse_shared.merging.steps import Source
+from gramfuse_shared.merging.read_ahead import HostMemory, ReadAhead
+from gramfuse_shared.merging.schedule import Read, read_gram, reads_of
+from gramfuse_shared.merging.steps import GramStep, ReadySum, Source, Task
 from gramfuse_shared.merging.streaming import TensorReader
 
 
@@ -29,47 +33,55 @@ class MemberReader:
     statistics: TensorReader | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Inputs:
-    """All sources of a task. Each read is a boundary: cancellation is looked for before, bytes are reported after."""
+    """All sources of a task, read ahead in its own order: `with Inputs(…) as inputs`.
 
-    readers: Mapping[str, MemberReader]
-    base: TensorReader | None
-    on_progress: Callable[[int], None]
-    is_cancelled: Callable[[], bool]
+    Each read is a boundary: cancellation is looked for before, bytes are reported after. A tensor is flat, on the
+    device, in its stored dtype, and valid until the next read.
+    """
 
-    def read(self, source: Source, name: str) -> torch.Tensor:
-        """Return one parameter of a member or of the base, as stored, on the CPU.
+    def __init__(
+        self,
+        task: Task,
+        readers: Mapping[str, MemberReader],
+        base: TensorReader | None,
+        device: torch.device,
+        *,
+        on_progress: Callable[[int], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        """Take the sources; nothing is read yet."""
+        self._readers = readers
+        self._base = base
+        self._on_progress = on_progress
+        self._is_cancelled = is_cancelled
+        self._ahead = ReadAhead(reads_of(task), self._fetch, device)
+
+    def read(self, source: Source, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return elements [start, stop) of one flattened parameter of a member or of the base.
 
         Raises:
             CancelledError: the work was cancelled.
             FileUnreadableError: the bytes cannot be had, or no reader was given for the source.
         """
-        self.stop_if_cancelled()
-        return self._count(self._weights(source).read(name))
+        return self._next(Read(source, name, start, stop))
 
-    def read_elements(self, source: Source, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return elements [start, stop) of one flattened parameter. Raises as `read` does."""
-        self.stop_if_cancelled()
-        return self._count(self._weights(source).read_elements(name, start, stop))
+    def read_gram(self, key: str, tap: str, width: int) -> torch.Tensor:
+        """Return a member's packed Gram matrix of a tap. Raises as `read` does."""
+        return self._next(read_gram(key, tap, width))
 
-    def read_gram(self, key: str, tap: str) -> torch.Tensor:
-        """Return a member's packed Gram matrix of a tap.
+    def require_finite_statistics(self, step: GramStep) -> None:
+        """Look again, outside of the order, at the statistics of a group that could not be solved.
 
         Raises:
-            StatisticsInvalidError: it holds NaN or infinity, which would turn the whole layer into an average.
-            CancelledError, FileUnreadableError: as `read`.
+            StatisticsInvalidError: a member's hold NaN or infinity, which would turn the whole layer into an average.
         """
-        self.stop_if_cancelled()
-        statistics = self._member(key).statistics
-        if statistics is None:
-            msg = f"no statistics were given for the contribution {key}"
-            raise FileUnreadableError(msg)
-        gram = self._count(statistics.read(gram_tensor_name(tap)))
-        if not is_finite(gram):
-            msg = f"the statistics of tap {tap!r} hold NaN or infinity; collect them again"
-            raise StatisticsInvalidError(msg)
-        return gram
+        if isinstance(step.terms, ReadySum):
+            return
+        for term in step.terms:
+            if term.tap is not None and not is_finite(self._statistics(term.key).read(gram_tensor_name(term.tap.name))):
+                msg = f"the statistics of tap {term.tap.name!r} hold NaN or infinity; collect them again"
+                raise StatisticsInvalidError(msg)
 
     def stop_if_cancelled(self) -> None:
         """Look for cancellation.
@@ -77,25 +89,47 @@ class Inputs:
         Raises:
             CancelledError: the work was cancelled.
         """
-        if self.is_cancelled():
+        if self._is_cancelled():
             msg = "the merge was cancelled"
             raise CancelledError(msg)
 
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.on_progress(tensor.numel() * tensor.element_size())
+    def __enter__(self) -> Self:
+        self._ahead.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ahead.__exit__(kind, error, trace)
+
+    def _next(self, read: Read) -> torch.Tensor:
+        self.stop_if_cancelled()
+        tensor = self._ahead.next(read)
+        self._on_progress(tensor.numel() * tensor.element_size())
         return tensor
+
+    def _fetch(self, read: Read, memory: HostMemory) -> torch.Tensor:
+        file = self._statistics(str(read.source)) if read.file == "statistics" else self._weights(read.source)
+        return file.read_elements(read.name, read.start, read.stop, memory)
 
     def _weights(self, source: Source) -> TensorReader:
         if source is not None:
             return self._member(source).weights
-        if self.base is None:
+        if self._base is None:
             msg = "the plan reads the base model, but no reader was given for it"
             raise FileUnreadableError(msg)
-        return self.base
+        return self._base
+
+    def _statistics(self, key: str) -> TensorReader:
+        statistics = self._member(key).statistics
+        if statistics is None:
+            msg = f"no statistics were given for the contribution {key}"
+            raise FileUnreadableError(msg)
+        return statistics
 
     def _member(self, key: str) -> MemberReader:
         try:
-            return self.readers[key]
+            return self._readers[key]
         except KeyError as error:
             msg = f"no reader was given for the contribution {key}"
             raise FileUnreadableError(msg) from error

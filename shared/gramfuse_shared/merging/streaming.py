@@ -1,7 +1,7 @@
 """Read tensors singly from anywhere that gives byte ranges."""
 
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
@@ -39,9 +39,6 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 )
 """Safetensors' names of dtypes."""
 
-CHUNK_BYTES: Final = 16 * 2**20
-"""Bytes of one read where a tensor need not be whole; bounds the memory that embeddings take."""
-
 
 class ByteSource(Protocol):
     """A file's bytes, wherever they lie. May be read from several threads."""
@@ -51,12 +48,20 @@ class ByteSource(Protocol):
         """Bytes in all."""
         ...
 
-    def read(self, start: int, end: int) -> bytes | bytearray | memoryview:
-        """Return the bytes [start, end), all of them.
+    def read_into(self, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `start` on, all of them.
 
         Raises:
             FileUnreadableError: they cannot be had.
         """
+        ...
+
+
+class Memory(Protocol):
+    """Where a tensor is read into."""
+
+    def take(self, size: int) -> torch.Tensor:
+        """Return `size` bytes of the CPU's memory with undefined content, uint8."""
         ...
 
 
@@ -72,8 +77,8 @@ class TensorReader(Protocol):
         """Return one tensor in its stored dtype and shape, on the CPU."""
         ...
 
-    def read_elements(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return elements [start, stop) of the flattened tensor, in its stored dtype, on the CPU."""
+    def read_elements(self, name: str, start: int, stop: int, memory: Memory | None = None) -> torch.Tensor:
+        """Return elements [start, stop) of the flattened tensor, as stored, on the CPU, in `memory` if given."""
         ...
 
 
@@ -87,10 +92,9 @@ class LocalFile:
             FileUnreadableError: it is missing or may not be read.
         """
         self._path = path
-        self._lock = threading.Lock()
         try:
             self._file = path.open("rb", buffering=0)
-            self._size = self._file.seek(0, 2)
+            self._size = self._file.seek(0, os.SEEK_END)
         except OSError as error:
             msg = f"{path} cannot be read: {error.strerror}"
             raise FileUnreadableError(msg) from error
@@ -100,29 +104,25 @@ class LocalFile:
         """Bytes in all."""
         return self._size
 
-    def read(self, start: int, end: int) -> bytearray:
-        """Return the bytes [start, end).
+    def read_into(self, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `start` on.
 
         Raises:
             FileUnreadableError: the file became shorter, or the disk fails.
         """
-        content = bytearray(end - start)
-        view = memoryview(content)
+        rest = target
         try:
-            with self._lock:
-                self._file.seek(start)
-                while view:
-                    count = self._file.readinto(view)
-                    if not count:
-                        break
-                    view = view[count:]
+            while rest:
+                count = os.preadv(self._file.fileno(), [rest], start + len(target) - len(rest))
+                if not count:
+                    break
+                rest = rest[count:]
         except OSError as error:
             msg = f"{self._path} cannot be read: {error.strerror}"
             raise FileUnreadableError(msg) from error
-        if view:
-            msg = f"{self._path} ends before byte {end}; it changed while it was read"
+        if rest:
+            msg = f"{self._path} ends before byte {start + len(target)}; it changed while it was read"
             raise FileUnreadableError(msg)
-        return content
 
     def close(self) -> None:
         """Close the file."""
@@ -156,9 +156,9 @@ class TensorFile:
         if source.size < LENGTH_BYTES:
             msg = f"the file has {source.size} bytes; a safetensors file has at least {LENGTH_BYTES}"
             raise HeaderMalformedError(msg)
-        prefix = bytes(source.read(0, LENGTH_BYTES))
+        prefix = read_bytes(source, 0, LENGTH_BYTES)
         begin = LENGTH_BYTES + parse_header_length(prefix)
-        rest = bytes(source.read(LENGTH_BYTES, min(begin, source.size)))
+        rest = read_bytes(source, LENGTH_BYTES, min(begin, source.size))
         return cls(source, parse_header(prefix + rest, source.size))
 
     @property
@@ -173,17 +173,17 @@ class TensorFile:
             FileUnreadableError: there is no such tensor, or its bytes cannot be had.
         """
         entry = self._entry(name)
-        return self._decode(entry, entry.start, entry.end).reshape(entry.shape)
+        return self._decode(entry, entry.start, entry.end, None).reshape(entry.shape)
 
-    def read_elements(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return elements [start, stop) of the flattened tensor, in its stored dtype, on the CPU.
+    def read_elements(self, name: str, start: int, stop: int, memory: Memory | None = None) -> torch.Tensor:
+        """Return elements [start, stop) of the flattened tensor, in its stored dtype, on the CPU, in `memory` if given.
 
         Raises:
             FileUnreadableError: there is no such tensor, or its bytes cannot be had.
         """
         entry = self._entry(name)
         size = DTYPE_BYTES[entry.dtype]
-        return self._decode(entry, entry.start + start * size, min(entry.start + stop * size, entry.end))
+        return self._decode(entry, entry.start + start * size, min(entry.start + stop * size, entry.end), memory)
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -192,17 +192,19 @@ class TensorFile:
             msg = f"the file holds no tensor {name!r}"
             raise FileUnreadableError(msg) from error
 
-    def _decode(self, entry: TensorEntry, start: int, end: int) -> torch.Tensor:
-        dtype = TORCH_DTYPES[entry.dtype]
-        if start >= end:
-            return torch.empty(0, dtype=dtype)
-        content = self._source.read(start, end)
-        if len(content) != end - start:
-            msg = f"tensor {entry.name!r}: {len(content)} bytes came of {end - start}"
-            raise FileUnreadableError(msg)
-        # torch warns about memory that it may not write to
-        writable = content if isinstance(content, bytearray) else bytearray(content)
-        return torch.frombuffer(writable, dtype=dtype)
+    def _decode(self, entry: TensorEntry, start: int, end: int, memory: Memory | None) -> torch.Tensor:
+        size = max(end - start, 0)
+        content = torch.empty(size, dtype=torch.uint8) if memory is None else memory.take(size)
+        if size:
+            self._source.read_into(start, content.numpy().data)
+        return content.view(TORCH_DTYPES[entry.dtype])
+
+
+def read_bytes(source: ByteSource, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of a source. Raises as `read_into` does."""
+    content = bytearray(end - start)
+    source.read_into(start, memoryview(content))
+    return bytes(content)
 
 
 class TensorFiles:
@@ -231,9 +233,9 @@ class TensorFiles:
         """Return one tensor, as `TensorFile.read` does."""
         return self._of(name).read(name)
 
-    def read_elements(self, name: str, start: int, stop: int) -> torch.Tensor:
+    def read_elements(self, name: str, start: int, stop: int, memory: Memory | None = None) -> torch.Tensor:
         """Return some elements of one tensor, as `TensorFile.read_elements` does."""
-        return self._of(name).read_elements(name, start, stop)
+        return self._of(name).read_elements(name, start, stop, memory)
 
     def _of(self, name: str) -> TensorFile:
         try:
@@ -241,10 +243,3 @@ class TensorFiles:
         except KeyError as error:
             msg = f"no file holds tensor {name!r}"
             raise FileUnreadableError(msg) from error
-
-
-def element_ranges(count: int, item_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut `count` elements into ranges of at most `CHUNK_BYTES`; no elements give one empty range."""
-    step = max(CHUNK_BYTES // item_bytes, 1)
-    for start in range(0, max(count, 1), step):
-        yield start, min(start + step, count)

@@ -1,0 +1,55 @@
+"""Arithmetic on symmetric matrices [d, d] of which the lower triangle counts; what stands above it is not meaningful.
+
+The products of a merge read these matrices at full GEMM speed, and its factorization works in place on them.
+"""
+
+from typing import Final
+
+import torch
+
+from gramfuse_shared.fusion.packing import BLOCK, block_rows
+
+PANEL: Final = 1024
+"""Columns of a product that are computed at once: three large products each, of what lies left of, on and below the
+diagonal. Only the square on the diagonal is mirrored, a small part of a wide matrix."""
+
+
+def expand(flat: torch.Tensor, out: torch.Tensor) -> None:
+    """Write a packed matrix into the lower triangle of `out` [d, d], converted to its dtype."""
+    for start, end, block in block_rows(flat, out.shape[0]):
+        out[start:end, :end].copy_(block)
+
+
+def add_(total: torch.Tensor, term: torch.Tensor, *, alpha: float) -> None:
+    """Add alpha·term to the lower triangle of `total`, in place."""
+    width = total.shape[0]
+    for start in range(0, width, PANEL):
+        end = min(start + PANEL, width)
+        total[start:end, :end].add_(term[start:end, :end], alpha=alpha)
+
+
+def add_product_(out: torch.Tensor, left: torch.Tensor, matrix: torch.Tensor, *, alpha: float = 1.0) -> None:
+    """Add alpha·left @ S to `out`, [m, d], in place; completes the squares on the diagonal of `matrix`.
+
+    2 m d² operations, as for a full matrix.
+    """
+    width = matrix.shape[0]
+    for start in range(0, width, PANEL):
+        end = min(start + PANEL, width)
+        _mirror(matrix[start:end, start:end])
+        columns = out[:, start:end]
+        columns.addmm_(left[:, start:end], matrix[start:end, start:end], alpha=alpha)
+        if start:
+            columns.addmm_(left[:, :start], matrix[start:end, :start].T, alpha=alpha)
+        if end < width:
+            columns.addmm_(left[:, end:], matrix[end:, start:end], alpha=alpha)
+
+
+def _mirror(square: torch.Tensor) -> None:
+    """Copy the lower triangle to the upper one, by blocks: a transposed copy within the cache."""
+    width = square.shape[0]
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        square[:start, start:end].copy_(square[start:end, :start].T)
+        tile = square[start:end, start:end].tril()
+        square[start:end, start:end] = tile + tile.tril(-1).T

@@ -1,0 +1,104 @@
+"""The reads of a task, in the order in which its steps ask for them: pure, so that they can be made ahead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gramfuse_shared.contract.manifest import TensorInfo
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
+from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
+from gramfuse_shared.merging import ready_sums
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Linear, ReadySum, Source, Step, Task
+
+CHUNK_BYTES: Final = 16 * 2**20
+"""Bytes of one read where a tensor need not be whole; bounds the memory that weights take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Elements [start, stop) of one flattened tensor of a member's or the base's (source None) file."""
+
+    source: Source
+    name: str
+    start: int
+    stop: int
+    file: Literal["weights", "statistics"] = "weights"
+
+
+def read_gram(key: str, tap: str, width: int) -> Read:
+    """The read of a member's packed Gram matrix."""
+    return Read(key, gram_tensor_name(tap), 0, packed_length(width), "statistics")
+
+
+def element_ranges(count: int, item_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut `count` elements into ranges of at most `CHUNK_BYTES`; no elements give one empty range."""
+    step = max(CHUNK_BYTES // item_bytes, 1)
+    for start in range(0, max(count, 1), step):
+        yield start, min(start + step, count)
+
+
+def row_ranges(linear: Linear) -> Iterator[tuple[int, int]]:
+    """Cut a linear weight along its first stored axis into ranges of at most `CHUNK_BYTES` in float32."""
+    rows, columns = linear.output.shape
+    step = max(CHUNK_BYTES // max(columns * DTYPE_BYTES["F32"], 1), 1)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def reads_of(task: Task) -> Iterator[Read]:
+    """List a task's reads."""
+    for step in task.steps:
+        yield from _reads_of_step(step)
+
+
+def _reads_of_step(step: Step) -> Iterator[Read]:
+    if isinstance(step, CopyStep):
+        for start, stop in element_ranges(_count(step.stored), DTYPE_BYTES[step.stored.dtype]):
+            yield Read(step.source, step.stored.name, start, stop)
+    elif isinstance(step, AverageStep):
+        yield from _reads_of_average(step)
+    else:
+        yield from _reads_of_group(step)
+
+
+def _reads_of_average(step: AverageStep) -> Iterator[Read]:
+    name = step.output.name
+    for start, stop in element_ranges(_count(step.output), DTYPE_BYTES["F32"]):
+        yield Read(step.reference, name, start, stop)
+        if isinstance(step.terms, ReadySum):
+            yield Read(step.terms.key, ready_sums.weighted_name(name), start, stop)
+            continue
+        for term in step.terms:
+            if term.key != step.reference:
+                yield Read(term.key, name, start, stop)
+
+
+def _reads_of_group(step: GramStep) -> Iterator[Read]:
+    yield from _weights_of(step, step.reference)
+    if isinstance(step.terms, ReadySum):
+        key, tap = step.terms.key, str(step.terms.tap)
+        yield Read(key, ready_sums.precision_name(tap), 0, packed_length(step.width))
+        for linear in step.linears:
+            count = _count(linear.output)
+            yield Read(key, ready_sums.product_name(linear.output.name), 0, count)
+            yield Read(key, ready_sums.weighted_name(linear.output.name), 0, count)
+        return
+    for term in step.terms:
+        if term.key != step.reference:
+            yield from _weights_of(step, term.key)
+        if term.tap is not None:
+            yield read_gram(term.key, term.tap.name, step.width)
+
+
+def _weights_of(step: GramStep, source: Source) -> Iterator[Read]:
+    for linear in step.linears:
+        columns = linear.output.shape[1]
+        for start, stop in row_ranges(linear):
+            yield Read(source, linear.output.name, start * columns, stop * columns)
+
+
+def _count(tensor: TensorInfo) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count
