@@ -4,7 +4,7 @@ Each model of the recipe is a `from_pretrained` folder, for methods that read ta
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from gramfuse.merged_folder import complete_folder, require_free, write_companio
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry, TapInfo, TensorInfo
 from gramfuse_shared.contract.recipe import ModelEntry, Recipe, parse_recipe
-from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import (
     FileUnreadableError,
     GramfuseError,
@@ -28,7 +27,9 @@ from gramfuse_shared.merging.steps import GramStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, read_bytes
 
 STATISTICS_FILE: Final = "statistics.safetensors"
-_CHUNK_BYTES: Final = 4 * 2**20
+_CHUNK_BYTES: Final = 4 * limits.MIB
+_SAMPLE_BYTES: Final = 64 * limits.KIB
+_STRIDE_BYTES: Final = 16 * limits.MIB
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes that the whole merge reads."""
@@ -170,38 +171,40 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
 def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool) -> list[str]:
     """Name each model by its content, so that neither the recipe's order nor a folder's name can change the result.
 
-    The digest of the statistics; of the weights where none are read, and besides where two statistics are the same.
+    By the statistics, or the weights where none are read. Where samples are alike, by all of both.
     """
-    folders = [start / entry.model for entry in entries]
-    keys = [_statistics_digest(folder) if reads_taps else _weights_digest(folder) for folder in folders]
+    files = [_files_of(start / entry.model, reads_taps=reads_taps) for entry in entries]
+    samples = [_digest(paths[:1] if reads_taps else paths, sample=True) for paths in files]
     return [
-        key if keys.count(key) == 1 or not reads_taps else f"{key}-{_weights_digest(folder)}"
-        for key, folder in zip(keys, folders, strict=True)
+        sample if samples.count(sample) == 1 else f"{sample}-{_digest(paths, sample=False)}"
+        for sample, paths in zip(samples, files, strict=True)
     ]
 
 
-def _statistics_digest(folder: Path) -> str:
+def _files_of(folder: Path, *, reads_taps: bool) -> list[Path]:
+    weights = [folder / name for name in weight_file_names(folder)]
+    if not reads_taps:
+        return weights
     path = folder / STATISTICS_FILE
-    if folder.is_dir() and not path.is_file():
+    if not path.is_file():
         msg = (
             f"{folder} holds no {STATISTICS_FILE}, which this method reads: "
             f"gramfuse stats collect --model {folder} --texts FILE --out {path}"
         )
         raise FileUnreadableError(msg)
-    return _file_digest(path)
+    return [path, *weights]
 
 
-def _weights_digest(folder: Path) -> str:
+def _digest(paths: Sequence[Path], *, sample: bool) -> str:
+    """Return the SHA-256 of files, or of their lengths and of 64 KiB in every 16 MiB of them."""
+    stride, length = (_STRIDE_BYTES, _SAMPLE_BYTES) if sample else (_CHUNK_BYTES, _CHUNK_BYTES)
     digest = hashlib.sha256()
-    for name in weight_file_names(folder):
-        digest.update(bytes.fromhex(_file_digest(folder / name)))
+    for path in paths:
+        with LocalFile(path) as file:
+            digest.update(file.size.to_bytes(8, "little"))
+            for start in range(0, file.size, stride):
+                digest.update(read_bytes(file, start, min(start + length, file.size)))
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with LocalFile(path) as file:
-        ranges = range(0, file.size, _CHUNK_BYTES)
-        return sha256_hex_of_chunks(read_bytes(file, begin, min(begin + _CHUNK_BYTES, file.size)) for begin in ranges)
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> TensorFiles:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gramfuse_shared.fusion import packing, symmetric
@@ -27,6 +27,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
+@settings(max_examples=20)
 @given(width=WIDTHS, seed=SEEDS, height=st.integers(1, 9), alpha=st.sampled_from([1.0, -0.5]))
 def test_a_product_with_the_lower_triangle_is_that_with_the_full_matrix(width, seed, height, alpha):
     gram = gram_of(seed, width)
@@ -37,6 +38,7 @@ def test_a_product_with_the_lower_triangle_is_that_with_the_full_matrix(width, s
     assert relative_error(out, expected) < 1e-13
 
 
+@settings(max_examples=20)
 @given(width=WIDTHS, seed=SEEDS)
 def test_a_packed_matrix_is_expanded_and_added_in_the_lower_triangle(width, seed):
     gram = gram_of(seed, width, torch.float32)
@@ -48,6 +50,7 @@ def test_a_packed_matrix_is_expanded_and_added_in_the_lower_triangle(width, seed
     assert torch.equal(total.tril(), 3 * gram.double().tril())
 
 
+@settings(max_examples=20)
 @given(width=WIDTHS, seed=SEEDS, height=st.integers(1, 5))
 def test_a_factor_solves_and_multiplies_back_to_the_matrix(width, seed, height):
     gram = gram_of(seed, width)
@@ -55,7 +58,7 @@ def test_a_factor_solves_and_multiplies_back_to_the_matrix(width, seed, height):
     lower = factor.lower.tril()
     assert relative_error(lower @ lower.T, gram) < 1e-13
     answer = torch.randn(height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert relative_error(factor.solve_(answer @ gram), answer) < 1e-10
+    assert relative_error(factor.solve_(answer @ gram, torch.empty_like(answer)), answer) < 1e-10
     assert factor.smallest_pivot == pytest.approx(float(torch.linalg.cholesky(gram).diagonal().min()) ** 2, rel=1e-9)
 
 

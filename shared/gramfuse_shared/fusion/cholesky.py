@@ -56,20 +56,23 @@ class Factor:
         """The smallest squared pivot."""
         return float(self._pivots().min())
 
-    def solve_(self, rows: torch.Tensor) -> torch.Tensor:
-        """Replace `rows` [m, d] by Y with Y S = rows, and return it; 2 m d² operations."""
+    def solve_(self, rows: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
+        """Replace `rows` [m, d] by Y with Y S = rows, and return it; 2 m d² operations.
+
+        `beside`, of the same shape and dtype, is overwritten: Z = Y L lies there in between.
+        """
         lower, width = self.lower, self.lower.shape[0]
         bounds = [(start, min(start + self.block, width)) for start in range(0, width, self.block)]
         for (start, end), inverse in zip(bounds, self.inverses, strict=True):
             part = rows[:, start:end]
             if start:
-                part.addmm_(rows[:, :start], lower[start:end, :start].T, alpha=-1)
-            part.copy_(part @ inverse.T)
+                part.addmm_(beside[:, :start], lower[start:end, :start].T, alpha=-1)
+            torch.mm(part, inverse.T, out=beside[:, start:end])
         for (start, end), inverse in reversed(list(zip(bounds, self.inverses, strict=True))):
-            part = rows[:, start:end]
+            part = beside[:, start:end]
             if end < width:
                 part.addmm_(rows[:, end:], lower[end:, start:end], alpha=-1)
-            part.copy_(part @ inverse)
+            torch.mm(part, inverse, out=rows[:, start:end])
         return rows
 
     def estimate_smallest_eigenvalue(self) -> float:
@@ -84,7 +87,7 @@ class Factor:
         vectors[2, int(self._pivots().argmin())] = 1.0
         largest = 0.0
         for _ in range(_ITERATIONS):
-            vectors = self.solve_(vectors / vectors.norm(dim=1, keepdim=True))
+            vectors = self.solve_(vectors / vectors.norm(dim=1, keepdim=True), torch.empty_like(vectors))
             norm = float(vectors.norm(dim=1).max())
             if not math.isfinite(norm):
                 return 0.0

@@ -7,7 +7,7 @@ import torch
 
 from gramfuse_shared.fusion import symmetric
 from gramfuse_shared.fusion.cholesky import Factor
-from gramfuse_shared.fusion.workspace import Workspace
+from gramfuse_shared.fusion.workspace import Workspace, is_finite
 
 BELIEVED_FROM: Final = 1e-5
 """Smallest believable squared pivot, and smallest believable eigenvalue, of a matrix of unit diagonal. A Cholesky that
@@ -57,7 +57,7 @@ def solve(
         total: S [d, d], of which the lower triangle is read, float32 or float64. Its upper one is overwritten.
         products: R [m, d] in the dtype of `total`. Overwritten.
         mean: D̄ [m, d], the same.
-        workspace: memory for the factor.
+        workspace: memory for the factor, "square", and beside the products, "difference".
 
     Returns:
         Y [m, d], finite whatever S is as long as the mean is, and how it was found.
@@ -84,12 +84,13 @@ def solve(
             return mean, Diagnosis("average", reason, pivot, eigenvalue, dead)
     if factor is None:  # pragma: no cover - not believed, so it was replaced
         return mean, Diagnosis("average", reason, pivot, eigenvalue, dead)
-    solution = factor.solve_(products.mul_(scale)).mul_(scale)
+    beside = workspace.take("difference", tuple(products.shape), products.dtype)
+    solution = factor.solve_(products.mul_(scale), beside).mul_(scale)
     if not believed:
         solution.add_(mean)
     elif dead:
         solution = torch.where(alive, solution, mean)
-    if not bool(torch.isfinite(solution).all()):
+    if not is_finite(solution):
         return mean, Diagnosis("average", "the solution is not finite", pivot, eigenvalue, dead)
     return solution, Diagnosis(fallback, reason, pivot, eigenvalue, dead)
 
@@ -98,8 +99,7 @@ def _scaled(total: torch.Tensor, scale: torch.Tensor, diagonal: float, workspace
     """Return the lower triangle of s S s with this diagonal, in memory of its own."""
     width = total.shape[0]
     scaled = workspace.take("square", (width, width), total.dtype)
-    for start in range(0, width, symmetric.PANEL):
-        rows = slice(start, min(start + symmetric.PANEL, width))
+    for rows in symmetric.panels(width):
         torch.mul(total[rows, : rows.stop], scale[: rows.stop], out=scaled[rows, : rows.stop])
         scaled[rows, : rows.stop].mul_(scale[rows, None])
     scaled.diagonal().fill_(diagonal)

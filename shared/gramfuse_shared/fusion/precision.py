@@ -122,22 +122,18 @@ class GramSum(PrecisionSum[GramPrecision]):
         return cls(total, products, workspace)
 
     def add(self, precision: GramPrecision, difference: torch.Tensor | None) -> None:
-        """Add P to S and D P to R, both as products with αG whose diagonal was divided by α."""
-        alpha, scale = precision.alpha, precision.scale
-        if alpha == 0.0:
-            diagonal = packing.diagonal(precision.gram, precision.width).to(self.total.dtype) * scale
-            self.total.diagonal().add_(diagonal)
-            if difference is not None:
-                self.products.addcmul_(difference, diagonal)
-            return
+        """Add P to S and D P to R; P is scale·α times G with its diagonal divided by α, or scale·diag G where α = 0."""
         # converted before scaling: in float64 the scale then rounds nothing
         term = self.workspace.take("square", tuple(self.total.shape), self.total.dtype)
-        symmetric.expand(precision.gram, term)
-        if alpha != 1.0:
-            term.diagonal().div_(alpha)
-        symmetric.add_(self.total, term, alpha=scale * alpha)
+        if precision.alpha == 0.0:
+            term.zero_().diagonal().copy_(packing.diagonal(precision.gram, precision.width))
+        else:
+            symmetric.expand(precision.gram, term)
+            term.diagonal().div_(precision.alpha)
+        scale = precision.scale * (precision.alpha or 1.0)
+        symmetric.add_(self.total, term, alpha=scale)
         if difference is not None:
-            symmetric.add_product_(self.products, difference, term, alpha=scale * alpha)
+            symmetric.add_product_(self.products, difference, term, alpha=scale)
 
     def solve(self, mean: torch.Tensor) -> tuple[torch.Tensor, Diagnosis]:
         """Return R S⁻¹, with the guards of `least_squares`."""

@@ -3,6 +3,7 @@
 The products of a merge read these matrices at full GEMM speed, and its factorization works in place on them.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -20,12 +21,16 @@ def expand(flat: torch.Tensor, out: torch.Tensor) -> None:
         out[start:end, :end].copy_(block)
 
 
+def panels(width: int) -> Iterator[slice]:
+    """Cut the rows, or columns, of a matrix of this width into panels."""
+    for start in range(0, width, PANEL):
+        yield slice(start, min(start + PANEL, width))
+
+
 def add_(total: torch.Tensor, term: torch.Tensor, *, alpha: float) -> None:
     """Add alpha·term to the lower triangle of `total`, in place."""
-    width = total.shape[0]
-    for start in range(0, width, PANEL):
-        end = min(start + PANEL, width)
-        total[start:end, :end].add_(term[start:end, :end], alpha=alpha)
+    for rows in panels(total.shape[0]):
+        total[rows, : rows.stop].add_(term[rows, : rows.stop], alpha=alpha)
 
 
 def add_product_(out: torch.Tensor, left: torch.Tensor, matrix: torch.Tensor, *, alpha: float = 1.0) -> None:
@@ -33,16 +38,14 @@ def add_product_(out: torch.Tensor, left: torch.Tensor, matrix: torch.Tensor, *,
 
     2 m d² operations, as for a full matrix.
     """
-    width = matrix.shape[0]
-    for start in range(0, width, PANEL):
-        end = min(start + PANEL, width)
-        _mirror(matrix[start:end, start:end])
-        columns = out[:, start:end]
-        columns.addmm_(left[:, start:end], matrix[start:end, start:end], alpha=alpha)
-        if start:
-            columns.addmm_(left[:, :start], matrix[start:end, :start].T, alpha=alpha)
-        if end < width:
-            columns.addmm_(left[:, end:], matrix[end:, start:end], alpha=alpha)
+    for panel in panels(matrix.shape[0]):
+        _mirror(matrix[panel, panel])
+        columns, before, behind = out[:, panel], slice(panel.start), slice(panel.stop, None)
+        columns.addmm_(left[:, panel], matrix[panel, panel], alpha=alpha)
+        if panel.start:
+            columns.addmm_(left[:, before], matrix[panel, before].T, alpha=alpha)
+        if panel.stop < matrix.shape[0]:
+            columns.addmm_(left[:, behind], matrix[behind, panel], alpha=alpha)
 
 
 def _mirror(square: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh pages cost as much as the arithmetic on them."""
+"""Memory that is used again, and a look at it: fresh pages cost as much as the arithmetic on them."""
 
 import math
 
@@ -26,3 +26,13 @@ class Workspace:
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return the same, zeroed."""
         return self.take(name, shape, dtype).zero_()
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Tell whether a floating-point tensor holds neither NaN nor infinity, without a copy of its size."""
+    if values.numel() == 0:
+        return True
+    if values.element_size() == 1:  # float8 has no reductions
+        values = values.float()
+    low, high = values.aminmax()  # NaN is both
+    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -12,10 +12,10 @@ from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
 from gramfuse_shared.fusion.methods import METHODS
-from gramfuse_shared.fusion.workspace import Workspace
+from gramfuse_shared.fusion.workspace import Workspace, is_finite
 from gramfuse_shared.merging.combining import average, solve_group
 from gramfuse_shared.merging.planning import MergePlan
-from gramfuse_shared.merging.reading import Inputs, MemberReader, is_finite
+from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step
 from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader

@@ -15,7 +15,7 @@ from gramfuse_shared.contract.statistics_file import StatisticsMetadata, gram_te
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.least_squares import DEAD_BELOW
-from gramfuse_shared.merging.reading import is_finite
+from gramfuse_shared.fusion.workspace import is_finite
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import TensorReader
 

@@ -9,20 +9,11 @@ import torch
 
 from gramfuse_shared.contract.statistics_file import gram_tensor_name
 from gramfuse_shared.errors import CancelledError, FileUnreadableError, StatisticsInvalidError
+from gramfuse_shared.fusion.workspace import is_finite
 from gramfuse_shared.merging.read_ahead import HostMemory, ReadAhead
 from gramfuse_shared.merging.schedule import Read, read_gram, reads_of
 from gramfuse_shared.merging.steps import GramStep, ReadySum, Source, Task
 from gramfuse_shared.merging.streaming import TensorReader
-
-
-def is_finite(values: torch.Tensor) -> bool:
-    """Tell whether a floating-point tensor holds neither NaN nor infinity, without a copy of its size."""
-    if values.numel() == 0:
-        return True
-    if values.element_size() == 1:  # float8 has no reductions
-        values = values.float()
-    low, high = values.aminmax()  # NaN is both
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 @dataclass(frozen=True, slots=True)
