@@ -34,6 +34,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     statistics = checkpoint.statistics
     if statistics.broken or statistics.settings is None:
         raise StateError(statistics.broken or "nothing was measured")
+    statistics.settle()
     readers = list(statistics.streams)
     number = {names: index for index, names in enumerate(readers)}
     profiles = list(dict.fromkeys(statistics.distinct.examples.values()))

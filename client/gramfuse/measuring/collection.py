@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gramfuse.measuring.examples import Examples, examples_of
 from gramfuse.measuring.layers import Layer, find_layers
-from gramfuse.measuring.masking import Frame, frame_of, hash_examples, select
+from gramfuse.measuring.masking import Frame, frame_of, select
 from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
 from gramfuse.measuring.statistics import Statistics, worst_source
 from gramfuse.measuring.streams import ForwardPass, Wiring
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.errors import StateError
+from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.version import __version__
 
 _DECODER_INPUT: Final = "decoder_input_ids"
@@ -84,6 +86,7 @@ class Collector:
         self._hooks.clear()
         self._calls.clear()
         self._pass = None
+        self.statistics.settle()
 
     # --- what the hooks call -------------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class Collector:
         frame = frame_of(bound, outer, two_sided=two_sided)
         if outer is None:
             self._probe_once(module, bound, frame)
-            self._pass = self._begin(hash_examples(bound, frame))
+            self._pass = self._begin(examples_of(bound, frame))
         self._calls.append((module, frame))
 
     def _leave(self, module: nn.Module, _arguments: object, output: object) -> None:
@@ -117,18 +120,18 @@ class Collector:
         if self._pass is not None:
             self._measure(self._pass, layer, tensor, self._calls[-1][1])
         else:  # a layer that is called by itself
-            alone = self._begin(())
+            alone = self._begin(Examples(0))
             self._measure(alone, layer, tensor, Frame(batch=None))
             self._finish(alone)
 
-    def _begin(self, examples: tuple[bytes, ...]) -> ForwardPass:
+    def _begin(self, examples: Examples) -> ForwardPass:
         return ForwardPass(self.statistics, self._wiring, examples, share_inputs=self._share_inputs)
 
     def _measure(self, current: ForwardPass, layer: Layer, tensor: torch.Tensor, frame: Frame) -> None:
         if current.find(layer, tensor):
             return
         # Autocast would take the products in half precision, and no gradient flows through a sum.
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False), exact_products():
             current.add(layer, tensor, select(tensor.detach(), frame, drop_padding=self._drop_padding))
 
     def _finish(self, finished: ForwardPass) -> None:

@@ -11,36 +11,14 @@ from typing import Any, Final
 
 import torch
 
-from gramfuse.measuring.distinct import example_hash
+from gramfuse.measuring.masks import Mask, RowCount
 
 _MAIN_INPUTS: Final = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "hidden_states")
 _LATER_INPUTS: Final = ("decoder_input_ids", "attention_mask")
-_DECODER_CONTENT: Final = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+DECODER_CONTENT: Final = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
 _IGNORED_LABEL: Final = -100
-_MATRIX: Final = 2
+MATRIX: Final = 2
 _SEQUENCES: Final = 3
-
-
-class Mask:
-    """A padding mask [B, T]; which rows are kept is asked of the device once and remembered."""
-
-    __slots__ = ("_kept", "keep", "origin")
-
-    def __init__(self, origin: torch.Tensor, keep: torch.Tensor | None = None) -> None:
-        self.origin = origin
-        self.keep = (origin != 0) if keep is None else keep  # [B, T]
-        self._kept: dict[int, tuple[torch.Tensor | None, tuple[int, ...]]] = {}
-
-    def last(self, length: int) -> tuple[torch.Tensor | None, tuple[int, ...]]:
-        """Return, for the last `length` positions, the flat indices of kept rows (None: all), and their number per
-        example. With a key-value cache the mask spans the cached positions too, the layers' inputs only the last.
-        """
-        if length not in self._kept:
-            keep = self.keep[:, self.keep.shape[1] - length :]
-            lengths = tuple(int(count) for count in keep.sum(dim=1).tolist())
-            every = sum(lengths) == keep.numel()
-            self._kept[length] = (None if every else keep.flatten().nonzero().squeeze(1), lengths)
-        return self._kept[length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +41,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The rows [n, d] of a tensor that count, and how many each example brings (None: they belong to no example)."""
+    """The rows [n, d] of a tensor that count; on a device padded ones are zeros. `count` says how many there are."""
 
     rows: torch.Tensor
-    per_example: tuple[int, ...] | None = None
+    count: RowCount
 
 
 def frame_of(bound: Mapping[str, Any], outer: Frame | None, *, two_sided: bool) -> Frame:
@@ -81,14 +59,14 @@ def frame_of(bound: Mapping[str, Any], outer: Frame | None, *, two_sided: bool) 
     cached = (outer is not None and outer.cached) or _is_cached(bound)
     mask = _mask_of(bound.get("attention_mask"), batch, outer)
     if two_sided:
-        decoder = _first(bound, _DECODER_CONTENT)
-        length = decoder.shape[1] if decoder is not None and decoder.dim() >= _MATRIX else None
+        decoder = _first(bound, DECODER_CONTENT)
+        length = decoder.shape[1] if decoder is not None and decoder.dim() >= MATRIX else None
         decoder_mask = _mask_of(bound.get("decoder_attention_mask"), batch, outer) or _mask_of_labels(bound)
         if decoder_mask is None and outer is not None and outer.two_sided and outer.length == length:
             decoder_mask = outer.mask
         return Frame(batch, length, decoder_mask, encoder_mask=mask, cached=cached, two_sided=True)
     own = _first(bound, ("input_ids", "inputs_embeds"))
-    length = own.shape[1] if own is not None and own.dim() >= _MATRIX else None
+    length = own.shape[1] if own is not None and own.dim() >= MATRIX else None
     encoder = bound.get("encoder_hidden_states")
     if isinstance(encoder, torch.Tensor) and (outer is None or outer.encoder is None):
         encoder_mask = _mask_of(bound.get("encoder_attention_mask"), batch, outer)
@@ -108,37 +86,22 @@ def frame_of(bound: Mapping[str, Any], outer: Frame | None, *, two_sided: bool) 
 
 
 def select(tensor: torch.Tensor, frame: Frame, *, drop_padding: bool) -> Selection:
-    """Return the rows of a layer's input that are not padding.
+    """Return the rows of a layer's input that are not padding, without waiting for a device.
 
     [B, T, d] and [B·T, d] go by the mask; [B, d] has a row per example; [B, …, d] without mask counts whole. A tensor
     of another first dimension (relative embeddings, routed tokens) belongs to no example that could be told.
     """
     rows = tensor.reshape(-1, tensor.shape[-1])  # [n, d]
-    batch = frame.batch
-    if batch is None or tensor.dim() < _MATRIX or batch == 0:
-        return Selection(rows)
+    batch, total = frame.batch, rows.shape[0]
+    if batch is None or tensor.dim() < MATRIX or batch == 0:
+        return Selection(rows, RowCount(total))
     mask, length = _mask_for(tensor, frame)
     positions = _positions(tensor, batch, mask, length, cached=frame.cached)
     if positions is None:
-        return Selection(rows)
+        return Selection(rows, RowCount(total))
     if not drop_padding or mask is None or not _fits(mask, positions, cached=frame.cached):
-        return Selection(rows, (positions,) * batch)
-    kept, lengths = mask.last(positions)
-    return Selection(rows if kept is None else rows.index_select(0, kept), lengths)
-
-
-def hash_examples(bound: Mapping[str, Any], frame: Frame) -> tuple[bytes, ...]:
-    """Return a hash per example of its inputs without padding; equal texts have equal hashes in any batch."""
-    if frame.batch is None:
-        return ()
-    contents: list[list[bytes]] = [[] for _ in range(frame.batch)]
-    for name, tensor in _content(bound, frame):
-        if tensor.dim() and tensor.shape[0] == frame.batch:
-            mask = frame.encoder_mask if frame.two_sided and name not in _DECODER_CONTENT else frame.mask
-            for parts, part in zip(contents, _unpadded(tensor, mask), strict=True):
-                parts.append(name.encode())
-                parts.append(part)
-    return tuple(example_hash(*parts) for parts in contents)
+        return Selection(rows, RowCount(total, batch))
+    return Selection(mask.drop_padding(rows, positions), RowCount(total, batch, mask, positions))
 
 
 def main_input(bound: Mapping[str, Any]) -> tuple[str, torch.Tensor] | None:
@@ -162,7 +125,7 @@ def _batch(bound: Mapping[str, Any]) -> int | None:
 
 
 def _mask_of(value: Any, batch: int | None, outer: Frame | None) -> Mask | None:  # noqa: ANN401 - whatever the model was called with
-    if not isinstance(value, torch.Tensor) or value.dim() != _MATRIX or value.shape[0] != batch:
+    if not isinstance(value, torch.Tensor) or value.dim() != MATRIX or value.shape[0] != batch:
         return None
     known = (outer.mask, outer.encoder_mask) if outer is not None else ()
     return next((mask for mask in known if mask is not None and mask.origin is value), None) or Mask(value)
@@ -171,7 +134,7 @@ def _mask_of(value: Any, batch: int | None, outer: Frame | None) -> Mask | None:
 def _mask_of_labels(bound: Mapping[str, Any]) -> Mask | None:
     """Decoder inputs are the labels shifted by one, so where the labels are padding, the inputs are."""
     labels = bound.get("labels")
-    if bound.get("decoder_input_ids") is not None or not isinstance(labels, torch.Tensor) or labels.dim() != _MATRIX:
+    if bound.get("decoder_input_ids") is not None or not isinstance(labels, torch.Tensor) or labels.dim() != MATRIX:
         return None
     return Mask(labels, labels != _IGNORED_LABEL)
 
@@ -189,7 +152,7 @@ def _mask_for(tensor: torch.Tensor, frame: Frame) -> tuple[Mask | None, int | No
 
 def _positions(tensor: torch.Tensor, batch: int, mask: Mask | None, length: int | None, *, cached: bool) -> int | None:
     """How many rows each example has in this tensor, or None where it has no batch axis."""
-    if tensor.dim() > _MATRIX:
+    if tensor.dim() > MATRIX:
         positions = tensor.shape[1:-1].numel()
         # A batch of one is no evidence of a batch axis: relative embeddings are [1, 2k, d].
         stray = batch == 1 and length is not None and not cached and positions != length
@@ -209,7 +172,7 @@ def _fits(mask: Mask, positions: int, *, cached: bool) -> bool:
 def _length(main: tuple[str, torch.Tensor]) -> int | None:
     """Sequence length of the main input; images have none."""
     name, tensor = main
-    if tensor.dim() == _MATRIX and not tensor.is_floating_point():
+    if tensor.dim() == MATRIX and not tensor.is_floating_point():
         return tensor.shape[1]
     if tensor.dim() == _SEQUENCES and name in {"inputs_embeds", "hidden_states"}:
         return tensor.shape[1]
@@ -222,24 +185,3 @@ def _is_cached(bound: Mapping[str, Any]) -> bool:
         return False
     length = getattr(cache, "get_seq_length", None)
     return bool(length()) if callable(length) else True
-
-
-def _content(bound: Mapping[str, Any], frame: Frame) -> Sequence[tuple[str, torch.Tensor]]:
-    main = main_input(bound)
-    names = ["token_type_ids"]
-    if frame.two_sided:
-        names += [next((name for name in _DECODER_CONTENT if bound.get(name) is not None), "decoder_input_ids")]
-    also = [(name, bound[name]) for name in names if isinstance(bound.get(name), torch.Tensor)]
-    return also if main is None else [main, *also]
-
-
-def _unpadded(tensor: torch.Tensor, mask: Mask | None) -> list[bytes]:
-    values = tensor.detach().cpu()
-    keep = mask.keep.cpu() if mask is not None else None
-    if keep is None or values.dim() < _MATRIX or keep.shape != values.shape[:2]:
-        return [_bytes(row) for row in values]
-    return [_bytes(row[kept]) for row, kept in zip(values, keep, strict=True)]
-
-
-def _bytes(values: torch.Tensor) -> bytes:
-    return values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

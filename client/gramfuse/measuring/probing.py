@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from gramfuse.measuring.layers import Layer
-from gramfuse.measuring.masking import Frame, Mask, main_input
+from gramfuse.measuring.masking import Frame, main_input
+from gramfuse.measuring.masks import Mask
 from gramfuse.measuring.statistics import Source, worst_source
 
 PROBES_PER_MODULE: Final = 8

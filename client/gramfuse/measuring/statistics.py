@@ -6,7 +6,7 @@ once. A *tap* is what the merge needs: the layers whose inputs are the same stre
 Gram matrices. So statistics of runs in which layers shared their inputs differently add exactly.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final, Literal, Self
 import torch
 
 from gramfuse.measuring.distinct import DistinctRows, Readers
+from gramfuse.measuring.examples import PassCounts
 from gramfuse.measuring.layers import natural_key
 from gramfuse.measuring.statistics_io import read_statistics, write_statistics
 from gramfuse_shared import limits
@@ -97,6 +98,31 @@ class Statistics:
         self.settings = settings
         self.base = base
         self.broken: str | None = None
+        self._uncounted: deque[PassCounts] = deque()
+
+    def count_later(self, counts: PassCounts) -> None:
+        """Take the counts of a pass; those whose masks and inputs have reached the CPU are added."""
+        self._uncounted.append(counts)
+        while self._uncounted and self._uncounted[0].is_ready():
+            self._count(self._uncounted.popleft())
+
+    def settle(self) -> None:
+        """Wait for what a device has still to tell, and count it. Whatever asks for rows does this first."""
+        while self._uncounted:
+            self._count(self._uncounted.popleft())
+
+    def _count(self, counts: PassCounts) -> None:
+        hashes = counts.examples.hashes()
+        profile: dict[Readers, list[int]] = {}
+        for readers, count in counts.counts:
+            self.streams[readers].rows += count.rows()
+            per_example = count.per_example()
+            if per_example is not None and len(per_example) == len(hashes):
+                known = profile.setdefault(readers, [0] * len(hashes))
+                for position, rows in enumerate(per_example):
+                    known[position] += rows
+        for position, example in enumerate(hashes):
+            self.distinct.record(example, ((readers, rows[position]) for readers, rows in profile.items()))
 
     def __add__(self, other: Self) -> Self:
         """Return the statistics of both runs together.
@@ -106,6 +132,8 @@ class Statistics:
         """
         if self.broken or other.broken:
             raise StateError(self.broken or other.broken or "")
+        self.settle()
+        other.settle()
         if self.settings and other.settings and self.settings != other.settings:
             msg = f"statistics measured with {self.settings} and with {other.settings} do not add"
             raise StatisticsMalformedError(msg)
@@ -138,6 +166,7 @@ class Statistics:
     __hash__ = None  # type: ignore[assignment] # statistics grow while they are measured
 
     def __repr__(self) -> str:
+        self.settle()
         taps = self._layers_of_taps()
         rows = max((self._rows(layers[0]) for layers in taps), default=0)
         return f"Statistics({len(taps)} taps, at most {rows:,} rows)"
@@ -145,6 +174,7 @@ class Statistics:
     @property
     def taps(self) -> tuple[Tap, ...]:
         """The taps that saw rows, in natural order of their layers' names."""
+        self.settle()
         distinct = self.distinct.count()
         return tuple(self._tap(layers, distinct) for layers in self._layers_of_taps())
 
@@ -155,6 +185,7 @@ class Statistics:
         Raises:
             StateError: nothing was measured.
         """
+        self.settle()
         distinct = self.distinct.count()
         return self._metadata(tuple(self._info(layers, distinct) for layers in self._layers_of_taps()))
 
@@ -167,6 +198,7 @@ class Statistics:
         """
         if self.broken:
             raise StateError(self.broken)
+        self.settle()
         distinct = self.distinct.count()
         layers_of_taps = self._layers_of_taps()
         metadata = self._metadata(tuple(self._info(layers, distinct) for layers in layers_of_taps))

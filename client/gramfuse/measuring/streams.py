@@ -12,8 +12,10 @@ from typing import Final
 import torch
 
 from gramfuse.measuring.distinct import Readers
+from gramfuse.measuring.examples import Examples, PassCounts
 from gramfuse.measuring.layers import Layer, natural_key
 from gramfuse.measuring.masking import Selection
+from gramfuse.measuring.masks import RowCount
 from gramfuse.measuring.statistics import Statistics, Stream
 from gramfuse_shared.errors import WiringChangedError
 from gramfuse_shared.fusion import packing
@@ -29,7 +31,7 @@ class _Reading:
     turn: int
     stream: Stream
     expected: Readers | None
-    per_example: tuple[int, ...] | None
+    count: RowCount
     readers: list[str] = field(default_factory=list)
 
 
@@ -56,9 +58,7 @@ class Wiring:
 class ForwardPass:
     """The tensors that linear layers read between the beginning and the end of one outermost module's call."""
 
-    def __init__(
-        self, statistics: Statistics, wiring: Wiring, examples: tuple[bytes, ...], *, share_inputs: bool
-    ) -> None:
+    def __init__(self, statistics: Statistics, wiring: Wiring, examples: Examples, *, share_inputs: bool) -> None:
         self._share_inputs = share_inputs
         self._statistics = statistics
         self._wiring = wiring
@@ -88,8 +88,7 @@ class ForwardPass:
         if stream is None or stream.gram.device != tensor.device:
             expected, stream = None, Stream.empty(layer.width, tensor.device)
         packing.accumulate_rows(stream.gram, selection.rows)
-        stream.rows += selection.rows.shape[0]
-        reading = _Reading(layer.weight, turn, stream, expected, selection.per_example, [layer.weight])
+        reading = _Reading(layer.weight, turn, stream, expected, selection.count, [layer.weight])
         self._readings.append(reading)
         self._known[id(tensor)] = (weakref.ref(tensor), _version(tensor), reading)
 
@@ -99,7 +98,7 @@ class ForwardPass:
         Raises:
             WiringChangedError: rows were added to a stream that other layers read than have read them now.
         """
-        profile: dict[Readers, list[int]] = {}
+        counts: list[tuple[Readers, RowCount]] = []
         for reading in self._readings:
             readers = tuple(sorted(reading.readers, key=natural_key))
             if reading.expected is None:
@@ -107,12 +106,8 @@ class ForwardPass:
             elif reading.expected != readers:
                 self._refuse(reading.expected, readers)
             self._wiring.learn(reading.first, reading.turn, readers)
-            if reading.per_example is not None and len(reading.per_example) == len(self._examples):
-                counts = profile.setdefault(readers, [0] * len(self._examples))
-                for position, rows in enumerate(reading.per_example):
-                    counts[position] += rows
-        for position, example in enumerate(self._examples):
-            self._statistics.distinct.record(example, ((readers, rows[position]) for readers, rows in profile.items()))
+            counts.append((readers, reading.count))
+        self._statistics.count_later(PassCounts(self._examples, tuple(counts)))
 
     def _adopt(self, readers: Readers, stream: Stream) -> None:
         known = self._statistics.streams.get(readers)
@@ -121,7 +116,6 @@ class ForwardPass:
         else:
             # A resumed sum comes from the disk; it follows the model to its device.
             known.gram = known.gram.to(stream.gram.device).add_(stream.gram)
-            known.rows += stream.rows
 
     def _refuse(self, expected: Readers, readers: Readers) -> None:
         shown = [", ".join(names[:3]) + (", …" if len(names) > 3 else "") for names in (expected, readers)]  # noqa: PLR2004 - enough to find them

@@ -6,6 +6,7 @@ diagonal of each block row holds both of its halves.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
@@ -23,6 +24,9 @@ __all__ = [
     "unpack",
     "unpack_lower",
 ]
+
+
+_BLOCKS_AT_ONCE: Final = 8
 
 
 def packed_zeros(
@@ -86,15 +90,27 @@ def accumulate_rows(flat: torch.Tensor, rows: torch.Tensor) -> None:
     if rows.shape[0] == 0:
         return
     width = rows.shape[1]
-    exact_in_tensor_cores = rows.is_cuda and rows.dtype == torch.bfloat16 and flat.dtype == torch.float32
-    if not exact_in_tensor_cores:
-        rows = rows.to(flat.dtype)
+    if rows.is_cuda:
+        _accumulate_on_cuda(flat, rows)
+        return
+    rows = rows.to(flat.dtype)
     for start, end, block in block_rows(flat, width):
-        left, right = rows[:, start:end].T, rows[:, :end]
-        if exact_in_tensor_cores:
-            block.add_(torch.mm(left, right, out_dtype=torch.float32))
-        else:
-            block.addmm_(left, right)
+        block.addmm_(rows[:, start:end].T, rows[:, :end])
+
+
+def _accumulate_on_cuda(flat: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add as `accumulate_rows` does, some block rows in one product: tensor cores are idle on 128 rows."""
+    width = rows.shape[1]
+    exact_in_tensor_cores = rows.dtype == torch.bfloat16 and flat.dtype == torch.float32
+    rows = rows if exact_in_tensor_cores else rows.to(flat.dtype)
+    blocks = list(block_rows(flat, width))
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
+        together = blocks[first : first + _BLOCKS_AT_ONCE]
+        begin, stop = together[0][0], together[-1][1]
+        left, right = rows[:, begin:stop].T, rows[:, :stop]
+        product = torch.mm(left, right, out_dtype=torch.float32) if exact_in_tensor_cores else left @ right
+        for start, end, block in together:
+            block.add_(product[start - begin : end - begin, :end])
 
 
 def diagonal(flat: torch.Tensor, width: int) -> torch.Tensor:

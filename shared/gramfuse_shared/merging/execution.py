@@ -1,7 +1,6 @@
 """Execute one task of a plan: read tensors singly, add up, solve on the device, write the shard."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,6 +13,7 @@ from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
 from gramfuse_shared.merging.combining import average, solve_group
+from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.planning import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
@@ -91,7 +91,7 @@ def execute_task(
     diagnostics: list[dict[str, Any]] = []
     workspace = Workspace(device)
     with (
-        _exact_products(),
+        exact_products(),
         torch.inference_mode(),
         Inputs(task, readers, base_reader, device, on_progress=on_progress, is_cancelled=is_cancelled) as inputs,
         ShardWriter(target, task.outputs, _METADATA) as shard,
@@ -162,18 +162,3 @@ def _describe_group(step: GramStep, plan: MergePlan) -> dict[str, Any]:
         "rows": sum(rows),
         "fewest_rows": min(rows),
     }
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Compute float32 products as such; a TF32 or bf16 setting of the surrounding program would cost three digits."""
-    onednn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # the module replaces itself by an object
-    backends = (torch.backends.cuda.matmul, onednn)
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
