@@ -1,0 +1,248 @@
+"""What one CUDA device does: collecting beside a bfloat16 forward pass, and merging layers of a 7B model from files.
+
+    PYTHONPATH=client:server:shared python benchmarks/cuda.py [--folder DIR] [--out FILE]
+
+Needs what `make gpu` needs and about 4 GB of disk. Times are medians of five; the device is synchronized around each.
+"""
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from gramfuse.local_merging import merge
+from gramfuse.measuring.collection import Collector
+from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
+from gramfuse_shared.fusion import packing
+from gramfuse_shared.merging.writing import ShardWriter
+
+DEVICE: Final = torch.device("cuda")
+HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 4096, 11008, 32000, 32  # Llama 2 7B
+MEASURED_LAYERS: Final = 4
+MEMBERS: Final = 4
+REPETITIONS: Final = 5
+TAPS: Final = {  # per layer: what reads the tap, and how wide it is
+    "attention": (("q_proj", "k_proj", "v_proj"), HIDDEN),
+    "output": (("o_proj",), HIDDEN),
+    "mlp": (("gate_proj", "up_proj"), HIDDEN),
+    "down": (("down_proj",), INTERMEDIATE),
+}
+HEIGHTS: Final = {"gate_proj": INTERMEDIATE, "up_proj": INTERMEDIATE}
+
+
+def median_seconds(run: Callable[[], object], *, repetitions: int = REPETITIONS) -> float:
+    """Return the median time of a call, after one that warms up."""
+    seconds = []
+    for repetition in range(repetitions + 1):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        if repetition:
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def measure_machine() -> dict[str, Any]:
+    """Measure products of 4096² matrices in TFLOP/s, and copies from pinned memory in GB/s."""
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    size = 4096
+    for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16", torch.bfloat16)):
+        left, right = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
+        found[f"gemm_{name}_tflops"] = round(2 * size**3 / median_seconds(lambda a=left, b=right: a @ b) / 1e12, 1)
+    host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(host, device=DEVICE)
+    found["pinned_to_device_gbs"] = round(host.numel() / median_seconds(lambda: target.copy_(host)) / 1e9, 1)
+    return found
+
+
+# --- collecting ------------------------------------------------------------------------------------------------------
+
+
+class PublishedHooks:
+    """The published statistics pass: a Gram matrix for each Linear, padding included, rescaled with each batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.grams: dict[str, torch.Tensor] = {}
+        self.rows: dict[str, int] = {}
+        self.hooks = [
+            module.register_forward_hook(self._hook(name))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            product, count, known = torch.matmul(rows.T, rows), rows.shape[0], self.rows.get(name, 0)
+            before = self.grams.get(name)
+            total = product if before is None else before * known + product
+            self.grams[name] = total / (known + count)
+            self.rows[name] = known + count
+
+        return add
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def measure_collecting(*, padded: bool) -> dict[str, Any]:
+    """Measure hooks beside a bfloat16 forward pass of 7B layers, 8 texts of up to 512 tokens, without the head."""
+    from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - the merge needs none of it
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=MEASURED_LAYERS,
+        num_attention_heads=32,
+        vocab_size=VOCABULARY,
+    )
+    with DEVICE:
+        model = LlamaModel(config).to(torch.bfloat16).eval()
+        lengths = torch.randint(64, 512, (8,)) if padded else torch.full((8,), 512)
+        mask = (torch.arange(512)[None] < lengths[:, None]).long()
+        batch = {"input_ids": torch.randint(3, VOCABULARY, (8, 512)) * mask, "attention_mask": mask, "use_cache": False}
+
+    def forward() -> None:
+        model(**batch)
+
+    with torch.no_grad():
+        plain = median_seconds(forward)
+        with Collector(model):
+            forward()
+            own = count_waits(forward)
+            hooked = median_seconds(forward)
+        published = PublishedHooks(model)
+        published_seconds = median_seconds(forward)
+        published.remove()
+        elsewhere = count_waits(forward)
+    return {
+        "forward_ms": round(plain * 1e3, 2),
+        "hooks_over_forward": round(hooked / plain, 3),
+        "published_hooks_over_forward": round(published_seconds / plain, 3),
+        "waits_for_the_device_per_pass": own - elsewhere,
+    }
+
+
+def count_waits(run: Callable[[], object]) -> int:
+    """Count the calls that make the program wait for the device, as far as torch notices them."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return len([warning for warning in caught if "synchroniz" in str(warning.message)])
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def write_member(folder: Path, layers: int, seed: int) -> None:
+    """Write a member's weights, bfloat16, and statistics of random rows."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    torch.manual_seed(seed)
+    names = [
+        f"layers.{layer}.{name}.weight" for layer in range(layers) for readers, _ in TAPS.values() for name in readers
+    ]
+    widths = {name: width for readers, width in TAPS.values() for name in readers}
+    shapes = {name: (HEIGHTS.get(name.split(".")[2], HIDDEN), widths[name.split(".")[2]]) for name in names}
+    tensors = [TensorInfo(name=name, dtype="BF16", shape=shapes[name]) for name in names]
+    with ShardWriter(folder / "model.safetensors", tensors, {"format": "pt"}) as shard:
+        for name in names:
+            shard.write(name, (0.02 * torch.randn(shapes[name], device=DEVICE)).bfloat16())
+    taps, grams = [], {}
+    for layer in range(layers):
+        for tap, (readers, width) in TAPS.items():
+            rows = torch.randn(2 * width, width, device=DEVICE) @ (
+                torch.eye(width, device=DEVICE) + 0.3 * torch.randn(width, width, device=DEVICE) / width**0.5
+            )
+            grams[f"layers.{layer}.{tap}"] = packing.pack(rows.T @ rows)
+            info = TapInfo(
+                name=f"layers.{layer}.{tap}",
+                width=width,
+                rows=40 * width,
+                distinct_rows=40 * width,
+                source="mixed",
+                layers=tuple(LayerInfo(weight=f"layers.{layer}.{name}.weight") for name in readers),
+            )
+            taps.append(info)
+    metadata = StatisticsMetadata(collector=CollectorSettings(collector_version="0"), taps=tuple(taps))
+    entries = [
+        TensorInfo(name=gram_tensor_name(tap.name), dtype="F32", shape=tuple(grams[tap.name].shape)) for tap in taps
+    ]
+    with ShardWriter(folder / "statistics.safetensors", entries, {METADATA_KEY: metadata.model_dump_json()}) as shard:
+        for tap in taps:
+            shard.write(gram_tensor_name(tap.name), grams[tap.name])
+
+
+def merge_flops(layers: int, members: int) -> float:
+    """Count the operations of a merge: products of differences but the reference's, factors, substitutions."""
+    total = 0.0
+    for readers, width in TAPS.values():
+        height = sum(HEIGHTS.get(name, HIDDEN) for name in readers)
+        total += (members - 1) * 2 * height * width**2 + width**3 / 3 + 2 * height * width**2
+    return layers * total
+
+
+def measure_merging(folder: Path, gemm_tflops: float) -> dict[str, Any]:
+    """Measure a merge of 7B layers from files that the page cache holds, and what 32 layers would take."""
+    layers = 1
+    for member in range(MEMBERS):
+        write_member(folder / f"member-{member}", layers, member)
+    models = tuple({"model": str(folder / f"member-{member}")} for member in range(MEMBERS))
+    recipe = Recipe.model_validate({"merge_method": "regmean", "models": models})
+    seconds = median_seconds(lambda: merge(recipe, folder / "merged", device="cuda", overwrite=True))
+    read = sum(path.stat().st_size for path in folder.glob("member-*/*.safetensors"))
+    tflop = merge_flops(layers, MEMBERS) / 1e12
+    return {
+        "members": MEMBERS,
+        "seconds_per_layer": round(seconds / layers, 3),
+        "seconds_of_32_layers": round(seconds / layers * LAYERS, 1),
+        "input_gb_per_layer": round(read / layers / 1e9, 2),
+        "input_gbs": round(read / seconds / 1e9, 2),
+        "tflop_per_layer": round(tflop / layers, 2),
+        "share_of_flop_bound": round(tflop / gemm_tflops / seconds, 3),
+        "peak_device_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
+    }
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the models are written (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    result: dict[str, Any] = {"machine": measure_machine()}
+    result["collect"] = {
+        "full": measure_collecting(padded=False),
+        "padded": measure_collecting(padded=True),
+    }
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with TemporaryDirectory(dir=options.folder) as folder:
+        result["merge"] = measure_merging(Path(folder), result["machine"]["gemm_fp32_tflops"])
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
