@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gramfuse_shared.fusion import packing
+from gramfuse_shared.fusion import packing, symmetric
+from gramfuse_shared.fusion.cholesky import Factor
 from gramfuse_shared.merging.execution import choose_device
 from support.fusion_oracle import least_squares, make_contributors, merge, relative_error
 from support.merging_cases import merge_models, random_models, recipe_of
@@ -31,13 +32,31 @@ def test_bfloat16_rows_lose_nothing_on_the_way_into_float32():
     assert relative_error(packing.unpack(flat, 256), expected) < 1e-6
 
 
-def test_multiplying_by_the_packed_matrix_equals_multiplying_by_the_full_one():
+@pytest.mark.parametrize("width", [1, 500, 1024, 2100])
+def test_products_and_factors_of_the_lower_triangle_are_those_of_the_matrix(width):
     generator = torch.Generator().manual_seed(2)
-    rows, left = torch.randn(900, 500, generator=generator), torch.randn(20, 500, generator=generator)
-    flat = packing.packed_zeros(500, device="cuda")
-    packing.accumulate_rows(flat, rows.cuda())
-    expected = left.double() @ (rows.double().T @ rows.double())
-    assert relative_error(packing.multiply(left.cuda(), flat), expected) < 2e-6
+    rows, left = torch.randn(2 * width + 9, width, generator=generator), torch.randn(20, width, generator=generator)
+    gram = (rows.double().T @ rows.double() / len(rows)).cuda()
+    expected = left.double().cuda() @ gram
+    garbage = torch.full_like(gram, 1e30).triu(1)
+    product = torch.zeros_like(expected)
+    symmetric.add_product_(product, left.double().cuda(), gram.tril() + garbage)
+    assert relative_error(product, expected) < 1e-13
+    factor = Factor.of(gram.tril() + garbage)
+    assert relative_error(factor.solve_(expected, torch.empty_like(expected)), left) < 1e-9
+    gram[width // 2, width // 2] = -1.0
+    assert Factor.of(gram) is None
+
+
+@pytest.mark.parametrize("width", [1, 300, 1024, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sum_that_grows_in_coarse_blocks_is_the_same_in_the_usual_ones(width, dtype):
+    rows = torch.randn(700, width, generator=torch.Generator().manual_seed(3)).to("cuda", dtype)
+    coarse = packing.packed_zeros(width, device="cuda", block=packing.COARSE_BLOCK)
+    for batch in rows.split(300):
+        packing.accumulate_rows(coarse, batch, block=packing.COARSE_BLOCK)
+    flat = packing.repack(coarse, width, block=packing.COARSE_BLOCK)
+    assert relative_error(packing.unpack(flat, width), rows.double().T @ rows.double()) < 2e-6
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9, 1.0])

@@ -66,3 +66,15 @@ def test_no_rows_add_nothing():
 def test_a_packed_matrix_of_another_width_is_refused():
     with pytest.raises(ValueError, match="width 4 is"):
         packing.accumulate_rows(packing.packed_zeros(5), torch.ones(1, 4))
+
+
+@given(width=st.sampled_from([1, 128, 300, 1024, 1100]), seed=st.integers(0, 2**20))
+def test_coarse_blocks_hold_the_same_matrix_as_the_usual_ones(width, seed):
+    rows = rows_of(seed, 20, width)
+    coarse = packing.packed_zeros(width, block=packing.COARSE_BLOCK)
+    packing.accumulate_rows(coarse, rows, block=packing.COARSE_BLOCK)
+    expected = rows.double().T @ rows.double()
+    assert (
+        relative_error(packing.unpack(packing.repack(coarse, width, block=packing.COARSE_BLOCK), width), expected)
+        < 1e-6
+    )

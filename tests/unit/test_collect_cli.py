@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.measuring.forward_pass import ForwardPass
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.statistics import Statistics
-from gramfuse.measuring.streams import ForwardPass
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.privacy.audit import effective_rank
 from gramfuse_shared.errors import (

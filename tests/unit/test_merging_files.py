@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError, HeaderMalformedError, HeaderTooLargeError
-from gramfuse_shared.merging import schedule, streaming, writing
+from gramfuse_shared.merging import schedule, streaming, write_behind, writing
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
 from gramfuse_shared.merging.writing import ShardWriter
@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_at_the_sync_is_a_clear_error_and_leaves_nothing(tmp
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing.os, "fsync", fail)
+    monkeypatch.setattr(write_behind.os, "fsync", fail)
     with pytest.raises(FileUnwritableError), ShardWriter(tmp_path / "x.safetensors", [info("a", (1,))]) as shard:
         shard.write("a", torch.zeros(1))
     assert not list(tmp_path.iterdir())

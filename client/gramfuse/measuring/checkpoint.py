@@ -10,8 +10,9 @@ import torch
 
 from gramfuse.contributing.loading import read_header
 from gramfuse.measuring.distinct import EXAMPLE_BYTES, DistinctRows
-from gramfuse.measuring.statistics import Statistics, Stream
+from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.statistics_io import written_whole
+from gramfuse.measuring.stream import Stream
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.errors import ConflictError, StateError, StatisticsMalformedError
@@ -68,7 +69,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     with written_whole(path) as stream:
         stream.write(header)
         for measured in statistics.streams.values():
-            stream.write(measured.gram.detach().cpu().numpy().astype("<f4", copy=False).data)
+            stream.write(measured.gram.cpu().numpy().astype("<f4", copy=False).data)
         stream.write(b"".join(examples))
         stream.write(np.array([profile_number[profile] for profile in examples.values()], dtype="<i4").tobytes())
 
@@ -96,9 +97,9 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint | None:
             stream.seek(entry.start)
             content[entry.name] = stream.read(entry.length)
     streams = {
-        tuple(known["readers"]): Stream(
-            width=known["width"],
-            gram=torch.frombuffer(bytearray(content[f"stream.{index}"]), dtype=torch.float32),
+        tuple(known["readers"]): Stream.of(
+            known["width"],
+            torch.frombuffer(bytearray(content[f"stream.{index}"]), dtype=torch.float32),
             rows=known["rows"],
             source=known["source"],
         )

@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gramfuse.measuring.examples import Examples, examples_of
+from gramfuse.measuring.forward_pass import ForwardPass, Wiring
 from gramfuse.measuring.layers import Layer, find_layers
 from gramfuse.measuring.masking import Frame, frame_of, select
 from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
-from gramfuse.measuring.statistics import Statistics, worst_source
-from gramfuse.measuring.streams import ForwardPass, Wiring
+from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.stream import worst_source
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.errors import StateError
 from gramfuse_shared.merging.exact_products import exact_products

@@ -7,10 +7,10 @@ Gram matrices. So statistics of runs in which layers shared their inputs differe
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import torch
 
@@ -18,49 +18,14 @@ from gramfuse.measuring.distinct import DistinctRows, Readers
 from gramfuse.measuring.examples import PassCounts
 from gramfuse.measuring.layers import natural_key
 from gramfuse.measuring.statistics_io import read_statistics, write_statistics
+from gramfuse.measuring.stream import Stream, worst_source
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import StateError, StatisticsInvalidError, StatisticsMalformedError
 from gramfuse_shared.fusion import packing
 
-Source = Literal["embeddings", "mixed", "unknown"]
 Layout = Literal["out_in", "in_out"]
-
-_WORST_LAST: Final[tuple[Source, ...]] = ("mixed", "unknown", "embeddings")
-"""A sum is as revealing as its worst part; `unknown` is treated like `embeddings`."""
-
-
-def worst_source(sources: Iterable[Source]) -> Source:
-    """Return the most revealing of the sources; `unknown` of none."""
-    return max(sources, key=_WORST_LAST.index, default="unknown")
-
-
-@dataclass(slots=True)
-class Stream:
-    """Sum over the rows that one set of layers reads: `gram` is packed XᵀX, fp32; `source` where the rows come from."""
-
-    width: int
-    gram: torch.Tensor
-    rows: int = 0
-    source: Source = "unknown"
-
-    @classmethod
-    def empty(cls, width: int, device: torch.device | str = "cpu") -> Self:
-        """Return a stream of no rows. Its sum is an ordinary tensor even where inference mode is on."""
-        with torch.inference_mode(mode=False):
-            return cls(width=width, gram=packing.packed_zeros(width, device=device))
-
-    def __add__(self, other: Self) -> Self:
-        if self.width != other.width:
-            msg = f"the same layers read {self.width} features here and {other.width} there: these are other models"
-            raise StatisticsMalformedError(msg)
-        return type(self)(
-            width=self.width,
-            gram=self.gram + other.gram.to(self.gram.device),
-            rows=self.rows + other.rows,
-            source=worst_source((self.source, other.source)),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +182,7 @@ class Statistics:
         readers_of = {tap.name: tuple(layer.weight for layer in tap.layers) for tap in metadata.taps}
         return cls(
             {
-                readers_of[tap.name]: Stream(width=tap.width, gram=gram, rows=tap.rows, source=tap.source)
+                readers_of[tap.name]: Stream.of(tap.width, gram, rows=tap.rows, source=tap.source)
                 for tap, gram in zip(metadata.taps, grams, strict=True)
             },
             layouts={layer.weight: layer.layout for tap in metadata.taps for layer in tap.layers},
@@ -262,7 +227,7 @@ class Statistics:
     def _tap(self, layers: tuple[str, ...], distinct: Counter[Readers]) -> Tap:
         gram: torch.Tensor | None = None
         for readers, times in self._streams_of(layers[0]):
-            part = self.streams[readers].gram.detach().cpu()
+            part = self.streams[readers].gram.cpu()
             part = part * times if times > 1 else part
             gram = part if gram is None else gram + part
         if gram is None:
@@ -284,7 +249,7 @@ def _sum(one: Stream | None, other: Stream | None) -> Stream:
     if alone is None:
         msg = "the sum of no streams"
         raise StateError(msg)
-    return replace(alone, gram=alone.gram.clone())
+    return alone.copy()
 
 
 def _finite(tap: Tap) -> Tap:

@@ -12,6 +12,9 @@ from typing import Final, Self
 import torch
 
 _WIDE: Final = 2048
+_BLOCK, _WIDE_BLOCK, _CUDA_BLOCK = 128, 256, 512
+"""Rows that LAPACK factorizes at once: few, since it is slow, but enough for products to be fast."""
+
 _ITERATIONS: Final = 3
 
 
@@ -25,31 +28,42 @@ class Factor:
 
     @classmethod
     def of(cls, matrix: torch.Tensor) -> Self | None:
-        """Factorize a symmetric matrix, of which the lower triangle is read, in place; None where it has no factor.
+        """Factorize a symmetric matrix, d³/3 operations; None where it has no factor.
 
-        d³/3 operations.
+        The lower triangle is read. The matrix is overwritten.
         """
+        return cls._on_cuda(matrix) if matrix.is_cuda else cls._by_products(matrix)
+
+    @classmethod
+    def _by_products(cls, matrix: torch.Tensor) -> Self | None:
         width = matrix.shape[0]
-        block = _block(matrix)
-        identity = torch.eye(min(block, width), dtype=matrix.dtype, device=matrix.device)
+        block = _WIDE_BLOCK if width >= _WIDE else _BLOCK
         inverses: list[torch.Tensor] = []
-        failures: list[torch.Tensor] = []
         for start in range(0, width, block):
             end = min(start + block, width)
             column = matrix[start:, start:end]
             if start:
                 column.addmm_(matrix[start:, :start], matrix[start:end, :start].T, alpha=-1)
             corner, info = torch.linalg.cholesky_ex(column[: end - start])
-            inverse = torch.linalg.solve_triangular(corner, identity[: end - start, : end - start], upper=False)
+            # LAPACK does not promise to notice NaN, so the pivots must say it
+            if int(info) != 0 or not bool(corner.diagonal().min() > 0):
+                return None
+            inverse = _invert(corner)
             column[: end - start] = corner
             if end < width:
                 column[end - start :] = column[end - start :] @ inverse.T
             inverses.append(inverse)
-            failures.append(info)
-        factor = cls(matrix, tuple(inverses), block)
-        # LAPACK does not promise to notice NaN, so the pivots must say it. Asked once, for the device's sake.
-        failed = torch.stack(failures).any() | ~(factor._pivots().min() > 0)
-        return None if bool(failed) else factor
+        return cls(matrix, tuple(inverses), block)
+
+    @classmethod
+    def _on_cuda(cls, matrix: torch.Tensor) -> Self | None:
+        """Factorize by cuSOLVER, which is as fast there; substitution by products is faster there too."""
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        if bool((info != 0) | ~(lower.diagonal().min() > 0)):
+            return None
+        starts = range(0, lower.shape[0], _CUDA_BLOCK)
+        corners = [lower[start : start + _CUDA_BLOCK, start : start + _CUDA_BLOCK] for start in starts]
+        return cls(lower, tuple(map(_invert, corners)), _CUDA_BLOCK)
 
     @property
     def smallest_pivot(self) -> float:
@@ -98,8 +112,7 @@ class Factor:
         return self.lower.diagonal().square()
 
 
-def _block(matrix: torch.Tensor) -> int:
-    """Rows that LAPACK factorizes at once: few, since it is slow, but enough for products to be fast."""
-    if matrix.is_cuda:
-        return 512
-    return 256 if matrix.shape[0] >= _WIDE else 128
+def _invert(lower: torch.Tensor) -> torch.Tensor:
+    identity = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse

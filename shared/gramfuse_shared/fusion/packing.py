@@ -14,41 +14,45 @@ from gramfuse_shared.contract.statistics_file import BLOCK, packed_length
 
 __all__ = [
     "BLOCK",
+    "COARSE_BLOCK",
     "accumulate_rows",
     "block_rows",
     "diagonal",
     "pack",
     "packed_length",
     "packed_zeros",
+    "repack",
     "trace",
     "unpack",
     "unpack_lower",
 ]
 
 
-_BLOCKS_AT_ONCE: Final = 8
+COARSE_BLOCK: Final = 1024
+"""Rows of a block row while a sum grows on a CUDA device: tensor cores are idle on 128 rows."""
 
 
 def packed_zeros(
-    width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, block: int = BLOCK
 ) -> torch.Tensor:
-    """Return the zero matrix of the given width, packed: [packed_length(width)]."""
-    return torch.zeros(packed_length(width), dtype=dtype, device=device)
+    """Return the zero matrix of the given width, packed: [packed_length(width)] for the usual blocks."""
+    length = sum((min(start + block, width) - start) * min(start + block, width) for start in range(0, width, block))
+    return torch.zeros(length, dtype=dtype, device=device)
 
 
-def block_rows(flat: torch.Tensor, width: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+def block_rows(flat: torch.Tensor, width: int, *, block: int = BLOCK) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (s, e, G[s:e, :e]) for each block row; the tensors are views into `flat`.
 
     Raises:
         ValueError: `flat` is not the packed form of a matrix of this width.
     """
-    if flat.ndim != 1 or flat.numel() != packed_length(width):
-        msg = f"a packed matrix of width {width} is [{packed_length(width)}], not {list(flat.shape)}"
-        raise ValueError(msg)
     offset = 0
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
+    for start in range(0, width, block):
+        end = min(start + block, width)
         length = (end - start) * end
+        if flat.ndim != 1 or flat.numel() < offset + length or (end == width and flat.numel() > offset + length):
+            msg = f"a packed matrix of width {width} is [{packed_length(width)}], not {list(flat.shape)}"
+            raise ValueError(msg)
         yield start, end, flat[offset : offset + length].view(end - start, end)
         offset += length
 
@@ -76,41 +80,41 @@ def unpack_lower(flat: torch.Tensor, width: int, *, dtype: torch.dtype | None = 
     return full
 
 
-def accumulate_rows(flat: torch.Tensor, rows: torch.Tensor) -> None:
+def accumulate_rows(flat: torch.Tensor, rows: torch.Tensor, *, block: int = BLOCK) -> None:
     """Add XᵀX in place: flat += packed(rowsᵀ rows), the lower block rows only.
 
     Args:
         flat: the packed sum of width d, float32 or float64.
-        rows: [n, d] of any floating dtype on the same device; n may be 0. Products of bfloat16 rows on CUDA are
-            bf16×bf16→fp32: such a product is exact in fp32. Rows of another dtype are converted to the sum's.
+        rows: [n, d] of any floating dtype on the same device; n may be 0. Products of bfloat16 and float16 rows on CUDA
+            are taken with a float32 result: such a product is exact there. Rows of another dtype are converted.
+        block: rows of a block row of `flat`.
 
     Raises:
         ValueError: the widths differ.
     """
     if rows.shape[0] == 0:
         return
-    width = rows.shape[1]
-    if rows.is_cuda:
-        _accumulate_on_cuda(flat, rows)
-        return
-    rows = rows.to(flat.dtype)
-    for start, end, block in block_rows(flat, width):
-        block.addmm_(rows[:, start:end].T, rows[:, :end])
+    exact_in_tensor_cores = (
+        rows.is_cuda and rows.dtype in {torch.bfloat16, torch.float16} and flat.dtype == torch.float32
+    )
+    if not exact_in_tensor_cores:
+        rows = rows.to(flat.dtype)
+    for start, end, part in block_rows(flat, rows.shape[1], block=block):
+        left, right = rows[:, start:end].T, rows[:, :end]
+        if exact_in_tensor_cores:
+            torch.addmm(part, left, right, out_dtype=torch.float32, out=part)
+        else:
+            part.addmm_(left, right)
 
 
-def _accumulate_on_cuda(flat: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add as `accumulate_rows` does, some block rows in one product: tensor cores are idle on 128 rows."""
-    width = rows.shape[1]
-    exact_in_tensor_cores = rows.dtype == torch.bfloat16 and flat.dtype == torch.float32
-    rows = rows if exact_in_tensor_cores else rows.to(flat.dtype)
-    blocks = list(block_rows(flat, width))
-    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
-        together = blocks[first : first + _BLOCKS_AT_ONCE]
-        begin, stop = together[0][0], together[-1][1]
-        left, right = rows[:, begin:stop].T, rows[:, :stop]
-        product = torch.mm(left, right, out_dtype=torch.float32) if exact_in_tensor_cores else left @ right
-        for start, end, block in together:
-            block.add_(product[start - begin : end - begin, :end])
+def repack(flat: torch.Tensor, width: int, *, block: int) -> torch.Tensor:
+    """Return a matrix that is packed in larger blocks, a multiple of the usual ones, in the usual ones."""
+    fine = flat.new_empty(packed_length(width))
+    parts = {start: part for start, _, part in block_rows(flat, width, block=block)}
+    for start, end, part in block_rows(fine, width):
+        first = start - start % block
+        part.copy_(parts[first][start - first : end - first, :end])
+    return fine
 
 
 def diagonal(flat: torch.Tensor, width: int) -> torch.Tensor:

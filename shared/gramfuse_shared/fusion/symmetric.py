@@ -49,10 +49,12 @@ def add_product_(out: torch.Tensor, left: torch.Tensor, matrix: torch.Tensor, *,
 
 
 def _mirror(square: torch.Tensor) -> None:
-    """Copy the lower triangle to the upper one, by blocks: a transposed copy within the cache."""
+    """Copy the lower triangle to the upper one; on the CPU by blocks, a transposed copy within the cache."""
     width = square.shape[0]
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
-        square[:start, start:end].copy_(square[start:end, :start].T)
+    step = width if square.is_cuda else BLOCK
+    for start in range(0, width, step):
+        end = min(start + step, width)
+        if start:
+            square[:start, start:end].copy_(square[start:end, :start].T)
         tile = square[start:end, start:end].tril()
         square[start:end, start:end] = tile + tile.tril(-1).T

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
@@ -38,6 +40,12 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     }
 )
 """Safetensors' names of dtypes."""
+
+
+READING_THREADS: Final = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Threads that read one large tensor together: one copies from the page cache at a tenth of what a device takes."""
+
+_SEGMENT_BYTES: Final = 8 * 2**20
 
 
 class ByteSource(Protocol):
@@ -110,6 +118,15 @@ class LocalFile:
         Raises:
             FileUnreadableError: the file became shorter, or the disk fails.
         """
+        if len(target) <= _SEGMENT_BYTES or READING_THREADS == 1:
+            self._read_segment(start, target)
+            return
+        offsets = range(0, len(target), _SEGMENT_BYTES)
+        segments = [(start + offset, target[offset : offset + _SEGMENT_BYTES]) for offset in offsets]
+        for _ in _reading_pool().map(lambda segment: self._read_segment(*segment), segments):
+            pass
+
+    def _read_segment(self, start: int, target: memoryview) -> None:
         rest = target
         try:
             while rest:
@@ -198,6 +215,11 @@ class TensorFile:
         if size:
             self._source.read_into(start, content.numpy().data)
         return content.view(TORCH_DTYPES[entry.dtype])
+
+
+@cache
+def _reading_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READING_THREADS, thread_name_prefix="gramfuse-read")
 
 
 def read_bytes(source: ByteSource, start: int, end: int) -> bytes:

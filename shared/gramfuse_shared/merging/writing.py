@@ -1,9 +1,7 @@
 """Write a safetensors file in one pass: header first, tensors in order, complete only on a clean exit."""
 
 import errno
-import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from io import RawIOBase
 from pathlib import Path
@@ -16,6 +14,7 @@ from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, format_header
 from gramfuse_shared.errors import FileUnwritableError
 from gramfuse_shared.merging.streaming import TORCH_DTYPES
+from gramfuse_shared.merging.write_behind import WriteBehind
 
 
 def open_for_writing(path: Path) -> RawIOBase:
@@ -24,7 +23,7 @@ def open_for_writing(path: Path) -> RawIOBase:
 
 
 class ShardWriter:
-    """Writes beside the target, hashes while writing; on a clean exit syncs and renames, on any other leaves nothing.
+    """Writes beside the target and behind the caller; on a clean exit syncs and renames, on any other leaves nothing.
 
     `with ShardWriter(target, tensors) as shard: shard.write(name, elements)`; afterwards `shard.entry`.
     """
@@ -35,11 +34,10 @@ class ShardWriter:
         self._beside = target.with_name(target.name + ".partial")
         self._tensors = tuple(tensors)
         self._metadata = dict(metadata or {})
-        self._digest = hashlib.sha256()
-        self._length = 0
         self._current = 0
         self._written = 0  # elements of the current tensor
         self._file: RawIOBase | None = None
+        self._behind: WriteBehind | None = None
         self._entry: FileEntry | None = None
 
     @property
@@ -69,23 +67,15 @@ class ShardWriter:
         if self._written > count:
             msg = f"{name} has {count} elements; {self._written} were given"
             raise ValueError(msg)
-        if elements.numel():
-            self._append(elements.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        if self._written == count:
-            self._current, self._written = self._current + 1, 0
-
-    def _append(self, content: bytes | memoryview) -> None:
-        if self._file is None:
+        if self._behind is None:
             msg = "the writer is not open; use it in a with statement"
             raise ValueError(msg)
-        rest = memoryview(content)
         try:
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+            self._behind.append(elements)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._digest.update(content)
-        self._length += len(content)
+        if self._written == count:
+            self._current, self._written = self._current + 1, 0
 
     def __enter__(self) -> Self:
         layout = [(tensor.name, str(tensor.dtype), tensor.shape) for tensor in self._tensors]
@@ -93,11 +83,8 @@ class ShardWriter:
             self._file = open_for_writing(self._beside)
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
-            self._append(format_header(layout, self._metadata))
-        except BaseException:
-            self._abandon()
-            raise
+        self._behind = WriteBehind(self._file)
+        self._behind.append_bytes(format_header(layout, self._metadata))
         return self
 
     def __exit__(
@@ -116,17 +103,19 @@ class ShardWriter:
         if self._current < len(self._tensors):
             msg = f"{self._tensors[self._current].name} was not written completely"
             raise ValueError(msg)
-        if self._file is None:  # pragma: no cover - __enter__ opened it
+        if self._file is None or self._behind is None:  # pragma: no cover - __enter__ opened it
             return
         try:
-            os.fsync(self._file.fileno())
+            digest = self._behind.finish()
             self._file.close()
             self._beside.replace(self._target)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._entry = FileEntry(name=self._target.name, bytes=self._length, sha256=self._digest.hexdigest())
+        self._entry = FileEntry(name=self._target.name, bytes=self._behind.length, sha256=digest)
 
     def _abandon(self) -> None:
+        if self._behind is not None:
+            self._behind.stop()
         if self._file is not None:
             self._file.close()
         self._beside.unlink(missing_ok=True)

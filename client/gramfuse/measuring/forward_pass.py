@@ -16,9 +16,9 @@ from gramfuse.measuring.examples import Examples, PassCounts
 from gramfuse.measuring.layers import Layer, natural_key
 from gramfuse.measuring.masking import Selection
 from gramfuse.measuring.masks import RowCount
-from gramfuse.measuring.statistics import Statistics, Stream
+from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.stream import Stream
 from gramfuse_shared.errors import WiringChangedError
-from gramfuse_shared.fusion import packing
 
 _NO_VERSION: Final = -1
 
@@ -85,9 +85,9 @@ class ForwardPass:
         self._turns[layer.weight] = turn + 1
         expected = self._wiring.expect(layer.weight, turn)
         stream = self._statistics.streams.get(expected) if expected is not None else None
-        if stream is None or stream.gram.device != tensor.device:
-            expected, stream = None, Stream.empty(layer.width, tensor.device)
-        packing.accumulate_rows(stream.gram, selection.rows)
+        if stream is None:
+            expected, stream = None, Stream(layer.width)
+        stream.add_rows(selection.rows)
         reading = _Reading(layer.weight, turn, stream, expected, selection.count, [layer.weight])
         self._readings.append(reading)
         self._known[id(tensor)] = (weakref.ref(tensor), _version(tensor), reading)
@@ -114,8 +114,7 @@ class ForwardPass:
         if known is None:
             self._statistics.streams[readers] = stream
         else:
-            # A resumed sum comes from the disk; it follows the model to its device.
-            known.gram = known.gram.to(stream.gram.device).add_(stream.gram)
+            known.adopt(stream)
 
     def _refuse(self, expected: Readers, readers: Readers) -> None:
         shown = [", ".join(names[:3]) + (", …" if len(names) > 3 else "") for names in (expected, readers)]  # noqa: PLR2004 - enough to find them

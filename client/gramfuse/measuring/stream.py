@@ -1,0 +1,90 @@
+"""One sum over the rows that a set of layers reads: how it grows, and where the rows come from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, Self
+
+import torch
+
+from gramfuse_shared.errors import StatisticsMalformedError
+from gramfuse_shared.fusion import packing
+
+Source = Literal["embeddings", "mixed", "unknown"]
+
+_WORST_LAST: Final[tuple[Source, ...]] = ("mixed", "unknown", "embeddings")
+"""A sum is as revealing as its worst part; `unknown` is treated like `embeddings`."""
+
+
+def worst_source(sources: Iterable[Source]) -> Source:
+    """Return the most revealing of the sources; `unknown` of none."""
+    return max(sources, key=_WORST_LAST.index, default="unknown")
+
+
+@dataclass(slots=True)
+class Stream:
+    """Sum over the rows that one set of layers reads.
+
+    Attributes:
+        width: features of a row.
+        rows: how many were added.
+        source: where the rows come from.
+    """
+
+    width: int
+    rows: int = 0
+    source: Source = "unknown"
+    _settled: torch.Tensor | None = None
+    """Packed, fp32."""
+    _growing: torch.Tensor | None = None
+    """What was added on a CUDA device since, packed in coarse blocks."""
+
+    @classmethod
+    def of(cls, width: int, gram: torch.Tensor, *, rows: int, source: Source) -> Self:
+        """Return a stream of a packed sum."""
+        return cls(width, rows, source, gram)
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """XᵀX packed, fp32; on the CPU where the rows came from a CUDA device."""
+        if self._growing is not None:
+            part = packing.repack(self._growing, self.width, block=packing.COARSE_BLOCK).cpu()
+            self._settled = part if self._settled is None else self._settled.cpu().add_(part)
+            self._growing = None
+        if self._settled is None:
+            self._settled = _ordinary_zeros(self.width, torch.device("cpu"))
+        return self._settled
+
+    def add_rows(self, rows: torch.Tensor) -> None:
+        """Add XᵀX of rows [n, width] on any device. The count of rows is added by whoever knows it."""
+        if not rows.is_cuda:
+            gram = self.gram if self._settled is not None else _ordinary_zeros(self.width, rows.device)
+            self._settled = gram.to(rows.device)
+            packing.accumulate_rows(self._settled, rows)
+            return
+        if self._growing is not None and self._growing.device != rows.device:
+            self._settled = self.gram
+        if self._growing is None:
+            self._growing = _ordinary_zeros(self.width, rows.device, block=packing.COARSE_BLOCK)
+        packing.accumulate_rows(self._growing, rows, block=packing.COARSE_BLOCK)
+
+    def adopt(self, other: "Stream") -> None:
+        """Take over the sum, but not the count, of another stream of the same layers."""
+        self._settled = self.gram.add_(other.gram.to(self.gram.device))
+
+    def __add__(self, other: Self) -> Self:
+        if self.width != other.width:
+            msg = f"the same layers read {self.width} features here and {other.width} there: these are other models"
+            raise StatisticsMalformedError(msg)
+        gram = self.gram + other.gram.to(self.gram.device)
+        source = worst_source((self.source, other.source))
+        return type(self).of(self.width, gram, rows=self.rows + other.rows, source=source)
+
+    def copy(self) -> Self:
+        """Return a stream of the same rows with memory of its own."""
+        return type(self).of(self.width, self.gram.clone(), rows=self.rows, source=self.source)
+
+
+def _ordinary_zeros(width: int, device: torch.device, *, block: int = packing.BLOCK) -> torch.Tensor:
+    """Return packed zeros that are an ordinary tensor even where inference mode is on."""
+    with torch.inference_mode(mode=False):
+        return packing.packed_zeros(width, device=device, block=block)
