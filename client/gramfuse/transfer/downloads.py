@@ -18,6 +18,7 @@ from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnwri
 PARTIAL_SUFFIX: Final = ".partial"
 _BLOCK_BYTES: Final = limits.MIB
 _BLOCKS_AHEAD: Final = 4
+_BLOCKS_PER_SYNC: Final = 32
 
 
 def pull_folder(
@@ -132,19 +133,23 @@ class _Arrived:
         with (
             self.path.open("r+b" if start else "wb", buffering=0) as stream,
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="gramfuse-keep") as beside,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="gramfuse-sync") as disk,
         ):
             stream.seek(start)
             stream.truncate()
             keeping = deque[Future[None]]()
+            syncing: list[Future[None]] = []
             pieces: list[bytes] = []
-            waiting = 0
+            waiting = blocks = 0
 
             def keep() -> None:
-                nonlocal pieces, waiting
+                nonlocal pieces, waiting, blocks
                 if len(keeping) == _BLOCKS_AHEAD:
                     keeping.popleft().result()  # a slow disk slows the stream down: memory is bounded
                 keeping.append(beside.submit(self._keep, stream, pieces))
-                pieces, waiting = [], 0
+                pieces, waiting, blocks = [], 0, blocks + 1
+                if blocks % _BLOCKS_PER_SYNC == 0:  # so that the last sync, for which everybody waits, finds little
+                    syncing.append(disk.submit(os.fsync, stream.fileno()))
 
             def append(piece: bytes) -> None:
                 nonlocal waiting
@@ -157,8 +162,8 @@ class _Arrived:
                 yield append
             finally:
                 keep()
-                for kept in keeping:
-                    kept.result()
+                for done in (*keeping, *syncing):
+                    done.result()
                 os.fsync(stream.fileno())
 
     def _keep(self, stream: BinaryIO, pieces: list[bytes]) -> None:
