@@ -11,6 +11,7 @@ from gramfuse.progress import OnProgress, Progress
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse.transfer.watching import Deadline, poll, watch_job
+from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
     Acceptance,
     Contribution,
@@ -70,7 +71,7 @@ class Client(Connection):
             ContributionRejectedError: the server's checks refused the base model.
             ConflictError: the name stands for another base model or policy.
         """
-        folder = open_base_folder(Path(base))
+        folder = open_base_folder(Path(base), part_bytes=limits.DEFAULT_PART_BYTES)
         project = named("project", name if "." in name else f"{self._organization()}.{name}", PROJECT_PATTERN)
         body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
         path = f"v1/projects/{project}"

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    part_bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)] = 16 * limits.MIB
+    part_bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)] = limits.DEFAULT_PART_BYTES
     concurrent_parts: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=32, description="parts received at once; the others wait, so that memory is bounded"
     )

@@ -21,6 +21,7 @@ MAX_FILES_PER_UPLOAD: Final = 1_000
 MIN_PART_BYTES: Final = 5 * MIB  # S3's smallest part, except for the last
 MAX_PART_BYTES: Final = 256 * MIB
 MAX_PARTS_PER_FILE: Final = 10_000  # S3's largest count
+DEFAULT_PART_BYTES: Final = 16 * MIB  # clients take digests of parts of this size before they know the server's
 
 MAX_TAPS: Final = 20_000
 MAX_TAP_WIDTH: Final = 131_072

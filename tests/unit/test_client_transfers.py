@@ -1,6 +1,8 @@
 """Uploads send only what is missing; downloads resume, and nothing unverified is ever renamed."""
 
+import random
 import re
+import resource
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import httpx
 import pytest
 
 from gramfuse.config import Endpoint, Token
-from gramfuse.contributing.virtual_files import VirtualFile
+from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse.progress import Progress
 from gramfuse.transfer.downloads import partial_folder, pull_folder
 from gramfuse.transfer.transport import RetryRule, Transport
@@ -24,6 +26,7 @@ from gramfuse_shared.errors import (
     TransportError,
     UnavailableError,
 )
+from gramfuse_shared.limits import MIB
 
 PART = 4
 
@@ -129,6 +132,31 @@ def test_a_file_that_the_server_does_not_expect_is_not_sent(tmp_path):
     with pytest.raises(ConflictError, match="does not expect"):
         send_missing_parts(transport_to(store), "v1/c", [a_file(tmp_path, bytes(8))], [store.announced()])
     assert store.puts == []
+
+
+@pytest.mark.parametrize("part_bytes", [1, 3, 7, 29, 30, 31, 1000])
+def test_the_pass_that_digests_a_file_digests_its_parts_too_and_they_are_not_read_again(tmp_path, part_bytes):
+    content = bytes(range(30))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    source = Source.of(path)
+    file = VirtualFile("f", b"head", [Span(source, 5, 12), Span(source, 13, 30), Span(source, 0, 2)])
+    whole = b"head" + content[5:12] + content[13:30] + content[:2]
+    told: list[int] = []
+    assert file.digest(told.append, part_bytes=part_bytes) == sha256_hex(whole)
+    assert sum(told) == len(whole)
+    path.unlink()
+    for start in range(0, len(whole), part_bytes):
+        part = whole[start : start + part_bytes]
+        assert file.part_digest(start, start + len(part)) == sha256_hex(part)
+
+
+def test_a_server_with_parts_of_another_size_gets_their_digests(tmp_path):
+    store = PartStore("weights.safetensors", bytes(range(30)))
+    file = a_file(tmp_path, store.content)
+    file.digest(part_bytes=PART + 1)
+    assert send_missing_parts(transport_to(store), "v1/c", [file], [store.announced()]) == 8
+    assert b"".join(store.parts[n] for n in sorted(store.parts)) == store.content
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------
@@ -292,3 +320,22 @@ def test_a_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(FileUnwritableError, match="file"):
         pull(FileServer(), tmp_path / "file" / "out")
+
+
+def test_a_full_disk_leaves_a_beginning_of_the_file_from_which_a_rerun_goes_on(tmp_path):
+    content = random.Random(0).randbytes(9 * MIB)
+    entry = FileEntry(name="big.safetensors", bytes=len(content), sha256=sha256_hex(content))
+    server, folder = FileServer({entry.name: content}), tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MIB + 5, hard))
+    try:
+        with pytest.raises(FileUnwritableError):
+            pull_folder(transport_to(server), "v1/m/files", [entry], folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (growing,) = partial_folder(folder).glob("*.part")
+    assert growing.read_bytes() == content[: 2 * MIB + 5]
+    server.ranges = []
+    pull_folder(transport_to(server), "v1/m/files", [entry], folder)
+    assert server.ranges == [(entry.name, 2 * MIB + 5)]
+    assert (folder / entry.name).read_bytes() == content

@@ -36,10 +36,13 @@ def build_base_manifest(folder: Path | str, on_bytes: Callable[[int], None] | No
     return open_base_folder(Path(folder), on_bytes).manifest
 
 
-def open_base_folder(folder: Path, on_bytes: Callable[[int], None] | None = None) -> BaseFolder:
+def open_base_folder(
+    folder: Path, on_bytes: Callable[[int], None] | None = None, *, part_bytes: int | None = None
+) -> BaseFolder:
     """Describe a task-ready `from_pretrained` folder: every file directly in it, sorted by name, with digests.
 
-    Subfolders, hidden files and safetensors files that `from_pretrained` does not load stay out.
+    Subfolders, hidden files and safetensors files that `from_pretrained` does not load stay out. With `part_bytes`,
+    the files know the digests of their parts, too, and can be sent without being hashed again.
 
     Raises:
         FileUnreadableError: no checkpoint, no config.json, an unreadable file, or a link that leads out of the folder.
@@ -57,7 +60,9 @@ def open_base_folder(folder: Path, on_bytes: Callable[[int], None] | None = None
         msg = f"{folder} holds {len(names)} files; at most {limits.MAX_FILES_PER_UPLOAD} make a base model"
         raise TooLargeError(msg)
     files = tuple(VirtualFile.of_path(folder / name) for name in names)
-    entries = [_entry(file, _tensors(folder, file.name), on_bytes) for file in files]
+    entries = [
+        _entry(file, _tensors(folder, file.name), file.digest(on_bytes, part_bytes=part_bytes)) for file in files
+    ]
     document = {"files": entries, "vocabulary_size": vocabulary_size(read_json_object(folder / "config.json"))}
     try:
         manifest = BaseManifest.model_validate(document)
@@ -113,7 +118,5 @@ def _tensors(folder: Path, name: str) -> list[dict[str, Any]] | None:
     return [tensor.model_dump() for tensor in tensors_of(read_header(folder / name))]
 
 
-def _entry(
-    file: VirtualFile, tensors: list[dict[str, Any]] | None, on_bytes: Callable[[int], None] | None
-) -> dict[str, Any]:
-    return {"name": file.name, "bytes": file.length, "sha256": file.digest(on_bytes), "tensors": tensors}
+def _entry(file: VirtualFile, tensors: list[dict[str, Any]] | None, digest: str) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.length, "sha256": digest, "tensors": tensors}

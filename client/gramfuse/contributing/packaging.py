@@ -10,6 +10,7 @@ from typing import Any, Final
 from gramfuse.contributing.contribution import ContributionPlan
 from gramfuse.contributing.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
+from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import BaseManifest, CollectorSettings, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
@@ -137,4 +138,8 @@ def _content(tensor: StoredTensor) -> VirtualFile:
 
 
 def _file_entry(file: VirtualFile, on_bytes: Callable[[int], None] | None) -> dict[str, Any]:
-    return {"name": file.name, "bytes": file.length, "sha256": file.digest(on_bytes)}
+    return {
+        "name": file.name,
+        "bytes": file.length,
+        "sha256": file.digest(on_bytes, part_bytes=limits.DEFAULT_PART_BYTES),
+    }

@@ -1,10 +1,11 @@
 """Files that are sent without being written: a few bytes of our own, then ranges of files that lie on disk."""
 
 import bisect
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -72,6 +73,7 @@ class VirtualFile:
         self.name = name
         self._header = header
         self._spans = _join_neighbours(spans)
+        self._part_digests: dict[tuple[int, int], str] = {}  # by [start, end)
         self._ends = [len(header)]  # where the header ends, then each span
         for span in self._spans:
             self._ends.append(self._ends[-1] + span.end - span.start)
@@ -109,16 +111,52 @@ class VirtualFile:
             finish = min(span.end, span.start + stop - offset)
             yield from _read(span.source, begin, finish)
 
-    def digest(self, on_bytes: Callable[[int], None] | None = None) -> str:
-        """Return the SHA-256 of the whole file, read once; `on_bytes` is told the length of each piece."""
-        if on_bytes is None:
-            return self._digest
-        self.__dict__["_digest"] = sha256_hex_of_chunks(_counted(self.chunks(), on_bytes))
-        return self._digest
+    def digest(self, on_bytes: Callable[[int], None] | None = None, *, part_bytes: int | None = None) -> str:
+        """Return the SHA-256 of the whole file, read once; `on_bytes` is told the length of each piece.
 
-    @cached_property
-    def _digest(self) -> str:
-        return sha256_hex_of_chunks(self.chunks())
+        With `part_bytes`, the same reading takes the digests of parts of that size, for `part_digest`: beside the
+        whole's, in a second thread, so that a sender does not have to hash before each part.
+        """
+        chunks = self.chunks() if on_bytes is None else _counted(self.chunks(), on_bytes)
+        if part_bytes is None or self.length <= part_bytes:
+            whole = sha256_hex_of_chunks(chunks)
+            self._part_digests = {(0, self.length): whole}
+        else:
+            whole, parts = _digest_with_parts(chunks, part_bytes)
+            self._part_digests = {
+                (start, min(start + part_bytes, self.length)): digest
+                for start, digest in zip(range(0, self.length, part_bytes), parts, strict=True)
+            }
+        return whole
+
+    def part_digest(self, start: int, end: int) -> str:
+        """Return the SHA-256 of the bytes [start, end): the one that `digest` took, else they are read for it."""
+        return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
+
+
+def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:
+    """Return the SHA-256 of a stream and of each `part_bytes` of it, the last one shorter."""
+    whole, part, parts, filled = hashlib.sha256(), hashlib.sha256(), list[str](), 0
+
+    def add(chunk: bytes) -> None:
+        nonlocal part, filled
+        rest = memoryview(chunk)
+        while rest:
+            piece, rest = rest[: part_bytes - filled], rest[part_bytes - filled :]
+            part.update(piece)
+            filled += len(piece)
+            if filled == part_bytes:
+                parts.append(part.hexdigest())
+                part, filled = hashlib.sha256(), 0
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="gramfuse-digest") as beside:
+        for chunk in chunks:
+            adding = beside.submit(add, chunk)
+            whole.update(chunk)
+            adding.result()
+    if filled:
+        parts.append(part.hexdigest())
+    return whole.hexdigest(), parts
 
 
 def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterator[bytes]:

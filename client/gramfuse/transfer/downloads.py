@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import PATIENT, RetryRule, Transport, is_retryable
@@ -14,6 +17,8 @@ from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnwri
 
 PARTIAL_SUFFIX: Final = ".partial"
 _BLOCK_BYTES: Final = limits.MIB
+_BLOCKS_AHEAD: Final = 4
+_BLOCKS_PER_SYNC: Final = 32
 
 
 def pull_folder(
@@ -86,16 +91,17 @@ def _fetch(
     if target.exists():
         return
     failures = 0
-    while _length(growing) < entry.bytes:
-        before = _length(growing)
+    arrived = _Arrived(growing)
+    while arrived.length < entry.bytes:
+        before = arrived.length
         try:
-            _append(transport, path, entry, growing, count)
+            _append(transport, path, entry, arrived, count)
         except TransportError as error:
-            failures = 1 if _length(growing) > before else failures + 1  # a stream that moves on may break often
+            failures = 1 if arrived.length > before else failures + 1  # a stream that moves on may break often
             if failures >= retry.attempts or not is_retryable(error):
                 raise
-    found = _digest(growing)
-    if _length(growing) != entry.bytes or found != entry.sha256:
+    found = arrived.digest.hexdigest()
+    if found != entry.sha256:
         growing.unlink()
         msg = (
             f"{entry.name}: the bytes that arrived have SHA-256 {found}, not {entry.sha256}; they were removed, "
@@ -105,25 +111,88 @@ def _fetch(
     growing.replace(target)
 
 
-def _append(transport: Transport, path: str, entry: FileEntry, growing: Path, count: ByteCount) -> None:
-    start = _length(growing)
-    with (
-        transport.download(path, start=start, etag=entry.sha256) as download,
-        growing.open("r+b" if start else "wb") as stream,
-    ):
+class _Arrived:
+    """What has arrived of a file: its bytes on disk, their number and their SHA-256, always of the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.length = 0
+        self.digest = hashlib.sha256()
+        if path.exists():
+            for block in _blocks(path):  # an earlier run's; the disk may have changed them since
+                self._count(block)
+
+    @contextmanager
+    def appending(self, start: int) -> Iterator[Callable[[bytes], None]]:
+        """Give what appends a piece from byte `start` on: it is hashed and written in a thread beside the caller.
+
+        On leaving, whatever the reason, all pieces that were given are on disk.
+        """
+        if start != self.length:  # the server begins anew
+            self.length, self.digest = 0, hashlib.sha256()
+        with (
+            self.path.open("r+b" if start else "wb", buffering=0) as stream,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="gramfuse-keep") as beside,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="gramfuse-sync") as disk,
+        ):
+            stream.seek(start)
+            stream.truncate()
+            keeping = deque[Future[None]]()
+            syncing: list[Future[None]] = []
+            pieces: list[bytes] = []
+            waiting = blocks = 0
+
+            def keep() -> None:
+                nonlocal pieces, waiting, blocks
+                if len(keeping) == _BLOCKS_AHEAD:
+                    keeping.popleft().result()  # a slow disk slows the stream down: memory is bounded
+                keeping.append(beside.submit(self._keep, stream, pieces))
+                pieces, waiting, blocks = [], 0, blocks + 1
+                if blocks % _BLOCKS_PER_SYNC == 0:  # so that the last sync, for which everybody waits, finds little
+                    syncing.append(disk.submit(os.fsync, stream.fileno()))
+
+            def append(piece: bytes) -> None:
+                nonlocal waiting
+                pieces.append(piece)
+                waiting += len(piece)
+                if waiting >= _BLOCK_BYTES:
+                    keep()
+
+            try:
+                yield append
+            finally:
+                keep()
+                for done in (*keeping, *syncing):
+                    done.result()
+                os.fsync(stream.fileno())
+
+    def _keep(self, stream: BinaryIO, pieces: list[bytes]) -> None:
+        block = b"".join(pieces)  # one long call without the interpreter's lock, not many short ones
+        if stream.tell() != self.length:
+            return  # the disk refused the block before: what is there stays a beginning of the file
+        rest = memoryview(block)
+        while rest:
+            rest = rest[stream.write(rest) :]
+        self._count(block)
+
+    def _count(self, block: bytes) -> None:
+        self.digest.update(block)
+        self.length += len(block)
+
+
+def _append(transport: Transport, path: str, entry: FileEntry, arrived: _Arrived, count: ByteCount) -> None:
+    start = arrived.length
+    with transport.download(path, start=start, etag=entry.sha256) as download:
         position = download.start
         count.add(position - start)  # less than nothing where the server begins anew
-        stream.seek(position)
-        stream.truncate()
-        for chunk in download.chunks:
-            position += len(chunk)
-            if position > entry.bytes:
-                msg = f"{entry.name}: the server sends more than the announced {entry.bytes} bytes"
-                raise DigestMismatchError(msg, file=entry.name)
-            stream.write(chunk)
-            count.add(len(chunk))
-        stream.flush()
-        os.fsync(stream.fileno())
+        with arrived.appending(position) as append:
+            for chunk in download.chunks:
+                position += len(chunk)
+                if position > entry.bytes:
+                    msg = f"{entry.name}: the server sends more than the announced {entry.bytes} bytes"
+                    raise DigestMismatchError(msg, file=entry.name)
+                append(chunk)
+                count.add(len(chunk))
     if position < entry.bytes:
         msg = f"{entry.name}: the stream ended after {position} of {entry.bytes} bytes"
         raise TransportError(msg)

@@ -10,7 +10,6 @@ from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse_shared.contract.http_api import FileUpload, PartList
-from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import ConflictError, DigestMismatchError
 
 DEFAULT_PARALLEL_PARTS: Final = 4
@@ -102,7 +101,7 @@ def _send_all(transport: Transport, parts: Sequence[PartToSend], parallel: int, 
 
 
 def _send(transport: Transport, part: PartToSend, count: ByteCount) -> None:
-    digest = sha256_hex_of_chunks(part.file.chunks(part.start, part.end))
+    digest = part.file.part_digest(part.start, part.end)
     attempts: list[int] = []  # bytes counted in each attempt; those of a failed one are taken back
 
     def chunks() -> Iterator[bytes]:

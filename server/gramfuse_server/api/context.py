@@ -50,8 +50,8 @@ class Services:
     part_buffers: PartBuffers
 
 
-def services(request: Request) -> Services:
-    """Return the app's services."""
+async def services(request: Request) -> Services:
+    """Return the app's services. Asynchronous, because FastAPI sends every other dependency through a thread."""
     found: Services = request.app.state.services
     return found
 
