@@ -23,7 +23,8 @@ from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
     from gramfuse.contributing.base_model import build_base_manifest
-    from gramfuse.contributing.contribution import ContributionPlan, plan_contribution
+    from gramfuse.contributing.plan import ContributionPlan
+    from gramfuse.contributing.planning import plan_contribution
     from gramfuse.local_merging import merge
     from gramfuse.measuring.collection import Collector
     from gramfuse.measuring.forwarding import collect
@@ -56,7 +57,7 @@ __all__ = [
 _HOMES: Final = {
     "Client": "gramfuse.participation",
     "Collector": "gramfuse.measuring.collection",
-    "ContributionPlan": "gramfuse.contributing.contribution",
+    "ContributionPlan": "gramfuse.contributing.plan",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
     "Statistics": "gramfuse.measuring.statistics",
@@ -65,7 +66,7 @@ _HOMES: Final = {
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
     "merge": "gramfuse.local_merging",
-    "plan_contribution": "gramfuse.contributing.contribution",
+    "plan_contribution": "gramfuse.contributing.planning",
     "verify": "gramfuse.verification",
 }
 
@@ -94,4 +95,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gramfuse.connection import Connection, named
 from gramfuse.contributing.base_model import open_base_folder
-from gramfuse.contributing.contribution import ContributionPlan
+from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.progress import OnProgress, Progress
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts

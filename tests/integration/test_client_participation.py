@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gramfuse.contributing.contribution import plan_contribution
+from gramfuse.contributing.planning import plan_contribution
 from gramfuse.progress import Progress
 from gramfuse.transfer import pushing
 from gramfuse_shared.contract.policy import Policy

@@ -11,9 +11,9 @@ from gramfuse.cli import main as cli
 from gramfuse.cli import output
 from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.jobs import choose_recipe
-from gramfuse.cli.leaving import name_patterns, plan_text
 from gramfuse.cli.policies import describe_policy, read_policy
-from gramfuse.contributing.contribution import ContributionPlan, TapDecision, TensorDecision
+from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision, name_patterns
+from gramfuse.units import format_bytes
 from gramfuse_shared import errors
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
@@ -235,7 +235,7 @@ def test_every_tensor_and_tap_is_told_with_its_fate_and_reason():
         taps=(TapDecision(tap, None), TapDecision(tap.model_copy(update={"name": "emb.in"}), "it reveals")),
         warnings=("take care",),
     )
-    text = plan_text(plan)
+    text = str(plan)
     leaves, stays = text.split("Stays here:")
     assert "layer.*.w × 2" in leaves
     assert "weights.safetensors, 800 B" in leaves
@@ -249,7 +249,7 @@ def test_every_tensor_and_tap_is_told_with_its_fate_and_reason():
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (9_310_000, "9.31 MB"), (4e12, "4 TB")])
 def test_sizes_have_three_digits(count, text):
-    assert output.format_bytes(count) == text
+    assert format_bytes(count) == text
 
 
 def test_verify_names_the_model_and_its_signer(tmp_path, capsys):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gramfuse.contributing.base_model import build_base_manifest, open_base_folder
-from gramfuse.contributing.contribution import embedding_names, plan_contribution
 from gramfuse.contributing.loading import open_model_folder, open_statistics_file
 from gramfuse.contributing.packaging import build_package, changed_tensors, leaving_files, statistics_file, weights_file
+from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.contributing.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.policy import Policy
@@ -121,6 +121,22 @@ def test_statistics_stay_where_no_method_uses_them(base):
     plan = plan_contribution(base.tensors, statistics_metadata(), base, Policy(methods=("linear",)))
     assert plan.leaving_taps == ()
     assert "no method" in reasons(plan)["encoder.layer.1.dense"]
+
+
+def test_that_none_of_the_statistics_leaves_is_told_with_what_follows_for_everybody(base):
+    thin = statistics_metadata((tap("t", "encoder.layer.1.dense.weight", distinct_rows=1),))
+    plan = plan_contribution(base.tensors, thin, base, OPEN)
+    assert not plan.leaving_taps
+    assert any("none of your statistics leaves" in warning for warning in plan.warnings)
+    assert "measure more texts" in str(plan)
+
+
+def test_the_plan_tells_how_many_measured_layers_regmean_can_merge(tmp_path, base):
+    plan = plan_contribution(tensors_of(write_model(tmp_path / "m", 1)), statistics_metadata(), base, Policy())
+    assert plan.measured_layers == {"encoder.layer.0.dense.weight", "encoder.layer.1.dense.weight"}
+    assert plan.fused_layers == {"encoder.layer.1.dense.weight"}
+    assert "RegMean can merge 1 of your 2 measured linear layers" in str(plan)
+    assert plan.to_json()["layers"] == {"measured": 2, "regmean": 1}
 
 
 def test_whatever_is_planned_passes_the_rules_that_the_server_enforces(tmp_path, base):

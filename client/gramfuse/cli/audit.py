@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from gramfuse.cli import output, session
-from gramfuse.cli.leaving import plan_text
 from gramfuse.cli.policies import read_policy
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.measuring.statistics_io import written_whole
@@ -76,5 +75,5 @@ def _render(report: AuditReport, console: Console) -> None:
         ]
         columns = ("tap", "width", "distinct rows", "per dimension", "effective rank", "source", "decision")
         output.table(columns, rows, right=(1, 2, 3, 4))(console)
-    console.print(plan_text(report.plan), markup=False)
+    console.print(str(report.plan), markup=False)
     console.print(NO_GUARANTEE, markup=False)

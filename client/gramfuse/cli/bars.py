@@ -8,6 +8,7 @@ import rich.progress as rich_progress
 
 from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
+from gramfuse.units import format_bytes
 from gramfuse_shared.contract.http_api import Job
 
 _TITLES: Final[dict[Stage, str]] = {"digest": "Reading", "upload": "Sending", "download": "Fetching"}
@@ -75,7 +76,7 @@ def describe_job(seen: Job) -> str:
     if seen.total_tasks:
         words.append(f"{seen.done_tasks}/{seen.total_tasks} tasks")
     if seen.state == "running" and seen.rate:
-        words.append(f"{output.format_bytes(seen.rate)}/s")
+        words.append(f"{format_bytes(seen.rate)}/s")
     if seen.state == "running" and seen.estimate_seconds is not None:
         words.append(f"{seen.estimate_seconds:.0f} s left")
     if seen.attempt > 1:

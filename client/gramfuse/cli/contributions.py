@@ -8,9 +8,10 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import is_confirmed, require_confirmed
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.units import format_bytes
 
 if TYPE_CHECKING:
-    from gramfuse.contributing.contribution import ContributionPlan
+    from gramfuse.contributing.plan import ContributionPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list and withdraw contributions.")
 
@@ -36,17 +37,17 @@ def push(
     Examples: gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors · the same with
     --dry-run · the same with --yes
     """
-    from gramfuse.cli import bars, leaving  # noqa: PLC0415 - only where this command runs
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
     with session.open_client() as client:
         if dry_run:
             plan = client.plan(project, model=model, statistics=statistics, base=base)
-            output.show(plan.to_json(), lambda console: console.print(leaving.plan_text(plan), markup=False))
+            output.show(plan.to_json(), lambda console: console.print(str(plan), markup=False))
             return
         with bars.transfer() as on_progress:
 
             def confirm(plan: "ContributionPlan") -> bool:
-                output.note(leaving.plan_text(plan), always=not yes)
+                output.note(str(plan), always=not yes)
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
             sent = client.push(
@@ -75,7 +76,7 @@ def list_(
             c.id[:16],
             c.organization,
             c.state,
-            output.format_bytes(c.bytes),
+            format_bytes(c.bytes),
             f"{c.created_at:%Y-%m-%d %H:%M}",
             c.reason or "",
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from gramfuse.cli import output
 from gramfuse.local_merging import MergedModel, merge
+from gramfuse.units import format_bytes
 
 app = typer.Typer(add_completion=False)
 
@@ -71,7 +72,7 @@ def merge_command(
 
 
 def _render(console: Console, model: MergedModel, seconds: float) -> None:
-    size = output.format_bytes(sum(file.bytes for file in model.files))
+    size = format_bytes(sum(file.bytes for file in model.files))
     console.print(f"{model.path}: {len(model.files)} weight file(s), {size}, in {seconds:.1f} s", markup=False)
     solved = sum(len(entry["parameters"]) for entry in model.diagnostics if "width" in entry)
     if solved:

@@ -8,6 +8,7 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.units import format_bytes
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, which is its job's.")]
 
@@ -26,7 +27,7 @@ def list_(project: ProjectArgument) -> None:
         (
             model.id,
             model.receipt.receipt.recipe.merge_method,
-            output.format_bytes(model.bytes),
+            format_bytes(model.bytes),
             f"{model.created_at:%Y-%m-%d %H:%M}",
             "deleted" if model.deleted_at else "",
             ", ".join(model.withdrawn_members),
@@ -79,7 +80,7 @@ def verify(
         {"receipt": found.receipt, "signer": found.signer, "files": found.files, "bytes": found.bytes},
         lambda console: console.print(
             f"verified: {found.receipt.project}/{found.receipt.model}, {found.files} files, "
-            f"{output.format_bytes(found.bytes)}, signed by {found.signer}, merged from {members}",
+            f"{format_bytes(found.bytes)}, signed by {found.signer}, merged from {members}",
             markup=False,
         ),
     )

@@ -7,6 +7,7 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
+from gramfuse.units import format_bytes
 from gramfuse_shared.contract.http_api import Project
 from gramfuse_shared.errors import NotConfirmedError
 
@@ -165,7 +166,7 @@ def _show(project: Project) -> None:
         f"{p.organization} (policy {p.accepted_policy.version if p.accepted_policy else 'not accepted'})"
         for p in project.participants
     )
-    size = output.format_bytes(sum(file.bytes for file in project.files))
+    size = format_bytes(sum(file.bytes for file in project.files))
     rows = [
         ("project", project.id),
         ("state", project.state + (f": {project.reason}" if project.reason else "")),

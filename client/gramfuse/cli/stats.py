@@ -20,6 +20,7 @@ from gramfuse.contributing.loading import open_statistics_file
 from gramfuse.measuring.forwarding import Progress as Measured
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import CancelledError, FileUnwritableError
 
@@ -110,7 +111,7 @@ def collect_command(
     def render(console: Console) -> None:
         console.print(
             f"{out}: {result['taps']} taps, up to {result['rows']:,} rows ({result['distinct_rows']:,} of distinct "
-            f"texts) from {len(found):,} texts in {result['seconds']:.1f} s, {output.format_bytes(out.stat().st_size)}"
+            f"texts) from {len(found):,} texts in {result['seconds']:.1f} s, {format_bytes(out.stat().st_size)}"
         )
         console.print(
             "Nothing has left this machine. `gramfuse audit` says what the file reveals, and what would leave."

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from gramfuse.contributing.contribution import ContributionPlan
 from gramfuse.contributing.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
+from gramfuse.contributing.plan import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import BaseManifest, CollectorSettings, ContributionManifest
@@ -16,9 +16,6 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
-
-WEIGHTS_FILE_NAME: Final = "weights.safetensors"
-STATISTICS_FILE_NAME: Final = "statistics.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

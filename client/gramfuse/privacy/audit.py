@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import torch
 
-from gramfuse.contributing.contribution import ContributionPlan, TapDecision, embedding_names, plan_contribution
 from gramfuse.contributing.loading import StatisticsFile, open_model_folder, open_statistics_file
 from gramfuse.contributing.packaging import changed_tensors
+from gramfuse.contributing.plan import ContributionPlan, TapDecision
+from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.measuring.statistics_io import read_statistics
 from gramfuse_shared.contract.manifest import BaseManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gramfuse.contributing.contribution import ContributionPlan, embedding_names, plan_contribution
 from gramfuse.contributing.loading import ModelFolder, StatisticsFile, open_model_folder, open_statistics_file
 from gramfuse.contributing.packaging import Package, build_package, changed_tensors, leaving_files
+from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts

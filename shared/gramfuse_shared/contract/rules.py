@@ -83,7 +83,7 @@ def why_tap_stays(tap: TapInfo, contributed: Collection[str], policy: Policy) ->
     if tap.distinct_rows < policy.minimum_rows(tap.width):
         return (
             f"it has {tap.distinct_rows} distinct rows, the policy wants {policy.minimum_rows(tap.width)} "
-            f"({policy.minimum_rows_per_dimension:g} per dimension)"
+            f"({policy.minimum_rows_per_dimension:g} per dimension): measure more texts"
         )
     if not any(layer.weight in contributed for layer in tap.layers):
         return "none of the weights that read it leaves, so nothing could be merged with it"

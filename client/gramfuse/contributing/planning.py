@@ -1,113 +1,13 @@
 """Decide what of a model and its statistics may leave, and say why the rest stays. Pure: headers in, a plan out."""
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
+from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision, few
 from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo
-from gramfuse_shared.contract.policy import Policy, TensorRole
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
-from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.contract.statistics_file import StatisticsMetadata, packed_length
+from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
-
-Group = Literal["embedding", "head", "body", "tap"]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDecision:
-    """A weight: whether it leaves, and if not, why."""
-
-    info: TensorInfo
-    role: TensorRole
-    stays_because: str | None
-
-    @property
-    def bytes(self) -> int:
-        """Length of the tensor."""
-        return math.prod(self.info.shape) * DTYPE_BYTES[self.info.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class TapDecision:
-    """A tap: whether its Gram matrix leaves, for which layers, and if not, why."""
-
-    info: TapInfo
-    stays_because: str | None
-
-    @property
-    def bytes(self) -> int:
-        """Length of the packed Gram matrix."""
-        return 4 * packed_length(self.info.width)
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSummary:
-    """Tensors or taps that share a fate: their kind, the reason why they stay (None: they leave), names and bytes."""
-
-    group: Group
-    stays_because: str | None
-    names: tuple[str, ...]
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ContributionPlan:
-    """What a push will send and what stays at home, decided before a byte is read."""
-
-    weights: tuple[TensorDecision, ...]
-    taps: tuple[TapDecision, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def leaving_weights(self) -> tuple[TensorDecision, ...]:
-        """The weights that leave, in the order of the file that carries them: widest dtype first, then by name.
-
-        The order is the reference library's, keeps every tensor aligned, and does not depend on how the model was
-        sharded.
-        """
-        leaving = [decision for decision in self.weights if decision.stays_because is None]
-        return tuple(sorted(leaving, key=lambda d: (-DTYPE_BYTES[d.info.dtype], d.info.name)))
-
-    @property
-    def leaving_taps(self) -> tuple[TapDecision, ...]:
-        """The taps that leave, by name, which is their order in the file that carries them."""
-        leaving = [decision for decision in self.taps if decision.stays_because is None]
-        return tuple(sorted(leaving, key=lambda d: d.info.name))
-
-    @property
-    def leaving_bytes(self) -> int:
-        """Bytes of weights and statistics that leave, headers apart."""
-        return sum(group.bytes for group in self.leaving())
-
-    def leaving(self) -> tuple[GroupSummary, ...]:
-        """Sum up what leaves, by kind."""
-        return tuple(group for group in self._groups() if group.stays_because is None)
-
-    def staying(self) -> tuple[GroupSummary, ...]:
-        """Sum up what stays, by kind and reason."""
-        return tuple(group for group in self._groups() if group.stays_because is not None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return {
-            "leaves": [_summary_json(group) for group in self.leaving()],
-            "stays": [_summary_json(group) for group in self.staying()],
-            "warnings": list(self.warnings),
-            "bytes": self.leaving_bytes,
-        }
-
-    def _groups(self) -> list[GroupSummary]:
-        members: dict[tuple[Group, str | None], list[tuple[str, int]]] = {}
-        for weight in self.weights:
-            members.setdefault((weight.role, weight.stays_because), []).append((weight.info.name, weight.bytes))
-        for tap in self.taps:
-            members.setdefault(("tap", tap.stays_because), []).append((tap.info.name, tap.bytes))
-        return [
-            GroupSummary(group, reason, tuple(name for name, _ in items), sum(length for _, length in items))
-            for (group, reason), items in members.items()
-        ]
 
 
 def plan_contribution(
@@ -227,9 +127,9 @@ def _warnings(
     yield from _embedding_warnings(weights, policy, changed)
     missing = sorted(expected.keys() - {weight.info.name for weight in weights})
     if missing:
-        yield f"not in your model, so the base's values stand: {_few(missing, 'tensor')}"
-    if not measured and "regmean" in policy.methods:
-        yield "no statistics: every layer of yours is averaged, also in a RegMean merge"
+        yield f"not in your model, so the base's values stand: {few(missing, 'tensor')}"
+    if "regmean" in policy.methods:
+        yield from _statistics_warnings(taps, measured=measured)
     advised = [
         tap.info.name
         for tap in taps
@@ -238,10 +138,19 @@ def _warnings(
     if advised:
         yield (
             f"fewer than {policy.advised_rows_per_dimension:g} distinct rows per dimension at "
-            f"{_few(advised, 'tap')}: few rows reveal more of each text; measure more examples"
+            f"{few(advised, 'tap')}: few rows reveal more of each text; measure more examples"
         )
     if any(tap.stays_because is None and tap.info.source != "mixed" for tap in taps):
         yield "taps fed by embeddings leave: they reveal the token counts of your text (policy: embedding_taps = send)"
+
+
+def _statistics_warnings(taps: Sequence[TapDecision], *, measured: bool) -> Iterator[str]:
+    needed = "a layer is merged by RegMean only where every contribution brings the statistics of its inputs"
+    if not measured:
+        yield f"no statistics are given: {needed}, so with yours every layer is averaged, for everybody"
+        return
+    if all(tap.stays_because is not None for tap in taps):
+        yield f"none of your statistics leaves: {needed}, so with yours every layer is averaged, for everybody"
 
 
 def _embedding_warnings(
@@ -259,19 +168,6 @@ def _embedding_warnings(
         )
     elif lost := [name for name in embeddings if name in changed]:
         yield (
-            f"you tuned {_few(lost, 'embedding tensor')}, and what they learned is lost: the merged model has the "
+            f"you tuned {few(lost, 'embedding tensor')}, and what they learned is lost: the merged model has the "
             "base's, to which your other layers were not fitted. Freeze the embeddings while fine-tuning"
         )
-
-
-def _few(names: Sequence[str], what: str) -> str:
-    """Write a number of things with the first names: 5 taps (a, b, c, …)."""
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
-
-
-def _summary_json(group: GroupSummary) -> dict[str, Any]:
-    document: dict[str, Any] = {"group": group.group, "count": len(group.names), "bytes": group.bytes}
-    if group.stays_because is not None:
-        document["reason"] = group.stays_because
-    return {**document, "names": list(group.names)}

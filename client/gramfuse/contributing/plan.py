@@ -1,0 +1,193 @@
+"""What a push sends and what stays at home: every decision, summed up by kind, as text for people and as JSON."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from gramfuse.units import format_bytes
+from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
+from gramfuse_shared.contract.policy import TensorRole
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
+from gramfuse_shared.contract.statistics_file import packed_length
+
+WEIGHTS_FILE_NAME: Final = "weights.safetensors"
+STATISTICS_FILE_NAME: Final = "statistics.safetensors"
+
+Group = Literal["embedding", "head", "body", "tap"]
+
+_TITLES: Final[dict[Group, str]] = {
+    "body": "weights",
+    "embedding": "embeddings",
+    "head": "task head",
+    "tap": "statistics",
+}
+_NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDecision:
+    """A weight: whether it leaves, and if not, why."""
+
+    info: TensorInfo
+    role: TensorRole
+    stays_because: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Length of the tensor."""
+        return math.prod(self.info.shape) * DTYPE_BYTES[self.info.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class TapDecision:
+    """A tap: whether its Gram matrix leaves, for which layers, and if not, why."""
+
+    info: TapInfo
+    stays_because: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Length of the packed Gram matrix."""
+        return 4 * packed_length(self.info.width)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """Tensors or taps that share a fate: their kind, the reason why they stay (None: they leave), names and bytes."""
+
+    group: Group
+    stays_because: str | None
+    names: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionPlan:
+    """What a push will send and what stays at home, decided before a byte is read."""
+
+    weights: tuple[TensorDecision, ...]
+    taps: tuple[TapDecision, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def leaving_weights(self) -> tuple[TensorDecision, ...]:
+        """The weights that leave, in the order of the file that carries them: widest dtype first, then by name.
+
+        The order is the reference library's, keeps every tensor aligned, and does not depend on how the model was
+        sharded.
+        """
+        leaving = [decision for decision in self.weights if decision.stays_because is None]
+        return tuple(sorted(leaving, key=lambda d: (-DTYPE_BYTES[d.info.dtype], d.info.name)))
+
+    @property
+    def leaving_taps(self) -> tuple[TapDecision, ...]:
+        """The taps that leave, by name, which is their order in the file that carries them."""
+        leaving = [decision for decision in self.taps if decision.stays_because is None]
+        return tuple(sorted(leaving, key=lambda d: d.info.name))
+
+    @property
+    def leaving_bytes(self) -> int:
+        """Bytes of weights and statistics that leave, headers apart."""
+        return sum(group.bytes for group in self.leaving())
+
+    def leaving(self) -> tuple[GroupSummary, ...]:
+        """Sum up what leaves, by kind."""
+        return tuple(group for group in self._groups() if group.stays_because is None)
+
+    def staying(self) -> tuple[GroupSummary, ...]:
+        """Sum up what stays, by kind and reason."""
+        return tuple(group for group in self._groups() if group.stays_because is not None)
+
+    @property
+    def measured_layers(self) -> frozenset[str]:
+        """Linear weights that leave and whose inputs were measured."""
+        leaving = {weight.info.name for weight in self.leaving_weights}
+        return frozenset(_layers_of(self.taps)) & leaving
+
+    @property
+    def fused_layers(self) -> frozenset[str]:
+        """Linear weights that leave together with the statistics of their inputs, so that RegMean can merge them."""
+        return self.measured_layers & frozenset(_layers_of(self.leaving_taps))
+
+    def __str__(self) -> str:
+        """Tell the plan to people: every group that leaves, what stays with the reason, every warning."""
+        lines = [f"Leaves this machine ({format_bytes(self.leaving_bytes)}):"]
+        for name, groups in _files(self.leaving()):
+            lines.append(f"  {name}, {format_bytes(sum(group.bytes for group in groups))}")
+            for group in groups:
+                lines += [f"    {line}" for line in _group_lines(group)]
+        staying = self.staying()
+        lines.append("Stays here:" if staying else "Stays here: your texts, and nothing else of these files")
+        for group in staying:
+            lines.append(f"  {_title(group)}: {group.stays_because}")
+            lines += [f"    {line}" for line in name_patterns(group.names)]
+        if self.fused_layers:
+            fused, measured = len(self.fused_layers), len(self.measured_layers)
+            rest = "" if fused == measured else f"; for everybody, the other {measured - fused} can only be averaged"
+            lines.append(f"RegMean can merge {fused} of your {measured} measured linear layers{rest}")
+        lines += [f"Warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "leaves": [_summary_json(group) for group in self.leaving()],
+            "stays": [_summary_json(group) for group in self.staying()],
+            "layers": {"measured": len(self.measured_layers), "regmean": len(self.fused_layers)},
+            "warnings": list(self.warnings),
+            "bytes": self.leaving_bytes,
+        }
+
+    def _groups(self) -> list[GroupSummary]:
+        members: dict[tuple[Group, str | None], list[tuple[str, int]]] = {}
+        for weight in self.weights:
+            members.setdefault((weight.role, weight.stays_because), []).append((weight.info.name, weight.bytes))
+        for tap in self.taps:
+            members.setdefault(("tap", tap.stays_because), []).append((tap.info.name, tap.bytes))
+        return [
+            GroupSummary(group, reason, tuple(name for name, _ in items), sum(length for _, length in items))
+            for (group, reason), items in members.items()
+        ]
+
+
+def name_patterns(names: Sequence[str]) -> list[str]:
+    """Fold names that differ only in layer numbers: `encoder.layer.*.output.weight × 6`."""
+    counts: dict[str, list[str]] = {}
+    for name in names:
+        counts.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return [members[0] if len(members) == 1 else f"{pattern} × {len(members)}" for pattern, members in counts.items()]
+
+
+def few(names: Sequence[str], what: str) -> str:
+    """Write a number of things with the first names: 5 taps (a, b, c, …)."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
+
+
+def _layers_of(taps: Iterable[TapDecision]) -> Iterator[str]:
+    return (layer.weight for tap in taps for layer in tap.info.layers)
+
+
+def _files(groups: Sequence[GroupSummary]) -> list[tuple[str, list[GroupSummary]]]:
+    weights = [group for group in groups if group.group != "tap"]
+    taps = [group for group in groups if group.group == "tap"]
+    return [
+        (name, members) for name, members in ((WEIGHTS_FILE_NAME, weights), (STATISTICS_FILE_NAME, taps)) if members
+    ]
+
+
+def _group_lines(group: GroupSummary) -> list[str]:
+    return [_title(group), *(f"  {pattern}" for pattern in name_patterns(group.names))]
+
+
+def _title(group: GroupSummary) -> str:
+    return f"{_TITLES[group.group]} ({len(group.names)}, {format_bytes(group.bytes)})"
+
+
+def _summary_json(group: GroupSummary) -> dict[str, Any]:
+    document: dict[str, Any] = {"group": group.group, "count": len(group.names), "bytes": group.bytes}
+    if group.stays_because is not None:
+        document["reason"] = group.stays_because
+    return {**document, "names": list(group.names)}
