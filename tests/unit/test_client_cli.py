@@ -12,7 +12,8 @@ from gramfuse.cli import output
 from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.policies import describe_policy, read_policy
-from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision, name_patterns
+from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
+from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
 from gramfuse_shared import errors
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
@@ -60,14 +61,27 @@ def test_the_exit_codes_are_in_the_help(capsys):
         assert words in text
 
 
-@pytest.mark.parametrize(
-    "command", [["login"], ["project"], ["project", "join"], ["contribution", "push"], ["job", "submit"]]
-)
-def test_every_command_takes_format_and_explains_itself(command, capsys):
-    assert cli.main([*command, "--help"]) == 0
+def commands(command=None, path=()):
+    """Yield the words of every command that does something, with the command."""
+    children = getattr(command, "commands", {}) if path else {name: cli.load_command(name) for name in cli.COMMANDS}
+    for name, child in children.items():
+        yield from commands(child, (*path, name))
+    if not children:
+        yield path, command
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()], ids=" ".join)
+def test_every_command_takes_format_and_shows_an_example(words, capsys):
+    assert cli.main([*words, "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--format" in text or command == ["project"]
-    assert "Example" in text or command == ["project"]
+    assert "--format" in text
+    assert f"gramfuse {' '.join(words)}" in " ".join(text[text.index("Example") :].split())
+
+
+def test_no_help_text_loses_words_that_look_like_markup():
+    for words, command in commands():
+        for parameter in command.params:
+            assert "[" not in (parameter.help or ""), f"{' '.join(words)} {parameter.name}"
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["job"], ["env", "--format", "xml"], ["project", "show"]])

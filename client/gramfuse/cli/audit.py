@@ -1,6 +1,7 @@
 """`gramfuse audit`: what a push would send, what stays and why, and how the measured statistics look."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ from gramfuse.cli import output, session
 from gramfuse.cli.policies import read_policy
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.measuring.statistics_io import written_whole
-from gramfuse.privacy.audit import NO_GUARANTEE, AuditReport, audit
+from gramfuse.naming import folded, name_pattern
+from gramfuse.privacy.audit import NO_GUARANTEE, AuditReport, TapReport, audit
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import ConfigurationError
@@ -33,7 +35,8 @@ def audit_command(
     project: Annotated[str | None, typer.Option(help="Take policy and base from this project.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Or a policy file (YAML or JSON).")] = None,
     base: Annotated[
-        Path | None, typer.Option(help="The base model's folder; tells also whether embeddings were tuned.")
+        Path | None,
+        typer.Option(help="The base's folder, to see whether embeddings were tuned; default: where it was pulled to."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file, too.")] = None,
 ) -> None:
@@ -41,39 +44,56 @@ def audit_command(
 
     The report applies the project's policy and counts rows; it is no guarantee of privacy.
     """
-    rules, manifest = _rules(project, policy, base)
-    report = audit(model, statistics=statistics, policy=rules, base=manifest, base_folder=base)
+    rules, manifest, pulled = _rules(project, policy, base)
+    report = audit(model, statistics=statistics, policy=rules, base=manifest, base_folder=base or pulled)
     if out is not None:
         with written_whole(out) as stream:
             stream.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False).encode() + b"\n")
     output.show(report.to_json(), lambda console: _render(report, console))
 
 
-def _rules(project: str | None, policy: Path | None, base: Path | None) -> tuple[Policy, BaseManifest]:
+def _rules(project: str | None, policy: Path | None, base: Path | None) -> tuple[Policy, BaseManifest, Path | None]:
+    """Return the policy, the base's manifest, and where the project's base was pulled to, if it was."""
     if project is not None and policy is None:
         with session.open_client() as client:
-            return client.policy(project).policy, client.base_manifest(project)
+            manifest = client.base_manifest(project)
+            return client.policy(project).policy, manifest, client.home.base_folder(manifest.content_digest())
     if project is None and policy is not None and base is not None:
-        return read_policy(policy), build_base_manifest(base)
+        return read_policy(policy), build_base_manifest(base), None
     msg = "say whose rules apply: either --project PROJECT, or --policy FILE and --base DIR"
     raise ConfigurationError(msg)
 
 
 def _render(report: AuditReport, console: Console) -> None:
     if report.taps:
-        rows = [
-            (
-                tap.info.name,
-                str(tap.info.width),
-                f"{tap.info.distinct_rows:,}",
-                f"{tap.rows_per_dimension:,.1f}",
-                f"{tap.effective_rank:,.0f}",
-                tap.info.source,
-                "leaves" if tap.stays_because is None else "stays",
-            )
-            for tap in report.taps
-        ]
-        columns = ("tap", "width", "distinct rows", "per dimension", "effective rank", "source", "decision")
-        output.table(columns, rows, right=(1, 2, 3, 4))(console)
+        columns = ("statistics of", "width", "distinct rows", "per dim.", "eff. rank", "fed by", "")
+        output.table(columns, _folded_rows(report.taps), right=(1, 2, 3, 4))(console)
+        console.print()
     console.print(str(report.plan), markup=False)
+    console.print()
     console.print(NO_GUARANTEE, markup=False)
+
+
+def _folded_rows(taps: Sequence[TapReport]) -> list[tuple[str, ...]]:
+    """Make a row of the taps whose names differ only in layer numbers and that share a fate; the JSON has each."""
+    alike: dict[tuple[object, ...], list[TapReport]] = {}
+    for tap in taps:
+        key = (name_pattern(tap.info.name), tap.info.width, tap.info.source, tap.stays_because is None)
+        alike.setdefault(key, []).append(tap)
+    return [
+        (
+            folded([tap.info.name for tap in members]),
+            str(members[0].info.width),
+            _span([tap.info.distinct_rows for tap in members], ",.0f"),
+            _span([tap.rows_per_dimension for tap in members], ",.1f"),
+            _span([tap.effective_rank for tap in members], ",.0f"),
+            members[0].info.source,
+            "leaves" if members[0].stays_because is None else "stays",
+        )
+        for members in alike.values()
+    ]
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}–{high}"

@@ -25,7 +25,10 @@ def push(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="The base model's folder, to tell whether embeddings were tuned."),
+        typer.Option(
+            "--base",
+            help="The base's folder, to see whether embeddings were tuned; default: where it was pulled to.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Send without being asked.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, and send nothing.")] = False,

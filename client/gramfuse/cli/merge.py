@@ -17,7 +17,11 @@ from gramfuse.units import format_bytes
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLE = """[b]Example[/b] of a recipe; paths start from the recipe's folder
+_EXAMPLE = """[b]Example[/b]
+
+gramfuse merge recipe.yaml merged
+
+with this recipe.yaml, whose paths start from its own folder:
 
 merge_method: regmean
 

@@ -116,7 +116,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
         grid = Table(box=None, pad_edge=False, header_style="bold")
         for number, column in enumerate(columns):
-            grid.add_column(column, justify="right" if number in right else "left", overflow="fold")
+            numeric = number in right
+            grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
         for row in rows:
             grid.add_row(*(_plain(cell) for cell in row))
         target.print(grid, soft_wrap=False)

@@ -20,7 +20,9 @@ from gramfuse.contributing.loading import open_statistics_file
 from gramfuse.measuring.forwarding import Progress as Measured
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
+from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import CancelledError, FileUnwritableError
 
@@ -47,10 +49,10 @@ def collect_command(
     examples: Annotated[int | None, typer.Option(min=1, help="Use the first N texts only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Texts per forward pass.")] = 32,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per text [default: what the model takes, at most 512].")
+        int | None, typer.Option(min=1, help="Tokens per text; default: what the model takes, at most 512.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    text_field: Annotated[str | None, typer.Option(help="Field with the text [default: text, sentence, …].")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field with the text; default: text, sentence, …")] = None,
     pair_field: Annotated[
         str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
     ] = None,
@@ -62,6 +64,7 @@ def collect_command(
     count_padding: Annotated[
         bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a statistics file that is there.")] = False,
     share_inputs: Annotated[
         bool, typer.Option(help="One sum for layers that read the same input; off: one for each layer.")
     ] = True,
@@ -73,7 +76,7 @@ def collect_command(
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
     found = read_texts(texts, fields, split=split, limit=examples)
     checkpoint = out.with_name(f"{out.name}.partial")
-    _require_writable(out)
+    _require_writable(out, overwrite=overwrite)
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     with _stopping_at_a_batch() as is_stopped, _progress_bar() as show_progress:
@@ -122,24 +125,33 @@ def collect_command(
 
 @app.command("show")
 def show_command(file: Annotated[Path, typer.Argument(help="A statistics file.")]) -> None:
-    """Show what a statistics file says: its taps, their rows and their sources."""
+    """Show what a statistics file says: its taps, their rows and their sources.
+
+    Example: gramfuse stats show statistics.safetensors
+    """
     metadata = open_statistics_file(file).metadata
     output.show(metadata, lambda console: _render(metadata, console))
 
 
 def _render(metadata: StatisticsMetadata, console: Console) -> None:
+    alike: dict[tuple[object, ...], list[TapInfo]] = {}
+    for tap in metadata.taps:
+        key = (name_pattern(tap.name), tap.width, tap.rows, tap.distinct_rows, tap.source)
+        alike.setdefault(key, []).append(tap)
     rows = [
         (
-            tap.name,
-            str(tap.width),
-            f"{tap.rows:,}",
-            f"{tap.distinct_rows / tap.width:,.1f}",
-            tap.source,
-            ", ".join(_short(layer.weight) for layer in tap.layers[:4]) + (" …" if len(tap.layers) > 4 else ""),  # noqa: PLR2004 - fits a line
+            folded([tap.name for tap in members]),
+            ", ".join(_short(layer.weight) for layer in members[0].layers[:4])
+            + (" …" if len(members[0].layers) > 4 else ""),  # noqa: PLR2004 - fits a line
+            str(members[0].width),
+            f"{members[0].rows:,}",
+            f"{members[0].distinct_rows / members[0].width:,.1f}",
+            members[0].source,
         )
-        for tap in metadata.taps
+        for members in alike.values()
     ]
-    output.table(("tap", "width", "rows", "distinct/width", "source", "layers"), rows, right=(1, 2, 3))(console)
+    columns = ("statistics of", "read by", "width", "rows", "distinct/dim.", "fed by")
+    output.table(columns, rows, right=(2, 3, 4))(console)
     settings = metadata.collector
     console.print(
         f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, base "
@@ -151,7 +163,10 @@ def _short(weight: str) -> str:
     return weight.removesuffix(".weight").rpartition(".")[2]
 
 
-def _require_writable(out: Path) -> None:
+def _require_writable(out: Path, *, overwrite: bool) -> None:
+    if out.is_file() and not overwrite:
+        msg = f"{out} is there already; give another --out, or --overwrite to replace it"
+        raise FileUnwritableError(msg)
     if not out.parent.is_dir() or out.is_dir():
         msg = f"{out} cannot be written: {out.parent} is no folder, or {out} is one"
         raise FileUnwritableError(msg)

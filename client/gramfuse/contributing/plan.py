@@ -1,11 +1,11 @@
 """What a push sends and what stays at home: every decision, summed up by kind, as text for people and as JSON."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import TensorRole
@@ -23,7 +23,6 @@ _TITLES: Final[dict[Group, str]] = {
     "head": "task head",
     "tap": "statistics",
 }
-_NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +149,6 @@ class ContributionPlan:
             GroupSummary(group, reason, tuple(name for name, _ in items), sum(length for _, length in items))
             for (group, reason), items in members.items()
         ]
-
-
-def name_patterns(names: Sequence[str]) -> list[str]:
-    """Fold names that differ only in layer numbers: `encoder.layer.*.output.weight × 6`."""
-    counts: dict[str, list[str]] = {}
-    for name in names:
-        counts.setdefault(_NUMBER.sub("*", name), []).append(name)
-    return [members[0] if len(members) == 1 else f"{pattern} × {len(members)}" for pattern, members in counts.items()]
-
-
-def few(names: Sequence[str], what: str) -> str:
-    """Write a number of things with the first names: 5 taps (a, b, c, …)."""
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
 
 
 def _layers_of(taps: Iterable[TapDecision]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision, few
+from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
+from gramfuse.naming import few
 from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
