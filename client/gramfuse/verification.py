@@ -62,6 +62,9 @@ def verify(
     folder = Path(folder)
     keys = (home or Home.default()).pinned_keys() if trusted_keys is None else trusted_keys
     # 1.
+    if folder.is_dir() and not (folder / RECEIPT_FILE_NAME).exists():
+        msg = f"{folder} holds no {RECEIPT_FILE_NAME}, so it is not a folder that `gramfuse model pull` wrote"
+        raise FileUnreadableError(msg)
     try:
         signed = SignedReceipt.parse(read_document(folder / RECEIPT_FILE_NAME))
     except DocumentMalformedError as error:

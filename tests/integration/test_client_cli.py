@@ -96,7 +96,7 @@ def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, po
     assert code == 0
     assert PROJECT in out
     code, out, _ = globex("project", "show", "tweets")
-    assert "globex (policy not accepted)" in out
+    assert "globex: has not accepted the policy" in out
     assert created.policy.digest in out
 
 
@@ -122,7 +122,7 @@ def test_a_new_policy_is_published_and_stops_a_push_with_exit_code_three(acme, g
     acme("project", "create", "tweets", "--base", str(base))
     acme("project", "invite", PROJECT, "globex")
     globex("project", "join", PROJECT, "--accept-policy", globex.json("project", "policy", PROJECT)["digest"])
-    published = acme.json("project", "publish", PROJECT, str(policy_file))
+    published = acme.json("project", "publish", PROJECT, "--policy", str(policy_file))
     assert published["version"] == 2
     assert Policy.model_validate(published["policy"]).minimum_cohort == 2
     code, _, err = globex("contribution", "push", PROJECT, "--model", str(base), "--yes")
@@ -157,10 +157,12 @@ def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(glob
     assert (code, "Leaves this machine" in out) == (0, True)
     assert globex.json(*push, "--dry-run")["bytes"] > 0
     assert globex.site.wire.parts_sent() == []
+    assert "globex: policy accepted, no contribution yet" in globex("project", "show", joined)[1]
     sent = Contribution.model_validate({k: v for k, v in globex.json(*push, "--yes").items() if k != "manifest"})
     assert sent.state == "accepted"
     code, out, _ = globex("contribution", "list", joined, "--state", "accepted")
     assert sent.id[:16] in out
+    assert "globex: policy accepted, contribution accepted" in globex("project", "show", joined)[1]
     assert globex("contribution", "withdraw", joined, sent.id[:8])[0] == 3
     assert globex.json("contribution", "withdraw", joined, sent.id[:8], "--yes")["state"] == "withdrawn"
 
@@ -169,6 +171,8 @@ def test_tuned_embeddings_are_told_where_the_base_was_pulled(globex, joined, tmp
     assert globex("project", "base", "pull", joined, str(tmp_path / "pulled"))[0] == 0
     tuned = str(write_model(tmp_path / "tuned", seed=1))
     _, out, _ = globex("contribution", "push", joined, "--model", tuned, "--dry-run")
+    assert "Warning: you tuned 1 embedding tensor" in out
+    _, out, _ = globex("audit", "--project", joined, "--model", tuned)
     assert "Warning: you tuned 1 embedding tensor" in out
 
 

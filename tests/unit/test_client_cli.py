@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from rich.console import Console
 
 from gramfuse.cli import main as cli
 from gramfuse.cli import output
@@ -259,6 +260,14 @@ def test_every_tensor_and_tap_is_told_with_its_fate_and_reason():
     assert "it reveals" in stays
     assert "emb.in" in stays
     assert "Warning: take care" in stays
+
+
+def test_a_row_that_a_narrow_terminal_cannot_show_becomes_two_lines(capsys):
+    render = output.table(("model", "method", "size"), [("a" * 30, "regmean", "9 MB")], right=(2,))
+    render(Console(width=30, force_terminal=True, color_system=None))
+    assert capsys.readouterr().out == f"{'a' * 30}\n    method regmean · size 9 MB\n"
+    render(Console(width=30))  # a pipe
+    assert [len(line.split()) for line in capsys.readouterr().out.splitlines()] == [3, 4]
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (9_310_000, "9.31 MB"), (4e12, "4 TB")])

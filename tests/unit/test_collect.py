@@ -178,7 +178,7 @@ def test_training_with_gradient_checkpointing_counts_no_row_twice_and_keeps_the_
         assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def test_collecting_leaves_random_numbers_and_training_mode_alone():
+def test_collecting_in_training_mode_warns_once_and_leaves_random_numbers_and_the_mode_alone():
     model = tiny_bert()
     model.train()
     batch = token_batch()
@@ -186,7 +186,9 @@ def test_collecting_leaves_random_numbers_and_training_mode_alone():
     expected = model(**batch).logits
     torch.manual_seed(5)
     with Collector(model):
-        found = model(**batch).logits
+        with pytest.warns(UserWarning, match=r"model\.eval\(\)"):
+            found = model(**batch).logits
+        model(**batch)  # warnings are errors here: it warns once
     assert torch.equal(found, expected)
     assert all(module.training for module in model.modules())
     assert found.requires_grad

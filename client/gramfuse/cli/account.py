@@ -42,7 +42,9 @@ def login(
     output.show(
         {"url": address, "server": info, "identity": who},
         lambda console: console.print(
-            f"signed in to {address} as {who.organization or 'operator'} ({who.role}); receipt key pinned", markup=False
+            f"signed in to {address} as {who.organization or 'operator'} ({who.role})\nreceipt key {info.receipt_key} "
+            "is pinned; compare it with the one that `gramfuse-server init` showed the operator",
+            markup=False,
         ),
     )
 
@@ -92,7 +94,7 @@ def environment() -> dict[str, Any]:
     try:
         endpoint = home.endpoint(options.url, allow_http=options.allow_http or None)
     except ConfigurationError as error:
-        facts["url"] = f"none ({error.message})"
+        facts["problem"] = error.message
     else:
         facts |= {"url": endpoint.url, "token": str(endpoint.token) if endpoint.token else None}
         facts["receipt key"] = home.pinned_key(endpoint.url)

@@ -59,6 +59,8 @@ _NEXT_STEPS: Final[Mapping[type[errors.GramfuseError], str]] = MappingProxyType(
     }
 )
 
+_UNBOUNDED: Final = 10_000  # columns
+
 _format: OutputFormat = OutputFormat.TEXT
 
 
@@ -109,20 +111,35 @@ def note(text: str, *, always: bool = False) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Callable[..., None]:
-    """Return a renderer of a plain table; columns whose number is in `right` are aligned right."""
+    """Return a renderer of a plain table; columns whose number is in `right` are aligned right.
+
+    Where the terminal is too narrow for it, each row becomes two lines: its first cell, and what the columns say of it.
+    A file or a pipe has no width.
+    """
 
     def render(target: "Console") -> None:
         from rich.table import Table  # noqa: PLC0415 - only where something is printed
 
-        grid = Table(box=None, pad_edge=False, header_style="bold")
+        grid = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for number, column in enumerate(columns):
-            numeric = number in right
-            grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+            grid.add_column(column, justify="right" if number in right else "left", overflow="fold")
         for row in rows:
             grid.add_row(*(_plain(cell) for cell in row))
-        target.print(grid, soft_wrap=False)
+        natural = target.measure(grid, options=target.options.update(max_width=_UNBOUNDED)).maximum
+        if not target.is_terminal:
+            target.width = max(target.width, natural)
+        if natural <= target.width or not any(columns):
+            target.print(grid, soft_wrap=False)
+        else:
+            for row in rows:
+                target.print(_stacked(columns, row), markup=False)
 
     return render
+
+
+def _stacked(columns: Sequence[str], row: Sequence[str]) -> str:
+    said = [f"{column} {cell}".strip() for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
+    return f"{row[0]}\n    {' · '.join(said)}"
 
 
 def to_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value or document

@@ -1,19 +1,29 @@
 """Commands about projects: create, list, show, invite, join, policy, base pull."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.http_api import Project
+from gramfuse_shared.contract.http_api import Contribution, Participant, Project
 from gramfuse_shared.errors import NotConfirmedError
 
 ProjectArgument = Annotated[
     str, typer.Argument(metavar="PROJECT", help="acme.tweets, or tweets where only one project is called so.")
 ]
+
+_CONTRIBUTED: Final = {  # the state that says most comes first
+    "accepted": "contribution accepted",
+    "sealed": "contribution being checked",
+    "open": "contribution being uploaded",
+    "rejected": "contribution rejected",
+    "withdrawn": "contribution withdrawn",
+    "expired": "the upload of its contribution expired",
+}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Create, join and look at projects.")
 base_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The project's base model.")
@@ -56,12 +66,14 @@ def list_() -> None:
 
 @app.command()
 def show(project: ProjectArgument) -> None:
-    """Show a project: state, base model, participants and the policy versions that they accepted.
+    """Show a project: state, base model, and how far each participant is: policy accepted, contribution accepted.
 
     Example: gramfuse project show acme.tweets
     """
     with session.open_client() as client:
-        _show(client.project(project))
+        found = client.project(project)
+        # A project without a base model has no contributions to ask for.
+        _show(found, client.contributions(found.id) if found.state == "ready" else ())
 
 
 @app.command()
@@ -133,16 +145,16 @@ def policy(
 
 @app.command()
 def publish(
-    project: ProjectArgument, file: Annotated[Path, typer.Argument(help="The new policy, YAML or JSON.")]
+    project: ProjectArgument, policy: Annotated[Path, typer.Option("--policy", help="The new policy, YAML or JSON.")]
 ) -> None:
     """Publish the next version of the policy (coordinator); every participant has to accept it anew.
 
-    Example: gramfuse project publish acme.tweets policy.yaml
+    Example: gramfuse project publish acme.tweets --policy policy.yaml
     """
     from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
 
     with session.open_client() as client:
-        published = client.set_policy(project, policies.read_policy(file))
+        published = client.set_policy(project, policies.read_policy(policy))
     output.show(published, lambda console: console.print(policies.policy_text(published), markup=False))
 
 
@@ -161,11 +173,7 @@ def pull(
     output.show({"folder": str(pulled)}, lambda console: console.print(f"base model in {pulled}", markup=False))
 
 
-def _show(project: Project) -> None:
-    participants = ", ".join(
-        f"{p.organization} (policy {p.accepted_policy.version if p.accepted_policy else 'not accepted'})"
-        for p in project.participants
-    )
+def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
     size = format_bytes(sum(file.bytes for file in project.files))
     rows = [
         ("project", project.id),
@@ -173,6 +181,19 @@ def _show(project: Project) -> None:
         ("coordinator", project.coordinator),
         ("base", f"{project.base} ({len(project.files)} files, {size})"),
         ("policy", f"version {project.policy.version}, digest {project.policy.digest}"),
-        ("participants", participants),
     ]
+    for number, participant in enumerate(project.participants):
+        rows.append(("participants" if number == 0 else "", _progress_of(participant, project, contributions)))
     output.show(project, output.table(("", ""), rows))
+
+
+def _progress_of(participant: Participant, project: Project, contributions: Sequence[Contribution]) -> str:
+    """Say how far a participant is, from the invitation to an accepted contribution."""
+    accepted = participant.accepted_policy
+    if accepted is None:
+        return f"{participant.organization}: has not accepted the policy"
+    if accepted != project.policy:
+        return f"{participant.organization}: has accepted policy version {accepted.version}, not the current one"
+    states = {sent.state for sent in contributions if sent.organization == participant.organization}
+    furthest = next((words for state, words in _CONTRIBUTED.items() if state in states), "no contribution yet")
+    return f"{participant.organization}: policy accepted, {furthest}"

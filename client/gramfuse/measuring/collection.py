@@ -1,6 +1,7 @@
 """Measures the inputs of a model's linear layers during whatever forward passes the caller runs."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -63,6 +64,7 @@ class Collector:
         self._calls: list[tuple[nn.Module, Frame]] = []
         self._pass: ForwardPass | None = None
         self._hooks: list[RemovableHandle] = []
+        self._warned = False
 
     def __enter__(self) -> Statistics:
         if self._hooks:
@@ -103,6 +105,7 @@ class Collector:
         outer = self._calls[-1][1] if self._calls else None
         frame = frame_of(bound, outer, two_sided=two_sided)
         if outer is None:
+            self._warn_of_dropout(module)
             self._probe_once(module, bound, frame)
             self._pass = self._begin(examples_of(bound, frame))
         self._calls.append((module, frame))
@@ -144,6 +147,15 @@ class Collector:
                     self._probe.sources[layer] for layer in set(readers) if layer in self._probe.sources
                 )
 
+    def _warn_of_dropout(self, module: nn.Module) -> None:
+        if module.training and not self._warned and _has_dropout(module):
+            self._warned = True
+            warnings.warn(
+                "the model is in training mode: with dropout its layers read other inputs than in use, and the "
+                "statistics are noisier for it; call model.eval() before collecting",
+                stacklevel=2,
+            )
+
     def _probe_once(self, module: nn.Module, bound: Mapping[str, Any], frame: Frame) -> None:
         if self._probe.attempts[module] >= PROBES_PER_MODULE or frame.cached:
             return
@@ -176,6 +188,10 @@ class _LayerHook:
         if not _is_in_backward():
             tensor = arguments[0] if arguments else next(iter(keywords.values()))
             self._collector._read(self._layer, tensor)  # noqa: SLF001 - its own hook
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any(getattr(inner, "p", 0.0) > 0.0 for inner in module.modules() if isinstance(inner, nn.Dropout))
 
 
 def _is_in_backward() -> bool:

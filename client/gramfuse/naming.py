@@ -1,0 +1,31 @@
+"""Many names of tensors and taps in few words."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+_NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def name_pattern(name: str) -> str:
+    """Replace the layer numbers of a name: `encoder.layer.*.output.weight`."""
+    return _NUMBER.sub("*", name)
+
+
+def folded(names: Sequence[str]) -> str:
+    """Write names that have one pattern: the name itself, or `encoder.layer.*.output.weight × 6`."""
+    return names[0] if len(names) == 1 else f"{name_pattern(names[0])} × {len(names)}"
+
+
+def name_patterns(names: Sequence[str]) -> list[str]:
+    """Fold names that differ only in layer numbers."""
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(name_pattern(name), []).append(name)
+    return [folded(alike) for alike in members.values()]
+
+
+def few(names: Sequence[str], what: str) -> str:
+    """Write a number of things with the first names: 5 taps (a, b, c, …)."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
