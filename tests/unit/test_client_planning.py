@@ -1,13 +1,15 @@
 """What may leave, what stays and why; virtual files and manifests."""
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from gramfuse.contributing.base_model import build_base_manifest, open_base_folder
+from gramfuse.contributing.draft import changed_tensors, draft_contribution
 from gramfuse.contributing.loading import open_model_folder, open_statistics_file
-from gramfuse.contributing.packaging import build_package, changed_tensors, leaving_files, statistics_file, weights_file
+from gramfuse.contributing.packaging import build_package, leaving_files, statistics_file, weights_file
 from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.contributing.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
 from gramfuse_shared.contract.manifest import TensorInfo
@@ -129,6 +131,15 @@ def test_that_none_of_the_statistics_leaves_is_told_with_what_follows_for_everyb
     assert not plan.leaving_taps
     assert any("none of your statistics leaves" in warning for warning in plan.warnings)
     assert "measure more texts" in str(plan)
+
+
+def test_a_model_that_was_written_after_its_statistics_is_told(tmp_path, base):
+    model, statistics = write_model(tmp_path / "m", 1), write_statistics(tmp_path / "statistics.safetensors")
+    for age, is_told in ((60, True), (-60, False)):
+        moment = model.stat().st_mtime - age
+        os.utime(statistics, (moment, moment))
+        plan = draft_contribution(model, statistics, base, OPEN, base_folder=None).plan
+        assert any("written after its statistics" in warning for warning in plan.warnings) is is_told
 
 
 def test_the_plan_tells_how_many_measured_layers_regmean_can_merge(tmp_path, base):

@@ -1,13 +1,11 @@
 """Turn a plan into what is sent: virtual files, and the manifest that names every tensor and digest of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from gramfuse.contributing.loading import ModelFolder, StatisticsFile, StoredTensor, open_model_folder
+from gramfuse.contributing.loading import ModelFolder, StatisticsFile
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared import limits
@@ -108,30 +106,6 @@ def build_package(
     require_architecture(manifest, base)
     require_policy(manifest, base, policy)
     return Package(manifest, files)
-
-
-def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path) -> frozenset[str]:
-    """Compare tensors of a model with the base's, byte for byte; return the names of those that differ.
-
-    Raises:
-        FileUnreadableError: a file is gone.
-        HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
-    """
-    base = open_model_folder(base_folder)
-    return frozenset(
-        name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])
-    )
-
-
-def _differ(one: StoredTensor, other: StoredTensor) -> bool:
-    if one.info != other.info:
-        return True
-    pairs = zip_longest(_content(one).chunks(), _content(other).chunks())
-    return any(mine != theirs for mine, theirs in pairs)
-
-
-def _content(tensor: StoredTensor) -> VirtualFile:
-    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
 
 
 def _file_entry(file: VirtualFile, on_bytes: Callable[[int], None] | None) -> dict[str, Any]:

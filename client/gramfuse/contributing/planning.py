@@ -18,6 +18,7 @@ def plan_contribution(
     policy: Policy,
     *,
     changed: Collection[str] | None = None,
+    outdated: bool = False,
 ) -> ContributionPlan:
     """Decide what leaves: what the policy allows, the base model knows and the merge can use; nothing else.
 
@@ -27,6 +28,7 @@ def plan_contribution(
         base: the project's base model.
         policy: the project's policy.
         changed: names of the tensors whose values differ from the base's, where these could be compared.
+        outdated: the model was written after the statistics were.
 
     Raises:
         ArchitectureMismatchError: names, shapes, dtypes or statistics belong to another model.
@@ -46,8 +48,10 @@ def plan_contribution(
         _require_same_base(statistics, base)
         ordered = sorted(statistics.taps, key=lambda tap: tap.name)
         taps = tuple(_decide_tap(tap, leaving, expected, policy) for tap in ordered)
-    warnings = tuple(_warnings(weights, taps, expected, policy, changed=changed, measured=statistics is not None))
-    return ContributionPlan(weights, taps, warnings)
+    warnings = list(_warnings(weights, taps, expected, policy, changed=changed, measured=statistics is not None))
+    if outdated:
+        warnings.append("the model was written after its statistics: if it was trained on since, measure it again")
+    return ContributionPlan(weights, taps, tuple(warnings))
 
 
 def embedding_names(tensors: Iterable[TensorInfo], base: BaseManifest, policy: Policy) -> tuple[str, ...]:

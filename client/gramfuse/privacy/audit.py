@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from gramfuse.contributing.loading import StatisticsFile, open_model_folder, open_statistics_file
-from gramfuse.contributing.packaging import changed_tensors
+from gramfuse.contributing.draft import draft_contribution
+from gramfuse.contributing.loading import StatisticsFile
 from gramfuse.contributing.plan import ContributionPlan, TapDecision
-from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.measuring.statistics_io import read_statistics
 from gramfuse_shared.contract.manifest import BaseManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy
@@ -104,14 +103,14 @@ def audit(
         ArchitectureMismatchError: model or statistics do not belong to the base.
         PolicyViolationError: the policy lets nothing leave.
     """
-    folder = open_model_folder(Path(model))
-    tensors = [tensor.info for tensor in folder.tensors.values()]
-    measured = None if statistics is None else open_statistics_file(Path(statistics))
-    changed = None
-    if base_folder is not None:
-        changed = changed_tensors(embedding_names(tensors, base, policy), folder, Path(base_folder))
-    plan = plan_contribution(tensors, None if measured is None else measured.metadata, base, policy, changed=changed)
-    return AuditReport(plan=plan, taps=() if measured is None else _look_at_taps(measured, plan))
+    draft = draft_contribution(
+        Path(model),
+        None if statistics is None else Path(statistics),
+        base,
+        policy,
+        base_folder=None if base_folder is None else Path(base_folder),
+    )
+    return AuditReport(plan=draft.plan, taps=_look_at_taps(draft.statistics, draft.plan) if draft.statistics else ())
 
 
 def effective_rank(gram: torch.Tensor, width: int) -> tuple[float, int]:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gramfuse.contributing.loading import ModelFolder, StatisticsFile, open_model_folder, open_statistics_file
-from gramfuse.contributing.packaging import Package, build_package, changed_tensors, leaving_files
+from gramfuse.contributing.draft import Draft, draft_contribution
+from gramfuse.contributing.packaging import Package, build_package, leaving_files
 from gramfuse.contributing.plan import ContributionPlan
-from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts
@@ -34,18 +33,22 @@ class Prepared:
     organization: str
     base: BaseManifest
     policy: Policy
-    model: ModelFolder
-    statistics: StatisticsFile | None
-    plan: ContributionPlan
+    draft: Draft
+
+    @property
+    def plan(self) -> ContributionPlan:
+        """What leaves and what stays."""
+        return self.draft.plan
 
     def package(self, on_progress: OnProgress | None = None) -> Package:
         """Read what leaves once, for its digests; write the manifest."""
-        files = leaving_files(self.plan, self.model, self.statistics)
+        statistics = self.draft.statistics
+        files = leaving_files(self.plan, self.draft.model, statistics)
         count = ByteCount("digest", sum(file.length for file in files), on_progress)
         return build_package(
             self.plan,
             files,
-            collector=self.statistics.metadata.collector if self.statistics else None,
+            collector=statistics.metadata.collector if statistics else None,
             project=self.project.id,
             organization=self.organization,
             base=self.base,
@@ -65,27 +68,20 @@ def prepare(
     statistics: Path | None,
     base_folder: Path | None,
 ) -> Prepared:
-    """Plan a push from headers; embeddings are compared with the base's where its folder is known.
+    """Plan a push from headers, for a project that is ready and whose policy is accepted.
 
     Raises:
         StateError: the project is not ready.
         PolicyNotAcceptedError: the organization has not accepted the project's current policy.
-        ArchitectureMismatchError, PolicyViolationError: see `plan_contribution`.
-        FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: the model or the statistics.
+        GramfuseError: see `draft_contribution`.
     """
     require_ready(project)
     require_accepted(project, organization)
     if base.content_digest() != project.base or policy.content_digest() != project.policy.digest:
         msg = f"the server's base model or policy of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
-    folder = open_model_folder(model)
-    measured = None if statistics is None else open_statistics_file(statistics)
-    tensors = [tensor.info for tensor in folder.tensors.values()]
-    changed = None
-    if base_folder is not None:
-        changed = changed_tensors(embedding_names(tensors, base, policy), folder, base_folder)
-    plan = plan_contribution(tensors, measured.metadata if measured else None, base, policy, changed=changed)
-    return Prepared(project, organization, base, policy, folder, measured, plan)
+    draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder)
+    return Prepared(project, organization, base, policy, draft)
 
 
 def send(

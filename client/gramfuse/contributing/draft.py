@@ -1,0 +1,83 @@
+"""A contribution as it lies on the disk: opens model, statistics and base, compares them, and plans what leaves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from gramfuse.contributing.loading import (
+    ModelFolder,
+    StatisticsFile,
+    StoredTensor,
+    open_model_folder,
+    open_statistics_file,
+)
+from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.contributing.planning import embedding_names, plan_contribution
+from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
+from gramfuse_shared.contract.manifest import BaseManifest
+from gramfuse_shared.contract.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model, its statistics if they are given, and the plan of what of them leaves."""
+
+    model: ModelFolder
+    statistics: StatisticsFile | None
+    plan: ContributionPlan
+
+
+def draft_contribution(
+    model: Path, statistics: Path | None, base: BaseManifest, policy: Policy, *, base_folder: Path | None
+) -> Draft:
+    """Plan a contribution from headers; embeddings are compared with the base's where its folder is known.
+
+    Raises:
+        FileUnreadableError, HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: a file.
+        ArchitectureMismatchError, PolicyViolationError: see `plan_contribution`.
+    """
+    folder = open_model_folder(model)
+    measured = None if statistics is None else open_statistics_file(statistics)
+    tensors = [tensor.info for tensor in folder.tensors.values()]
+    changed = None
+    if base_folder is not None:
+        changed = changed_tensors(embedding_names(tensors, base, policy), folder, base_folder)
+    plan = plan_contribution(
+        tensors,
+        measured.metadata if measured else None,
+        base,
+        policy,
+        changed=changed,
+        outdated=measured is not None and _is_newer(folder, measured),
+    )
+    return Draft(folder, measured, plan)
+
+
+def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path) -> frozenset[str]:
+    """Compare tensors of a model with the base's, byte for byte; return the names of those that differ.
+
+    Raises:
+        FileUnreadableError: a file is gone.
+        HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
+    """
+    base = open_model_folder(base_folder)
+    return frozenset(
+        name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])
+    )
+
+
+def _differ(one: StoredTensor, other: StoredTensor) -> bool:
+    if one.info != other.info:
+        return True
+    pairs = zip_longest(_content(one).chunks(), _content(other).chunks())
+    return any(mine != theirs for mine, theirs in pairs)
+
+
+def _content(tensor: StoredTensor) -> VirtualFile:
+    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
+
+
+def _is_newer(model: ModelFolder, statistics: StatisticsFile) -> bool:
+    written = max((model.path / name).stat().st_mtime_ns for name in model.files)
+    return written > statistics.path.stat().st_mtime_ns
