@@ -1,73 +1,98 @@
-"""Progress bars with rate and estimate, on stderr; none where the result is for programs."""
+"""Progress bars with rate and estimate, on stderr; none where the result is for programs.
+
+A bar begins with the first step, not before: what is refused at once leaves no empty bar behind.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import rich.progress as rich_progress
+from rich.text import Text
 
 from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.http_api import Job
 
+if TYPE_CHECKING:
+    from gramfuse.measuring.forwarding import Progress as Measured
+
 _TITLES: Final[dict[Stage, str]] = {"digest": "Reading", "upload": "Sending", "download": "Fetching"}
 
 
 @contextlib.contextmanager
 def transfer() -> Iterator[OnProgress]:
-    """Show a bar per stage of a transfer: bytes, rate, time left. It begins with the first step, not before."""
-    bars = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description:<9}"),
-        rich_progress.BarColumn(),
-        rich_progress.DownloadColumn(),
-        rich_progress.TransferSpeedColumn(),
-        rich_progress.TimeRemainingColumn(),
-        console=output.console(stderr=True),
-        disable=output.is_json(),
-    )
-    tasks: dict[Stage, rich_progress.TaskID] = {}
+    """Show a bar per stage of a transfer: bytes, rate, time left."""
+    with _bytes_bars() as bars:
+        tasks: dict[Stage, rich_progress.TaskID] = {}
 
-    def show(progress: Progress) -> None:
-        if progress.stage == "check":
-            bars.stop()
-            output.note("a worker of the server checks what was sent …")
-            return
-        if progress.stage not in tasks:
-            bars.start()
-            # what earlier runs sent is there from the start and is not this run's rate
-            tasks[progress.stage] = bars.add_task(
-                _TITLES[progress.stage], total=progress.total_bytes, completed=progress.done_bytes
-            )
-        bars.update(tasks[progress.stage], completed=progress.done_bytes)
+        def show(progress: Progress) -> None:
+            if progress.stage == "check":
+                bars.stop()
+                output.note("a worker of the server checks what was sent …")
+                return
+            if progress.stage not in tasks:
+                bars.start()
+                # what earlier runs sent is there from the start and is not this run's rate
+                tasks[progress.stage] = bars.add_task(
+                    _TITLES[progress.stage], total=progress.total_bytes, completed=progress.done_bytes
+                )
+            bars.update(tasks[progress.stage], completed=progress.done_bytes)
 
-    try:
         yield show
-    finally:
-        bars.stop()
+
+
+@contextlib.contextmanager
+def merge() -> Iterator[Callable[[int, int], None]]:
+    """Show the bar of a local merge: bytes read of all, rate, time left."""
+    with _bytes_bars() as bars:
+        task = bars.add_task("Merging", total=None)
+
+        def show(done: int, total: int) -> None:
+            bars.start()
+            bars.update(task, completed=done, total=total)
+
+        yield show
+
+
+@contextlib.contextmanager
+def measurement() -> Iterator[Callable[["Measured"], None]]:
+    """Show the bar of a statistics pass: share of all tokens, tokens per second, time left."""
+    columns = (
+        rich_progress.TextColumn("Measuring"),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.percentage:>3.0f} %"),
+        _TokenRate(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with _bars(*columns) as bars:
+        task = bars.add_task("", total=None)
+
+        def show(measured: "Measured") -> None:
+            bars.start()
+            bars.update(task, total=measured.total, completed=measured.tokens)
+
+        yield show
 
 
 @contextlib.contextmanager
 def job() -> Iterator[Callable[[Job], None]]:
     """Show a job's bar: state, stage, tasks, the server's rate and estimate."""
-    bars = rich_progress.Progress(
+    columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TextColumn("{task.fields[detail]}"),
-        console=output.console(stderr=True),
-        disable=output.is_json(),
     )
-    task = bars.add_task("", total=1.0, detail="")
+    with _bars(*columns) as bars:
+        task = bars.add_task("", total=1.0, detail="")
 
-    def show(seen: Job) -> None:
-        bars.start()
-        bars.update(task, description=seen.id, completed=seen.progress, detail=describe_job(seen))
+        def show(seen: Job) -> None:
+            bars.start()
+            bars.update(task, description=seen.id, completed=seen.progress, detail=describe_job(seen))
 
-    try:
         yield show
-    finally:
-        bars.stop()
 
 
 def describe_job(seen: Job) -> str:
@@ -82,3 +107,29 @@ def describe_job(seen: Job) -> str:
     if seen.attempt > 1:
         words.append(f"attempt {seen.attempt}")
     return " · ".join(words)
+
+
+class _TokenRate(rich_progress.ProgressColumn):
+    """Tokens per second."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
+
+
+@contextlib.contextmanager
+def _bars(*columns: rich_progress.ProgressColumn) -> Iterator[rich_progress.Progress]:
+    bars = rich_progress.Progress(*columns, console=output.console(stderr=True), disable=output.is_json())
+    try:
+        yield bars
+    finally:
+        bars.stop()
+
+
+def _bytes_bars() -> contextlib.AbstractContextManager[rich_progress.Progress]:
+    return _bars(
+        rich_progress.TextColumn("{task.description:<9}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )

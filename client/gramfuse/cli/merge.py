@@ -1,17 +1,14 @@
 """`gramfuse merge`: merge local folders by a recipe, without a server."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import rich.progress as rich_progress
 import typer
 from rich.console import Console
 
-from gramfuse.cli import output
+from gramfuse.cli import bars, output
 from gramfuse.local_merging import MergedModel, merge
 from gramfuse.units import format_bytes
 
@@ -56,7 +53,7 @@ def merge_command(
     Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it.
     """
     start = time.monotonic()
-    with _progress_bar() as show_progress:
+    with bars.merge() as show_progress:
         model = merge(
             recipe,
             out,
@@ -84,18 +81,3 @@ def _render(console: Console, model: MergedModel, seconds: float) -> None:
     for entry in model.fallbacks:
         names = ", ".join(entry["parameters"])
         console.print(f"  {entry['fallback']}: {names}: {entry['reason']}", markup=False)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    with rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.DownloadColumn(),
-        rich_progress.TransferSpeedColumn(),
-        rich_progress.TimeRemainingColumn(),
-        console=output.console(stderr=True),
-        disable=output.is_json(),
-    ) as bars:
-        task = bars.add_task("merging", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

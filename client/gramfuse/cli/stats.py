@@ -10,14 +10,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text as RichText
 from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.cli import output
+from gramfuse.cli import bars, output
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.loading import open_statistics_file
-from gramfuse.measuring.forwarding import Progress as Measured
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
@@ -79,7 +76,7 @@ def collect_command(
     _require_writable(out, overwrite=overwrite)
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with _stopping_at_a_batch() as is_stopped, _progress_bar() as show_progress:
+    with _stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
         try:
             statistics = collect(
                 model,
@@ -188,24 +185,3 @@ def _stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
         yield lambda: stopped
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[Measured], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), _Rate())
-    bar = Progress(*columns, TimeRemainingColumn(), console=output.console(stderr=True), disable=output.is_json())
-    with bar:
-        task = bar.add_task("measuring", total=None)
-
-        def advance(measured: Measured) -> None:
-            bar.update(task, total=measured.total, completed=measured.tokens)
-
-        yield advance
-
-
-class _Rate(ProgressColumn):
-    """Tokens per second."""
-
-    def render(self, task: Task) -> RichText:
-        speed = task.speed
-        return RichText("" if speed is None else f"{speed:,.0f} tokens/s")
