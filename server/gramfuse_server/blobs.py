@@ -42,6 +42,11 @@ class Blobs:
 
     store: ObjectStore
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the bytes lie in a folder of this machine, or of one that looks so."""
+        return isinstance(self.store, LocalStore)
+
     def put(self, key: str, content: bytes | bytearray | memoryview | Path) -> bool:
         """Store bytes under a key that contains their digest; tell whether they are new there."""
         try:

@@ -184,3 +184,20 @@ def random_models(
         }
         models.append(Model(f"{index:02d}", weights, taps, weight=1.0 + index / 2))
     return base, models
+
+
+class Memory:
+    """A source that hands out copies of what it holds, as an object store does; remembers how much at once."""
+
+    def __init__(self, content: bytes, *, parallel: int = 1) -> None:
+        self._content = content
+        self.parallel = parallel
+        self.largest_read = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._content)
+
+    def read_into(self, start: int, target: memoryview) -> None:
+        self.largest_read = max(self.largest_read, len(target))
+        target[:] = self._content[start : start + len(target)]

@@ -16,21 +16,7 @@ from gramfuse_shared.merging import schedule, streaming, write_behind, writing
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
 from gramfuse_shared.merging.writing import ShardWriter
-
-
-class Memory:
-    """A source that hands out read-only bytes, as an object store does."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    @property
-    def size(self) -> int:
-        return len(self._content)
-
-    def read_into(self, start: int, target: memoryview) -> None:
-        target[:] = self._content[start : start + len(target)]
-
+from support.merging_cases import Memory
 
 EVERY_DTYPE = {
     f"tensor.{index}": torch.arange(6).reshape(2, 3).to(dtype)
@@ -54,6 +40,16 @@ def test_every_dtype_is_read_as_the_reference_library_reads_it(tmp_path):
                 assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
                 part = file.read_elements(name, 1, 3)
                 assert torch.equal(part.view(torch.uint8), expected.reshape(-1)[1:3].view(torch.uint8))
+
+
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_a_large_tensor_is_read_in_pieces_from_any_source(tmp_path, parallel):
+    path = tmp_path / "model.safetensors"
+    large = torch.arange(3 * streaming.SEGMENT_BYTES // 4 + 5, dtype=torch.int32).float()
+    save_file({"large": large}, path)
+    source = Memory(path.read_bytes(), parallel=parallel)
+    assert torch.equal(TensorFile.open(source).read("large"), large)
+    assert source.largest_read == streaming.SEGMENT_BYTES
 
 
 def test_what_is_written_is_what_the_reference_library_reads(tmp_path):

@@ -13,19 +13,7 @@ from gramfuse_shared.merging import schedule, streaming
 from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import TensorFile
 from gramfuse_shared.merging.writing import ShardWriter
-from support.merging_cases import infos
-
-
-class Bytes:
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    @property
-    def size(self) -> int:
-        return len(self._content)
-
-    def read_into(self, start: int, target: memoryview) -> None:
-        target[:] = self._content[start : start + len(target)]
+from support.merging_cases import Memory, infos
 
 
 @pytest.fixture
@@ -37,7 +25,7 @@ def written(tmp_path):
         with ShardWriter(path, list(infos(tensors).values())) as shard:
             for name, tensor in tensors.items():
                 shard.write(name, tensor)
-        return TensorFile.open(Bytes(path.read_bytes()))
+        return TensorFile.open(Memory(path.read_bytes()))
 
     return write
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import obstore
 from obstore.exceptions import BaseError
@@ -18,7 +19,10 @@ from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
-from gramfuse_shared.merging.streaming import TensorFile, TensorFiles
+from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
+
+_REMOTE_READS: Final = 8
+"""Ranges of an object store asked for at once: each waits for the network, none for a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class BlobSource:
     blobs: Blobs
     sha256: str
     size: int
+
+    @property
+    def parallel(self) -> int:
+        """Reads that are worth having on their way at once."""
+        return LOCAL_READS if self.blobs.is_local else _REMOTE_READS
 
     def read_into(self, start: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `start` on.

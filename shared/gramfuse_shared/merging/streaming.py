@@ -42,14 +42,20 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """Safetensors' names of dtypes."""
 
 
-READING_THREADS: Final = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Threads that read one large tensor together: one copies from the page cache at a tenth of what a device takes."""
+LOCAL_READS: Final = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Reads at once of a local file: one thread copies from the page cache at a tenth of what a device takes."""
 
-_SEGMENT_BYTES: Final = 8 * 2**20
+SEGMENT_BYTES: Final = 8 * 2**20
+"""Bytes of one read: larger ones are cut, so that sources that hand out copies take this much memory for each."""
 
 
 class ByteSource(Protocol):
     """A file's bytes, wherever they lie. May be read from several threads."""
+
+    @property
+    def parallel(self) -> int:
+        """Reads that are worth having on their way at once."""
+        ...
 
     @property
     def size(self) -> int:
@@ -108,6 +114,11 @@ class LocalFile:
             raise FileUnreadableError(msg) from error
 
     @property
+    def parallel(self) -> int:
+        """Reads that are worth having on their way at once."""
+        return LOCAL_READS
+
+    @property
     def size(self) -> int:
         """Bytes in all."""
         return self._size
@@ -118,15 +129,6 @@ class LocalFile:
         Raises:
             FileUnreadableError: the file became shorter, or the disk fails.
         """
-        if len(target) <= _SEGMENT_BYTES or READING_THREADS == 1:
-            self._read_segment(start, target)
-            return
-        offsets = range(0, len(target), _SEGMENT_BYTES)
-        segments = [(start + offset, target[offset : offset + _SEGMENT_BYTES]) for offset in offsets]
-        for _ in _reading_pool().map(lambda segment: self._read_segment(*segment), segments):
-            pass
-
-    def _read_segment(self, start: int, target: memoryview) -> None:
         rest = target
         try:
             while rest:
@@ -213,13 +215,22 @@ class TensorFile:
         size = max(end - start, 0)
         content = torch.empty(size, dtype=torch.uint8) if memory is None else memory.take(size)
         if size:
-            self._source.read_into(start, content.numpy().data)
+            _read_segments(self._source, start, content.numpy().data)
         return content.view(TORCH_DTYPES[entry.dtype])
 
 
+def _read_segments(source: ByteSource, start: int, target: memoryview) -> None:
+    """Fill `target` with the bytes from `start` on, by reads of at most `SEGMENT_BYTES`, several at once."""
+    offsets = range(0, len(target), SEGMENT_BYTES)
+    segments = [(start + offset, target[offset : offset + SEGMENT_BYTES]) for offset in offsets]
+    run = map if len(segments) == 1 or source.parallel == 1 else _pool(source.parallel).map
+    for _ in run(lambda segment: source.read_into(*segment), segments):
+        pass
+
+
 @cache
-def _reading_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(READING_THREADS, thread_name_prefix="gramfuse-read")
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="gramfuse-read")
 
 
 def read_bytes(source: ByteSource, start: int, end: int) -> bytes:
