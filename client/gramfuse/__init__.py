@@ -23,6 +23,7 @@ from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
     from gramfuse.contributing.base_model import build_base_manifest
+    from gramfuse.contributing.compressing import compress
     from gramfuse.contributing.plan import ContributionPlan
     from gramfuse.contributing.planning import plan_contribution
     from gramfuse.local_merging import merge
@@ -49,6 +50,7 @@ __all__ = [
     "audit",
     "build_base_manifest",
     "collect",
+    "compress",
     "merge",
     "plan_contribution",
     "verify",
@@ -65,6 +67,7 @@ _HOMES: Final = {
     "audit": "gramfuse.privacy.audit",
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
+    "compress": "gramfuse.contributing.compressing",
     "merge": "gramfuse.local_merging",
     "plan_contribution": "gramfuse.contributing.planning",
     "verify": "gramfuse.verification",
@@ -77,19 +80,14 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     Raises:
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
-    from gramfuse.extras import missing_extra  # noqa: PLC0415 - only needed where a name is resolved
+    from gramfuse.extras import requiring_extras  # noqa: PLC0415 - only needed where a name is resolved
 
     home = _HOMES.get(name)
     if home is None:
         msg = f"module 'gramfuse' has no attribute {name!r}"
         raise AttributeError(msg)
-    try:
+    with requiring_extras(f"gramfuse.{name}"):
         value = getattr(importlib.import_module(home), name)
-    except ModuleNotFoundError as error:
-        missing = missing_extra(error, f"gramfuse.{name}")
-        if missing is None:
-            raise
-        raise missing from error
     globals()[name] = value
     return value
 

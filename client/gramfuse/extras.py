@@ -1,6 +1,7 @@
 """What each optional part of the distribution brings, and the error that says how to install it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +17,22 @@ _PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "tokenizers": "collect",
     }
 )
+
+
+@contextmanager
+def requiring_extras(what: str) -> Iterator[None]:
+    """Import within: what is missing because of an extra is told so.
+
+    Raises:
+        ExtraMissingError: `what` needs a part of the distribution that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error, what)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def missing_extra(error: ModuleNotFoundError, what: str) -> ExtraMissingError | None:

@@ -6,14 +6,14 @@ Each model of the recipe is a `from_pretrained` folder, for methods that read ta
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from gramfuse.contributing.loading import open_statistics_file, read_document, weight_file_names
 from gramfuse.merged_folder import complete_folder, require_free, write_companions
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import FileEntry, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.recipe import ModelEntry, Recipe, parse_recipe
 from gramfuse_shared.errors import (
     FileUnreadableError,
@@ -21,6 +21,7 @@ from gramfuse_shared.errors import (
     RecipeInvalidError,
 )
 from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, Member, MergePlan, plan_merge
 from gramfuse_shared.merging.steps import GramStep
@@ -156,13 +157,14 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
     keys = _keys_of(recipe.models, start, reads_taps=reads_taps)
     for entry, key in zip(recipe.models, keys, strict=True):
         weights = _open_weights(start / entry.model, stack)
-        taps: tuple[TapInfo, ...] = ()
+        member = Member(key, entry.model, entry.parameters.weight, _tensors_of(weights))
         statistics = None
         if reads_taps:
             path = start / entry.model / STATISTICS_FILE
-            taps = open_statistics_file(path).metadata.taps
-            statistics = _open_file(path, stack)
-        members.append(Member(key, entry.model, entry.parameters.weight, _tensors_of(weights), taps))
+            metadata = open_statistics_file(path).metadata
+            member = replace(member, taps=metadata.taps, encoding=metadata.encoding)
+            statistics = decode_statistics(_open_file(path, stack), metadata.encoding)
+        members.append(member)
         readers[key] = MemberReader(weights, statistics)
     base = None if recipe.base_model is None else _open_weights(start / recipe.base_model, stack)
     return _Inputs(tuple(members), readers, base)

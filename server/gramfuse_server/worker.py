@@ -38,6 +38,7 @@ from gramfuse_server.supervision import Supervisor
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
 from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import choose_device
 from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
@@ -181,7 +182,8 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
     if not isinstance(manifest, BaseManifest) and manifest.statistics is not None:
         with LocalFile(paths[manifest.statistics.file.name]) as source:
             file = TensorFile.open(source)
-            inspect_statistics(file, parse_statistics_metadata(file.header), device=device)
+            metadata = parse_statistics_metadata(file.header)
+            inspect_statistics(decode_statistics(file, metadata.encoding), metadata, device=device)
 
 
 def describe_host(device: torch.device) -> heartbeats.Host:

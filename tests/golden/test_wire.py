@@ -18,7 +18,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.safetensors_header import format_header, parse_header
-from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata, tensors_of_taps
 from gramfuse_shared.digest import sha256_hex
 
 FOLDER = Path(__file__).parent
@@ -64,3 +64,19 @@ def test_the_statistics_file_keeps_its_bytes():
     again = format_header([(f"gram.{tap.name}", "F32", (len(values),))], {METADATA_KEY: metadata.canonical().decode()})
     assert again == raw[: header.header_bytes]
     assert sha256_hex(raw) == json.loads((FOLDER / "digests.json").read_text())["statistics.safetensors"]
+
+
+def test_the_encoding_int16_keeps_its_bytes():
+    """The same tap: D = (i+1)², and every correlation is 1, so 32767 stands everywhere; the diagonal comes first."""
+    exact = (FOLDER / "statistics.safetensors").read_bytes()
+    metadata = parse_statistics_metadata(parse_header(exact, len(exact))).model_copy(update={"encoding": "int16"})
+    count = 128 * 128 + 2 * 130
+    layout = [("diagonal.encoder.dense", "F32", (130,)), ("gram.encoder.dense", "I16", (count,))]
+    layout = [(name.replace("encoder.dense", metadata.taps[0].name), dtype, shape) for name, dtype, shape in layout]
+    assert tensors_of_taps(metadata.taps, "int16") == layout
+    raw = format_header(layout, {METADATA_KEY: metadata.canonical().decode()})
+    raw += struct.pack("<130f", *(float((i + 1) ** 2) for i in range(130))) + struct.pack(
+        f"<{count}h", *[32767] * count
+    )
+    assert parse_statistics_metadata(parse_header(raw, len(raw))) == metadata
+    assert sha256_hex(raw) == json.loads((FOLDER / "digests.json").read_text())["statistics-int16"]

@@ -34,6 +34,7 @@ def begin(
     write_base: Callable[[Path], None] = tiny.write_base,
     *,
     url: str | None = None,
+    policy: gramfuse.Policy = POLICY,
 ) -> Collaboration:
     """Create the project, join it, and give everybody the base; a worker must run."""
     desks = tuple(
@@ -43,7 +44,7 @@ def begin(
     base = desks[0].folder / "base"
     write_base(base)
     with desks[0].client() as coordinator:
-        project = coordinator.create_project("tweets", base=base, policy=POLICY)
+        project = coordinator.create_project("tweets", base=base, policy=policy)
         for desk in desks[1:]:
             coordinator.invite(project.id, desk.name)
     for desk in desks:

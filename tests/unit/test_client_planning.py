@@ -209,7 +209,8 @@ def test_the_last_check_refuses_a_plan_that_was_made_under_another_policy(tmp_pa
         build_package(
             plan,
             leaving_files(plan, model, None),
-            collector=None,
+            encoding="stored",
+            measured=None,
             project="a.p",
             organization="a",
             base=base,
@@ -256,7 +257,8 @@ def package_of(model: Path, statistics: Path | None, base, policy: Policy):
     return build_package(
         plan,
         leaving_files(plan, folder, measured),
-        collector=measured.metadata.collector if measured else None,
+        encoding="stored",
+        measured=measured.metadata if measured else None,
         project="acme.tweets",
         organization="globex",
         base=base,

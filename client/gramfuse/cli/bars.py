@@ -44,10 +44,10 @@ def transfer() -> Iterator[OnProgress]:
 
 
 @contextlib.contextmanager
-def merge() -> Iterator[Callable[[int, int], None]]:
-    """Show the bar of a local merge: bytes read of all, rate, time left."""
+def reading(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the bar of work on local files: bytes read of all, rate, time left."""
     with _bytes_bars() as bars:
-        task = bars.add_task("Merging", total=None)
+        task = bars.add_task(title, total=None)
 
         def show(done: int, total: int) -> None:
             bars.start()

@@ -8,9 +8,13 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import is_confirmed, require_confirmed
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.extras import requiring_extras
 from gramfuse.units import format_bytes
+from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gramfuse.contributing.plan import ContributionPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list and withdraw contributions.")
@@ -59,6 +63,56 @@ def push(
     output.show(
         sent.model_copy(update={"manifest": None}),
         lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
+    )
+
+
+@app.command()
+def compress(
+    model: Annotated[Path, typer.Option("--model", help="Your fine-tuned from_pretrained folder.")],
+    base: Annotated[Path, typer.Option("--base", help="The base model's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the compressed contribution.")],
+    statistics: Annotated[
+        Path | None, typer.Option("--statistics", help="The statistics file of `gramfuse stats collect`.")
+    ] = None,
+) -> None:
+    """Halve what a push sends, and say what is lost: weights as bfloat16 differences from the base, int16 statistics.
+
+    Sends nothing. Where a megabyte costs more than a rounding error, push the result in place of the model.
+
+    Examples: gramfuse contribution compress --model tuned --base base --statistics statistics.safetensors --out small ·
+    gramfuse contribution push acme.tweets --model small --statistics small/statistics.safetensors
+    """
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    with requiring_extras("`gramfuse contribution compress`"):
+        from gramfuse.contributing.compressing import compress as run  # noqa: PLC0415 - torch is an extra
+
+    with bars.reading("Rounding") as on_progress:
+        done = run(model, base, out, statistics=statistics, on_progress=on_progress)
+
+    def render(console: "Console") -> None:
+        console.print(
+            f"{done.folder}: {format_bytes(done.bytes_after)} in place of {format_bytes(done.bytes_before)}\n"
+            f"  weights: differences from the base in bfloat16, off by {done.weights_error:.2g} of what was tuned",
+            markup=False,
+        )
+        if done.statistics_error is not None:
+            console.print(
+                f"  statistics: int16, each matrix off by at most {done.statistics_error:.2g} of its size; a merge "
+                f"with alpha above {INT16_MOST_ALPHA:g} will refuse them",
+                markup=False,
+            )
+        console.print("Nothing has left this machine.", markup=False)
+
+    output.show(
+        {
+            "folder": str(done.folder),
+            "bytes_before": done.bytes_before,
+            "bytes_after": done.bytes_after,
+            "weights_error": done.weights_error,
+            "statistics_error": done.statistics_error,
+        },
+        render,
     )
 
 

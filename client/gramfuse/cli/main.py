@@ -12,7 +12,7 @@ import typer.core
 import typer.main
 
 from gramfuse.cli import output
-from gramfuse.extras import missing_extra
+from gramfuse.extras import requiring_extras
 from gramfuse_shared.errors import GramfuseError
 from gramfuse_shared.version import __version__
 
@@ -63,13 +63,8 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer'
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
     lazy = COMMANDS[name]
-    try:
+    with requiring_extras(f"`gramfuse {name}`"):
         module = importlib.import_module(lazy.module)
-    except ModuleNotFoundError as error:
-        missing = missing_extra(error, f"`gramfuse {name}`")
-        if missing is None:
-            raise
-        raise missing from error
     command: Any = typer.main.get_command(module.app)
     if lazy.command is not None:
         command = command.commands[lazy.command]

@@ -53,7 +53,7 @@ def merge_command(
     Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it.
     """
     start = time.monotonic()
-    with bars.merge() as show_progress:
+    with bars.reading("Merging") as show_progress:
         model = merge(
             recipe,
             out,

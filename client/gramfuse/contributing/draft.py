@@ -48,6 +48,7 @@ def draft_contribution(
         measured.metadata if measured else None,
         base,
         policy,
+        differs_from=folder.base,
         changed=changed,
         outdated=measured is not None and _is_newer(folder, measured),
     )
@@ -61,6 +62,8 @@ def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path)
         FileUnreadableError: a file is gone.
         HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
     """
+    if model.encoding == "bf16-delta":
+        return frozenset(name for name in names if any(any(chunk) for chunk in _content(model.tensors[name]).chunks()))
     base = open_model_folder(base_folder)
     return frozenset(
         name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])

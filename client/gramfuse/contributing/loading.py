@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import TensorInfo
+from gramfuse_shared.contract.manifest import TensorInfo, WeightsEncoding
 from gramfuse_shared.contract.safetensors_header import (
     LENGTH_BYTES,
     Header,
@@ -22,6 +22,9 @@ from gramfuse_shared.identifiers import is_file_name
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
+DIFFERENCES_FILE: Final = "differences.safetensors"
+BASE_KEY: Final = "gramfuse.base"
+"""In the metadata of a file of differences: the fingerprint of the base model that they are to be added to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,16 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A `from_pretrained` folder: its tensors by name, over all shards, and the files that hold them."""
+    """A `from_pretrained` folder: its tensors by name, over all shards, and the files that hold them.
+
+    Or a folder of `gramfuse contribution compress`: differences from the base model whose fingerprint is `base`.
+    """
 
     path: Path
     files: tuple[str, ...]
     tensors: Mapping[str, StoredTensor]
+    encoding: WeightsEncoding = "stored"
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,8 @@ def open_model_folder(folder: Path) -> ModelFolder:
         FileUnreadableError: no safetensors checkpoint, or a shard is missing.
         HeaderMalformedError, HeaderTooLargeError: a header breaks the format, or two shards hold one tensor.
     """
+    if (folder / DIFFERENCES_FILE).is_file():
+        return _open_differences(folder)
     names = weight_file_names(folder)
     tensors: dict[str, StoredTensor] = {}
     for name in names:
@@ -74,6 +84,17 @@ def open_model_folder(folder: Path) -> ModelFolder:
                 raise HeaderMalformedError(msg)
             tensors[entry.name] = StoredTensor(tensor_info(entry), path, entry.start, entry.end)
     return ModelFolder(folder, names, MappingProxyType(tensors))
+
+
+def _open_differences(folder: Path) -> ModelFolder:
+    path = folder / DIFFERENCES_FILE
+    header = read_header(path)
+    tensors = {
+        entry.name: StoredTensor(tensor_info(entry), path, entry.start, entry.end) for entry in header.tensors.values()
+    }
+    return ModelFolder(
+        folder, (DIFFERENCES_FILE,), MappingProxyType(tensors), "bf16-delta", header.metadata.get(BASE_KEY)
+    )
 
 
 def open_statistics_file(path: Path) -> StatisticsFile:

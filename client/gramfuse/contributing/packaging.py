@@ -9,11 +9,11 @@ from gramfuse.contributing.loading import ModelFolder, StatisticsFile
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import BaseManifest, CollectorSettings, ContributionManifest
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, WeightsEncoding
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.contract.safetensors_header import format_header
-from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, tensors_of_taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,9 @@ def statistics_file(plan: ContributionPlan, statistics: StatisticsFile) -> Virtu
     metadata = leaving_metadata(plan, statistics.metadata)
     if metadata is None:
         return None
-    entries = [statistics.tensors[gram_tensor_name(tap.name)] for tap in metadata.taps]
-    header = format_header(
-        [(entry.name, entry.dtype, entry.shape) for entry in entries], {METADATA_KEY: metadata.canonical().decode()}
-    )
+    layout = tensors_of_taps(metadata.taps, metadata.encoding)
+    header = format_header(layout, {METADATA_KEY: metadata.canonical().decode()})
+    entries = [statistics.tensors[name] for name, _, _ in layout]
     source = Source.of(statistics.path)
     return VirtualFile(STATISTICS_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
 
@@ -68,7 +67,8 @@ def build_package(
     plan: ContributionPlan,
     files: tuple[VirtualFile, ...],
     *,
-    collector: CollectorSettings | None,
+    encoding: WeightsEncoding,
+    measured: StatisticsMetadata | None,
     project: str,
     organization: str,
     base: BaseManifest,
@@ -85,7 +85,7 @@ def build_package(
         ArchitectureMismatchError, PolicyViolationError: the plan lets something leave that may not.
         FileUnreadableError: a source is gone or was changed since it was planned.
     """
-    weights, *measured = files
+    weights, *statistics = files
     document: dict[str, Any] = {
         "project": project,
         "organization": organization,
@@ -93,14 +93,16 @@ def build_package(
         "policy": {"version": policy_version, "digest": policy.content_digest()},
         "weights": {
             "file": _file_entry(weights, on_bytes),
+            "encoding": encoding,
             "tensors": [decision.info.model_dump() for decision in plan.leaving_weights],
         },
     }
-    if measured and collector is not None:
+    if statistics and measured is not None:
         document["statistics"] = {
-            "file": _file_entry(measured[0], on_bytes),
+            "file": _file_entry(statistics[0], on_bytes),
+            "encoding": measured.encoding,
             "taps": [decision.info.model_dump() for decision in plan.leaving_taps],
-            "collector": collector.model_dump(),
+            "collector": measured.collector.model_dump(),
         }
     manifest = ContributionManifest.model_validate(document)
     require_architecture(manifest, base)

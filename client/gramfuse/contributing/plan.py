@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.contract.statistics_file import encoded_bytes
 
 WEIGHTS_FILE_NAME: Final = "weights.safetensors"
 STATISTICS_FILE_NAME: Final = "statistics.safetensors"
@@ -45,11 +45,12 @@ class TapDecision:
 
     info: TapInfo
     stays_because: str | None
+    encoding: StatisticsEncoding = "float32"
 
     @property
     def bytes(self) -> int:
-        """Length of the packed Gram matrix."""
-        return 4 * packed_length(self.info.width)
+        """Length of the encoded Gram matrix."""
+        return encoded_bytes(self.info.width, self.encoding)
 
 
 @dataclass(frozen=True, slots=True)

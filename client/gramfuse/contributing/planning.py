@@ -1,13 +1,14 @@
 """Decide what of a model and its statistics may leave, and say why the rest stays. Pure: headers in, a plan out."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
 from gramfuse.naming import few
 from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
-from gramfuse_shared.contract.statistics_file import StatisticsMetadata
+from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA, StatisticsMetadata
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
 
 
@@ -17,6 +18,7 @@ def plan_contribution(
     base: BaseManifest,
     policy: Policy,
     *,
+    differs_from: str | None = None,
     changed: Collection[str] | None = None,
     outdated: bool = False,
 ) -> ContributionPlan:
@@ -27,6 +29,7 @@ def plan_contribution(
         statistics: metadata of the statistics file, or None to contribute weights alone.
         base: the project's base model.
         policy: the project's policy.
+        differs_from: where the tensors are differences from a base model, its fingerprint.
         changed: names of the tensors whose values differ from the base's, where these could be compared.
         outdated: the model was written after the statistics were.
 
@@ -34,6 +37,7 @@ def plan_contribution(
         ArchitectureMismatchError: names, shapes, dtypes or statistics belong to another model.
         PolicyViolationError: nothing may leave.
     """
+    _require_same_base("the differences are those from", differs_from, base)
     expected = {tensor.name: tensor for tensor in base.tensors}
     weights = tuple(
         _decide_weight(tensor, expected.get(tensor.name), base, policy)
@@ -45,10 +49,17 @@ def plan_contribution(
         raise PolicyViolationError(msg)
     taps: tuple[TapDecision, ...] = ()
     if statistics is not None:
-        _require_same_base(statistics, base)
+        _require_same_base("the statistics were measured for", statistics.base, base)
         ordered = sorted(statistics.taps, key=lambda tap: tap.name)
-        taps = tuple(_decide_tap(tap, leaving, expected, policy) for tap in ordered)
+        decisions = (_decide_tap(tap, leaving, expected, policy) for tap in ordered)
+        taps = tuple(replace(decision, encoding=statistics.encoding) for decision in decisions)
     warnings = list(_warnings(weights, taps, expected, policy, changed=changed, measured=statistics is not None))
+    if statistics is not None and statistics.encoding == "int16" and any(tap.stays_because is None for tap in taps):
+        warnings.append(
+            f"the statistics are rounded to int16: no merge with alpha above {INT16_MOST_ALPHA:g} takes them"
+        )
+    if differs_from is not None:
+        warnings.append("the weights leave as differences from the base, rounded to bfloat16")
     if outdated:
         warnings.append("the model was written after its statistics: if it was trained on since, measure it again")
     return ContributionPlan(weights, taps, tuple(warnings))
@@ -100,12 +111,12 @@ def _decide_tap(
     return TapDecision(sent, why_tap_stays(sent, leaving.keys(), policy))
 
 
-def _require_same_base(statistics: StatisticsMetadata, base: BaseManifest) -> None:
+def _require_same_base(what: str, noted: str | None, base: BaseManifest) -> None:
     fingerprint = base.content_digest()
-    if statistics.base is not None and statistics.base != fingerprint:
+    if noted is not None and noted != fingerprint:
         msg = (
-            f"the statistics were measured for the base model {statistics.base[:12]}…, the project's is "
-            f"{fingerprint[:12]}…: measure the model that was tuned from this project's base"
+            f"{what} the base model {noted[:12]}…, the project's is {fingerprint[:12]}…: take the model that was tuned "
+            "from this project's base"
         )
         raise ArchitectureMismatchError(msg)
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from gramfuse.contributing.loading import read_header
@@ -16,10 +15,12 @@ from gramfuse_shared.contract.statistics_file import (
     METADATA_KEY,
     StatisticsMetadata,
     gram_tensor_name,
-    packed_length,
     parse_statistics_metadata,
+    tensors_of_taps,
 )
-from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
+from gramfuse_shared.errors import FileUnwritableError
+from gramfuse_shared.merging.decoding import decode_statistics
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 
 if TYPE_CHECKING:
     from gramfuse.measuring.statistics import Tap
@@ -49,7 +50,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 def write_statistics(path: Path, metadata: StatisticsMetadata, taps: Iterable["Tap"]) -> None:
     """Write the header for `metadata`, then the packed matrices of `taps`, which come in the same order."""
     header = format_header(
-        [(gram_tensor_name(tap.name), "F32", (packed_length(tap.width),)) for tap in metadata.taps],
+        tensors_of_taps(metadata.taps, metadata.encoding),
         {METADATA_KEY: metadata.model_dump_json()},
     )
     with written_whole(path) as stream:
@@ -68,13 +69,9 @@ def read_statistics(path: Path) -> tuple[StatisticsMetadata, Iterator[torch.Tens
     metadata = parse_statistics_metadata(header)
 
     def grams() -> Iterator[torch.Tensor]:
-        with path.open("rb") as stream:
-            for entry in header.tensors.values():
-                stream.seek(entry.start)
-                values = np.empty(entry.length // 4, dtype="<f4")
-                if stream.readinto(values.data) != entry.length:
-                    msg = f"{path} became shorter while it was read"
-                    raise FileUnreadableError(msg)
-                yield torch.from_numpy(values)
+        with LocalFile(path) as source:
+            file = decode_statistics(TensorFile(source, header), metadata.encoding)
+            for tap in metadata.taps:
+                yield file.read(gram_tensor_name(tap.name))
 
     return metadata, grams()

@@ -48,7 +48,8 @@ class Prepared:
         return build_package(
             self.plan,
             files,
-            collector=statistics.metadata.collector if statistics else None,
+            encoding=self.draft.model.encoding,
+            measured=statistics.metadata if statistics else None,
             project=self.project.id,
             organization=self.organization,
             base=self.base,

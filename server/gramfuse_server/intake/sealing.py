@@ -74,7 +74,12 @@ def require_contribution_files(manifest: ContributionManifest, files: Mapping[st
     header = read_header(files[manifest.statistics.file.name])
     metadata = parse_statistics_metadata(header)
     _require_metadata(manifest.statistics.file.name, header, frozenset({METADATA_KEY}))
-    if metadata.taps != manifest.statistics.taps or metadata.collector != manifest.statistics.collector:
+    announced = manifest.statistics
+    if (metadata.taps, metadata.collector, metadata.encoding) != (
+        announced.taps,
+        announced.collector,
+        announced.encoding,
+    ):
         msg = f"{manifest.statistics.file.name} does not describe the taps and settings that the manifest announces"
         raise StatisticsMalformedError(msg)
     if metadata.base not in {None, manifest.base}:

@@ -17,6 +17,7 @@ from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
+from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
@@ -120,12 +121,16 @@ def open_base(blobs: Blobs, base: BaseManifest) -> TensorFiles:
     return TensorFiles(_open(blobs, file) for file in base.files if file.tensors is not None)
 
 
-def open_members(blobs: Blobs, manifests: Mapping[str, ContributionManifest]) -> dict[str, MemberReader]:
+def open_members(
+    blobs: Blobs, manifests: Mapping[str, ContributionManifest], base: TensorFiles
+) -> dict[str, MemberReader]:
     """Open every contribution's weights and statistics; raises FileUnreadableError."""
     return {
         contribution: MemberReader(
-            _open(blobs, manifest.weights.file),
-            _open(blobs, manifest.statistics.file) if manifest.statistics else None,
+            decode_weights(_open(blobs, manifest.weights.file), manifest.weights.encoding, base),
+            decode_statistics(_open(blobs, manifest.statistics.file), manifest.statistics.encoding)
+            if manifest.statistics
+            else None,
         )
         for contribution, manifest in manifests.items()
     }
@@ -140,6 +145,7 @@ def _member(member: CohortMember, manifest: ContributionManifest) -> Member:
         key=member.contribution,
         label=member.organization,
         weight=member.weight,
-        tensors={tensor.name: tensor for tensor in manifest.weights.tensors},
+        tensors=decoded_tensors(manifest.weights.tensors, manifest.weights.encoding),
         taps=manifest.statistics.taps if manifest.statistics else (),
+        encoding=manifest.statistics.encoding if manifest.statistics else "float32",
     )

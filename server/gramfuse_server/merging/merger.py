@@ -61,11 +61,12 @@ class Merger:
         with TemporaryDirectory(dir=self.scratch, prefix="shard-") as folder:
             target = Path(folder) / inputs.plan.tasks[number].file_name
             try:
+                base = open_base(self.blobs, inputs.base)
                 result = execute_task(
                     inputs.plan,
                     number,
-                    open_members(self.blobs, inputs.manifests),
-                    open_base(self.blobs, inputs.base),
+                    open_members(self.blobs, inputs.manifests, base),
+                    base,
                     target,
                     device=choose_device(self.device),
                     on_progress=watch.count,

@@ -120,10 +120,19 @@ class CollectorSettings(Document):
     padding: Literal["dropped", "counted"] = "dropped"
 
 
+StatisticsEncoding = Literal["float32", "int16"]
+"""How Gram matrices travel: as they were summed, or scaled to a unit diagonal and rounded (`statistics_file`)."""
+
+
+WeightsEncoding = Literal["stored", "bf16-delta"]
+"""How weights travel: as the checkpoint stores them, or as differences from the base model's, in bfloat16."""
+
+
 class WeightsSection(Document):
     """The file of weights: tensors in file order."""
 
     file: FileEntry
+    encoding: WeightsEncoding = "stored"
     tensors: Annotated[Tensors, Field(min_length=1)]
 
 
@@ -131,6 +140,7 @@ class StatisticsSection(Document):
     """The file of statistics: taps in file order."""
 
     file: FileEntry
+    encoding: StatisticsEncoding = "float32"
     taps: Annotated[Taps, Field(min_length=1)]
     collector: CollectorSettings
 

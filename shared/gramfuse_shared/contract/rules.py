@@ -9,7 +9,7 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
-from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
+from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_taps
 from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
 CONTRIBUTED_DTYPES: Final = frozenset({"F16", "BF16", "F32"})
@@ -46,7 +46,7 @@ def require_base(manifest: BaseManifest) -> None:
             require_length(file.name, file.bytes, [(t.name, t.dtype, t.shape) for t in file.tensors])
 
 
-def require_length(file: str, file_bytes: int, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+def require_length(file: str, file_bytes: int, tensors: Sequence[TensorLayout]) -> None:
     """Require that a safetensors file of these tensors can have this many bytes: values and a header in its bounds.
 
     Raises:
@@ -119,14 +119,17 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
     known = {tensor.name: tensor for tensor in base.tensors}
     for tensor in weights.tensors:
         _require_tensor(tensor, known)
+        if weights.encoding == "bf16-delta" and tensor.dtype != "BF16":
+            msg = f"{tensor.name} is {tensor.dtype}; differences from the base model travel as BF16"
+            raise ArchitectureMismatchError(msg, tensor=tensor.name)
     require_length(weights.file.name, weights.file.bytes, [(t.name, t.dtype, t.shape) for t in weights.tensors])
     if statistics is None:
         return
     for tap in statistics.taps:
         for layer in tap.layers:
             _require_layer(layer, tap, known)
-    grams = [(gram_tensor_name(tap.name), "F32", (packed_length(tap.width),)) for tap in statistics.taps]
-    require_length(statistics.file.name, statistics.file.bytes, grams)
+    layout = tensors_of_taps(statistics.taps, statistics.encoding)
+    require_length(statistics.file.name, statistics.file.bytes, layout)
 
 
 def _require_tensor(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> None:

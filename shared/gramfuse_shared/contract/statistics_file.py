@@ -1,7 +1,9 @@
 """The statistics file: a safetensors file with one packed Gram matrix per tap.
 
-Tensor `gram.<tap>` is F32 of one dimension: the block rows `G[s:e, :e]` of the raw sum G = XᵀX, blocks of 128 in
-order, each row-major, one behind the other. The metadata key `gramfuse.statistics` holds `StatisticsMetadata`.
+Packed are the block rows `G[s:e, :e]` of the raw sum G = XᵀX, blocks of 128 in order, each row-major, one behind the
+other. `gram.<tap>` is that as F32 of one dimension. In the encoding `int16` it is I16 and holds 32767·D^-½GD^-½,
+rounded, and `diagonal.<tap>`, F32 [width], holds D = diag G; the diagonals stand before the matrices. The metadata
+key `gramfuse.statistics` holds `StatisticsMetadata`.
 """
 
 from typing import Annotated, Final, Literal, Self
@@ -9,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import CollectorSettings, TapInfo, Taps
+from gramfuse_shared.contract.manifest import CollectorSettings, StatisticsEncoding, TapInfo, Taps
 from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.errors import DocumentMalformedError, StatisticsMalformedError
 from gramfuse_shared.identifiers import Digest
@@ -19,6 +21,16 @@ BLOCK: Final = 128
 
 METADATA_KEY: Final = "gramfuse.statistics"
 GRAM_PREFIX: Final = "gram."
+DIAGONAL_PREFIX: Final = "diagonal."
+
+INT16_ONE: Final = 32_767
+"""What stands for 1 in the encoding int16."""
+
+INT16_MOST_ALPHA: Final = 0.99
+"""RegMean's largest α for rounded statistics: above, what the off-diagonal loses is not small beside 1 − α."""
+
+TensorLayout = tuple[str, str, tuple[int, ...]]
+"""Name, dtype, shape."""
 
 
 class StatisticsMetadata(Document):
@@ -27,6 +39,7 @@ class StatisticsMetadata(Document):
     format: Literal["gramfuse/statistics/1"] = "gramfuse/statistics/1"
     base: Digest | None = None
     collector: CollectorSettings
+    encoding: StatisticsEncoding = "float32"
     taps: Annotated[Taps, Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -45,9 +58,28 @@ def packed_length(width: int) -> int:
     return BLOCK * BLOCK * whole * (whole + 1) // 2 + rest * width
 
 
+def encoded_bytes(width: int, encoding: StatisticsEncoding) -> int:
+    """Bytes of one tap's tensors."""
+    return 4 * packed_length(width) if encoding == "float32" else 2 * packed_length(width) + 4 * width
+
+
 def gram_tensor_name(tap: str) -> str:
     """Name of the tensor that holds a tap's packed Gram matrix."""
     return GRAM_PREFIX + tap
+
+
+def diagonal_tensor_name(tap: str) -> str:
+    """Name of the tensor that holds the diagonal of a tap's Gram matrix, in the encoding int16."""
+    return DIAGONAL_PREFIX + tap
+
+
+def tensors_of_taps(taps: tuple[TapInfo, ...], encoding: StatisticsEncoding) -> list[TensorLayout]:
+    """List the tensors of a statistics file in file order."""
+    diagonals: list[TensorLayout] = []
+    if encoding == "int16":
+        diagonals = [(diagonal_tensor_name(tap.name), "F32", (tap.width,)) for tap in taps]
+    dtype = "F32" if encoding == "float32" else "I16"
+    return diagonals + [(gram_tensor_name(tap.name), dtype, (packed_length(tap.width),)) for tap in taps]
 
 
 def parse_statistics_metadata(header: Header) -> StatisticsMetadata:
@@ -64,20 +96,15 @@ def parse_statistics_metadata(header: Header) -> StatisticsMetadata:
         metadata = StatisticsMetadata.parse(raw)
     except DocumentMalformedError as error:
         raise StatisticsMalformedError(error.message) from error
-    require_tensors_of_taps(header, metadata.taps)
+    _require_tensors_of_taps(header, metadata)
     return metadata
 
 
-def require_tensors_of_taps(header: Header, taps: tuple[TapInfo, ...]) -> None:
-    """Require that the tensors are the packed Gram matrices of these taps, in this order, and nothing else.
-
-    Raises:
-        StatisticsMalformedError: otherwise.
-    """
-    expected = [(gram_tensor_name(tap.name), "F32", (packed_length(tap.width),)) for tap in taps]
+def _require_tensors_of_taps(header: Header, metadata: StatisticsMetadata) -> None:
+    expected = tensors_of_taps(metadata.taps, metadata.encoding)
     found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
     if found != expected:
         odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
-        detail = f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors for {len(expected)} taps"
+        detail = f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors for {len(metadata.taps)} taps"
         msg = f"the tensors are not the packed Gram matrices of the described taps: {detail}"
         raise StatisticsMalformedError(msg)

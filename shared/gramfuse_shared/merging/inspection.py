@@ -11,7 +11,7 @@ import torch
 
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.contract.statistics_file import StatisticsMetadata, gram_tensor_name, packed_length
+from gramfuse_shared.contract.statistics_file import INT16_ONE, StatisticsMetadata, gram_tensor_name, packed_length
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.least_squares import DEAD_BELOW
@@ -24,6 +24,16 @@ SYMMETRY_TOLERANCE: Final = 1e-5
 
 DEFINITENESS_TOLERANCE: Final = 1e-4
 """Added to the Jacobi-scaled matrix: an honest Gram matrix with fewer rows than features has eigenvalues of ±1e-6."""
+
+
+def definiteness_tolerance(metadata: StatisticsMetadata, width: int) -> float:
+    """Return what is added to a tap's Jacobi-scaled matrix before it must factorize.
+
+    Rounding to int16 adds a symmetric matrix of independent errors of standard deviation 1/(32767·√12), whose norm is
+    2·√width times that (Wigner's semicircle); twice the norm is allowed.
+    """
+    rounding = 4 * width**0.5 / (INT16_ONE * 12**0.5) if metadata.encoding == "int16" else 0.0
+    return DEFINITENESS_TOLERANCE + rounding
 
 
 def inspect_weights(weights: TensorReader, on_progress: Callable[[int], None] = lambda _: None) -> None:
@@ -60,10 +70,10 @@ def inspect_statistics(
       1. packed, of the length that the width says, finite,
       2. the diagonal is not negative,
       3. the diagonal tiles are symmetric to `SYMMETRY_TOLERANCE`,
-      4. scaled to a unit diagonal and with `DEFINITENESS_TOLERANCE` added, it factorizes.
+      4. scaled to a unit diagonal and with `definiteness_tolerance` added, it factorizes.
 
     Args:
-        statistics: the file.
+        statistics: the file, decoded.
         metadata: its metadata, already checked against its header.
         on_progress: called with the bytes of each read.
         device: where to factorize; the CPU by default.
@@ -83,13 +93,14 @@ def inspect_statistics(
             raise StatisticsMalformedError(msg)
         gram = statistics.read(name)
         on_progress(gram.numel() * gram.element_size())
-        reason = _find_fault(gram.to(device or torch.device("cpu")), tap)
+        tolerance = definiteness_tolerance(metadata, tap.width)
+        reason = _find_fault(gram.to(device or torch.device("cpu")), tap, tolerance)
         if reason is not None:
             msg = f"tap {tap.name}: {reason}; collect the statistics again"
             raise StatisticsInvalidError(msg, tap=tap.name)
 
 
-def _find_fault(gram: torch.Tensor, tap: TapInfo) -> str | None:
+def _find_fault(gram: torch.Tensor, tap: TapInfo, tolerance: float) -> str | None:
     # 1.
     if not is_finite(gram):
         return "the Gram matrix holds NaN or infinity"
@@ -106,18 +117,16 @@ def _find_fault(gram: torch.Tensor, tap: TapInfo) -> str | None:
         if float((tile - tile.T).abs().max()) > SYMMETRY_TOLERANCE:
             return f"the Gram matrix is not symmetric among features {start} to {end - 1}"
     # 4.
-    if not _factorizes(gram, tap.width, scale, torch.float32) and not _factorizes(
-        gram, tap.width, scale, torch.float64
-    ):
+    if not any(_factorizes(gram, tap.width, scale, tolerance, dtype) for dtype in (torch.float32, torch.float64)):
         return "the Gram matrix is not positive semi-definite, so it cannot be a sum of products of real rows"
     return None
 
 
-def _factorizes(gram: torch.Tensor, width: int, scale: torch.Tensor, dtype: torch.dtype) -> bool:
+def _factorizes(gram: torch.Tensor, width: int, scale: torch.Tensor, tolerance: float, dtype: torch.dtype) -> bool:
     """Try the factorization. Float32 first, since it is faster and a success there is a proof within the tolerance."""
     # scaled in float64: the scale of a nearly dead feature times its products may leave float32's range
     matrix = packing.unpack_lower(gram, width, dtype=torch.float64)
     matrix = matrix.mul_(scale[:, None]).mul_(scale).to(dtype)
-    matrix.diagonal().add_(DEFINITENESS_TOLERANCE)
+    matrix.diagonal().add_(tolerance)
     lower, info = torch.linalg.cholesky_ex(matrix)
     return int(info) == 0 and is_finite(lower.diagonal())

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import LayerInfo, StatisticsEncoding, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import matches_any
 from gramfuse_shared.contract.recipe import Overridable, Recipe, resolve
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
+from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods import METHODS, Method
 from gramfuse_shared.fusion.methods.method import MethodSettings
@@ -55,6 +56,7 @@ class Member:
         weight: cᵢ, with overrides by parameter name.
         tensors: its weights by checkpoint name.
         taps: its statistics; empty where it sent none.
+        encoding: how its statistics travelled.
     """
 
     key: str
@@ -62,6 +64,7 @@ class Member:
     weight: Overridable
     tensors: Mapping[str, TensorInfo]
     taps: tuple[TapInfo, ...] = ()
+    encoding: StatisticsEncoding = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,8 @@ def plan_merge(
     Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
 
     Raises:
-        RecipeInvalidError: no member has a weight, or a parameter is excluded without a base.
+        RecipeInvalidError: no member has a weight, a parameter is excluded without a base, or α is too large for
+            rounded statistics.
         ArchitectureMismatchError: shapes or kinds of dtype differ, or a tap does not fit the weight that reads it.
     """
     chosen = tuple(
@@ -247,12 +251,23 @@ class _Planner:
                 )
                 raise ArchitectureMismatchError(msg)
         alpha = resolve(self.recipe.parameters.alpha, output.name, default=DEFAULT_ALPHA)
+        self._require_exact_statistics(output.name, alpha, terms)
         settings = MethodSettings(alpha, self.recipe.parameters.normalize)
         tapped = tuple(replace(term, tap=tap) for term, (tap, _) in zip(terms, fed, strict=True))
         width = fed[0][0].width
         if self.method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed)):
             compute = "float64"
         return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
+
+    def _require_exact_statistics(self, name: str, alpha: float, terms: tuple[Term, ...]) -> None:
+        keys = {term.key for term in terms}
+        rounded = [member.label for member in self.members if member.key in keys and member.encoding == "int16"]
+        if rounded and alpha > INT16_MOST_ALPHA:
+            msg = (
+                f"alpha is {alpha:g} for {name}, but the statistics of {', '.join(rounded)} are rounded to int16 and "
+                f"serve up to {INT16_MOST_ALPHA:g}; lower alpha, or have the statistics sent as they were measured"
+            )
+            raise RecipeInvalidError(msg)
 
     def _why_average(self, fed: int, holders: list[Member]) -> str | None:
         if not self.method.reads_taps or not fed:
