@@ -68,15 +68,31 @@ def open_database(url: SecretStr) -> Database:
 @contextmanager
 def transaction(database: Database) -> Iterator[Session]:
     """Yield a session that commits on a clean exit and rolls back otherwise."""
-    with Session(database.write, expire_on_commit=False) as session, session.begin():
+    with Session(database.write, expire_on_commit=False) as session, _unshared_after_errors(session), session.begin():
         yield session
 
 
 @contextmanager
 def reading(database: Database) -> Iterator[Session]:
     """Yield a session for queries only; on SQLite it waits for no writer."""
-    with Session(database.read, expire_on_commit=False, autoflush=False) as session:
+    session = Session(database.read, expire_on_commit=False, autoflush=False)
+    with session, _unshared_after_errors(session):
         yield session
+
+
+@contextmanager
+def _unshared_after_errors(session: Session) -> Iterator[None]:
+    """On an error, close SQLite's connection instead of giving it back.
+
+    The error's traceback may hold a result that was not read to its end. SQLite then keeps the snapshot of its
+    statement through the rollback, and whoever is given this connection next reads the past: revoked tokens work.
+    """
+    try:
+        yield
+    except BaseException:
+        if session.get_bind().dialect.name == "sqlite":
+            session.invalidate()
+        raise
 
 
 def insert_if_absent(session: Session, row: type[Row], values: Mapping[str, Any]) -> bool:

@@ -1,0 +1,41 @@
+"""Sessions: what one leaves behind is not what the next one sees."""
+
+import contextlib
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import func, insert, select
+
+from gramfuse_server.database import open_database, reading, transaction
+from gramfuse_server.tables import OrganizationRow
+
+
+@pytest.fixture
+def database(new_database_url):
+    opened = open_database(new_database_url())
+    yield opened
+    opened.close()
+
+
+def count(database) -> int:
+    with reading(database) as session:
+        return session.scalar(select(func.count()).select_from(OrganizationRow))
+
+
+@pytest.mark.parametrize("open_session", [reading, transaction])
+def test_an_error_amid_a_result_leaves_no_old_snapshot_to_the_next_reader(database, open_session):
+    def add(*names: str) -> None:
+        with transaction(database) as session:
+            for name in names:
+                session.execute(insert(OrganizationRow).values(name=name, created_at=datetime.now(UTC)))
+
+    add("first", "second", "third")
+    before = count(database)
+    kept = []  # as a log or a debugger keeps an error, and with it the result that was not read to its end
+    for number in range(30):  # more than connections are pooled
+        with contextlib.suppress(RuntimeError), open_session(database) as session:
+            result = session.scalars(select(OrganizationRow))
+            kept.append((next(iter(result)), result))
+            raise RuntimeError
+        add(f"later-{number}")
+        assert count(database) == before + number + 1
