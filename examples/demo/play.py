@@ -87,18 +87,18 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
     with clock.stage("service", "The operator starts an API and a worker"):
         service = start_service(processes, folder / "server", logs, environment, lock=lock)
 
-    with clock.stage("sign in", "Each organization gets a token and signs in; one builds a base model"):
+    with clock.stage("sign in", "Each organization gets a token and signs in"):
         participants = [set_up(folder / domain.name, logs, environment, domain) for domain in DOMAINS]
         coordinator, *others = participants
         operator = service.operator
-        # the base needs no service: it is built beside these, because loading the libraries takes a while
-        processes.run(*(operator.creating_organization(one.name) for one in participants), coordinator.building_base())
+        demo.everybody(participants, lambda one: operator.creating_organization(one.name))
         roles = {one.name: "coordinator" if one is coordinator else "participant" for one in participants}
         tokens = processes.read(*(operator.creating_token(name, role) for name, role in roles.items()))
         secrets = dict(zip(roles, map(str.strip, tokens), strict=True))
         demo.everybody(participants, lambda one: one.signing_in(service.url, secrets[one.name]))
 
     with clock.stage("project", "One creates the project, the others join it and fetch the base model"):
+        processes.run(coordinator.building_base())
         shutil.copy(size.policy, coordinator.folder / POLICY)
         processes.run(coordinator.creating_project())
         *_, last = [processes.read(coordinator.inviting(other.name)) for other in others]
