@@ -56,7 +56,7 @@ SIZES: Final[Mapping[str, Size]] = {
     "full": Size(
         name="full",
         folder=Path(".demo"),
-        expected="about five minutes the first time on two cores, under two when its models are trained already",
+        expected="about five minutes the first time on two idle cores, under two when its models are trained already",
         policy=HERE / "policy.yaml",
         epochs=3,
         train_sentences=None,
@@ -66,7 +66,7 @@ SIZES: Final[Mapping[str, Size]] = {
     "smoke": Size(
         name="smoke",
         folder=Path(".demo/smoke"),
-        expected="about a minute on two cores",
+        expected="about a minute on two idle cores",
         policy=HERE / "policy-smoke.yaml",
         epochs=1,
         train_sentences=32,
