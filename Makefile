@@ -19,7 +19,9 @@ COVER := --cov --cov-report= --cov-fail-under=0
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@printf '\nVariables: PYTHON=%s  VENV=%s  PIP_ARGS=… (passed to pip, e.g. --index-url)\n' '$(PYTHON)' '$(VENV)'
-	@printf 'Demo: DEMO_SIZE=smoke ends within a minute; KEEP=1 leaves the service up.\n'
+	@printf 'Demo: DEMO_SIZE=smoke takes about a minute and writes to .demo/smoke, not .demo; its scores mean nothing.\n'
+	@printf '      KEEP=1 leaves the service up and says how to sign in to its dashboard; DEMO_FOLDER=… is used instead.\n'
+	@printf 'Clean: what a server of yours holds (.gramfuse-server) and the demo trained (.demo/cache) is kept.\n'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gramfuse needs Python 3.11 or newer: make install PYTHON=python3.11")'
@@ -71,5 +73,9 @@ gpu: ## Tests that need a CUDA device (GPU_PYTHON=python3; needs no installation
 	PYTHONPATH=client:server:shared:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
 		-c tests/gpu/pytest.ini --rootdir . tests/gpu
 
-clean: ## Remove what the commands above made, but not the demo's trained models
-	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# In this order: a demo whose service is still up is not pulled from under it, and then nothing is removed.
+clean: ## Remove .venv, caches, builds and the demo's runs; keep its trained models, and .gramfuse-server
+	$(PYTHON) examples/demo/folder.py .demo/smoke .demo
+	rm -rf $(VENV) build dist htmlcov coverage.xml .coverage .coverage.*
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,37 +3,39 @@
 Environment:
     DEMO_SIZE    full (default; ten minutes at most on two cores) or smoke (a handful of sentences, one minute)
     KEEP         1 leaves the service up at the end
-    DEMO_FOLDER  where everything goes (default .demo)
+    DEMO_FOLDER  where everything goes (default .demo, for smoke .demo/smoke)
 """
 
-import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from cache import Cache
 from corpus import read_sentences, write_sentences
+from folder import CACHE, FolderRefusedError, Held, held
+from page import write_page
 from participant import POLICY, TUNED, Participant, policy_digest
 from processes import Command, CommandFailedError, Processes, Shell, console
-from report import Report, print_table, write_page, write_summary
+from report import Report, print_table, write_summary
 from rich.rule import Rule
 from service import Service, start_service
-from settings import DOMAINS, REGMEAN, SIMPLE, SIZES, UNSEEN, Domain, Size
+from settings import DOMAINS, PROJECT, REGMEAN, SIMPLE, SIZES, UNSEEN, Domain, Size
 
-KEPT_FOLDERS: Final = ("cache",)  # all else in the demo's folder is one run's
+PROGRAMS: Final = Path(sys.executable).parent  # where this environment's gramfuse and gramfuse-server are
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(slots=True)
 class Clock:
-    """The demo's stages: each is announced, and its seconds are noted."""
+    """The demo's stages: each is announced, and its seconds are noted and told."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -45,6 +47,7 @@ class Clock:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
+        console.print(f"[dim]took {self.seconds[name]:.1f} s[/]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,15 @@ class Demo:
         for turn in self.turns(who):
             self.processes.run(*map(step, turn))
 
+    def everybody_briefly(self, who: Sequence[Participant], step: Callable[[Participant], Command], what: str) -> None:
+        """Let each of them take a step that tells all of them the same: only the first's is shown in full."""
+        first, *others = who
+        self.processes.run(step(first))
+        console.print(
+            f"[dim]{', '.join(one.name for one in others)}: {what}, which is in {typed(self.folder / 'logs')}[/]"
+        )
+        self.everybody(others, lambda one: replace(step(one), chatty=True))
+
     def turns(self, who: Sequence[Participant]) -> list[Sequence[Participant]]:
         """Who acts together, one turn after the other."""
         return [who[first : first + self.size.at_once] for first in range(0, len(who), self.size.at_once)]
@@ -68,7 +80,7 @@ class Demo:
 def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
     """Play the whole story in an empty folder; return what came out and the service, which still runs."""
     processes, folder, size = demo.processes, demo.folder, demo.size
-    clock, logs, cache = Clock(), folder / "logs", Cache(folder / "cache")
+    clock, logs, cache = Clock(), folder / "logs", Cache(folder / CACHE)
     logs.mkdir()
     environment = clean_environment(os.environ, one_thread=size.at_once > 1)
 
@@ -85,14 +97,14 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
         secrets = dict(zip(roles, map(str.strip, tokens), strict=True))
         demo.everybody(participants, lambda one: one.signing_in(service.url, secrets[one.name]))
 
-    with clock.stage("project", "One creates the project, the others join and fetch its base model"):
+    with clock.stage("project", "One creates the project, the others join it and fetch the base model"):
         processes.run(coordinator.building_base())
         shutil.copy(size.policy, coordinator.folder / POLICY)
         processes.run(coordinator.creating_project())
-        for other in others:
-            processes.run(coordinator.inviting(other.name))
+        *_, last = [processes.read(coordinator.inviting(other.name)) for other in others]
+        console.print(*last, end="", markup=False)  # each shows the project again; the last one shows everybody
         agreed = policy_digest(*processes.read(coordinator.showing_project()))
-        demo.everybody(participants, lambda one: one.joining(agreed))
+        demo.everybody_briefly(participants, lambda one: one.joining(agreed), "the same policy")
         demo.everybody(others, Participant.pulling_base)
 
     for turn in demo.turns(participants):
@@ -104,7 +116,7 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
         with clock.stage(f"statistics {names}", f"{names}: measure the layers' inputs"):
             processes.run(*map(Participant.collecting, turn))
     with clock.stage("push", "Everybody pushes what the policy allows"):
-        demo.everybody(participants, Participant.pushing)
+        demo.everybody_briefly(participants, Participant.pushing, "a list of the same form")
 
     with clock.stage("merge", "The coordinator merges: a simple average, and RegMean"):
         processes.run(coordinator.merging("linear", job=SIMPLE))
@@ -141,7 +153,7 @@ def finetune(processes: Processes, turn: Sequence[Participant], cache: Cache, si
         kept = cache.kept(keys[one.name])
         (one.folder / TUNED).symlink_to(kept, target_is_directory=True)
         if one not in missing:
-            console.print(f"[dim]{one.name} was trained by an earlier run: {os.path.relpath(kept)}[/]")
+            console.print(f"[dim]{one.name} was trained by an earlier run: {typed(kept)}[/]")
 
 
 def write_tests(folder: Path, size: Size) -> dict[str, Path]:
@@ -165,39 +177,57 @@ def clean_environment(environment: Mapping[str, str], *, one_thread: bool) -> di
     return inherited | threads | {"PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold the demo's folder; the kept service of an earlier run holds it too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            kept = folder / "stop.txt"
-            hint = f"; stop it: {kept.read_text(encoding='utf-8').strip()}" if kept.exists() else ""
-            msg = f"another demo, or the service that KEEP=1 left up, is using {folder}{hint}"
-            raise CommandFailedError(msg) from None
-        yield lock.fileno()
+def introduce(demo: Demo) -> None:
+    """Say what will be seen, how long it will take, and how to read the prompts."""
+    names = ", ".join(domain.name for domain in DOMAINS)
+    console.print(f"Three organizations ({names}) merge their models through a real service.")
+    console.print(f"This takes {demo.size.expected}.")
+    folder = typed(demo.folder)
+    console.print(
+        f"[dim]`NAME$ command` was typed in {folder}/NAME, with {typed(PROGRAMS)} on the PATH and "
+        f"GRAMFUSE_HOME={folder}/NAME/home (the operator: in {folder}/server, its GRAMFUSE_SERVER_HOME).[/]"
+    )
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run left, but not the trained models."""
-    for entry in folder.iterdir():
-        if entry.is_dir() and entry.name not in KEPT_FOLDERS:
-            shutil.rmtree(entry)
-        elif entry.is_file() and entry.name != "lock":
-            entry.unlink()
-
-
-def keep_running(processes: Processes, service: Service, folder: Path) -> None:
-    """Leave the service up, and say how to reach and to stop it."""
+def keep_running(processes: Processes, service: Service, held: Held) -> None:
+    """Leave the service up, and say how to reach, to enter and to stop it, in commands for this folder."""
     processes.release()
     stop = f"kill {service.api.pid} {service.worker.pid}"
-    (folder / "stop.txt").write_text(stop + "\n", encoding="utf-8")
-    console.print(f"\nThe service is up at {service.url} (dashboard: {service.url}/dashboard).")
-    home = service.operator.shell.environment["GRAMFUSE_SERVER_HOME"]
-    console.print(f"An operator's token: GRAMFUSE_SERVER_HOME={home} gramfuse-server token create --operator")
+    held.leave_word(stop + "\n")
+    server, coordinator = service.operator.shell.folder, held.path / DOMAINS[0].name
+    console.print(f"\nThe service is up at [bold]{service.url}[/]")
+    for purpose, line in (
+        ("Watch it in a browser:", f"{service.url}/dashboard"),
+        (
+            "The dashboard asks for an operator's token; this prints one:",
+            f"GRAMFUSE_SERVER_HOME={quoted(server)} {quoted(PROGRAMS / 'gramfuse-server')} token create --operator",
+        ),
+        (
+            f"Be {DOMAINS[0].name}:",
+            f"GRAMFUSE_HOME={quoted(coordinator / 'home')} {quoted(PROGRAMS / 'gramfuse')} model list {PROJECT}",
+        ),
+    ):
+        console.print(purpose)
+        console.print(f"  {line}", markup=False)
     console.print(f"Stop it: [bold]{stop}[/]")
+
+
+def typed(path: Path) -> str:
+    """A path as one types it where the demo was started: relative to here if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def quoted(path: Path) -> str:
+    """A path as one types it, safe from the shell."""
+    return shlex.quote(typed(path))
+
+
+def tidy(logs: Path) -> None:
+    """Remove the logs in which nothing was written."""
+    for log in logs.glob("*.log"):
+        if log.stat().st_size == 0:
+            log.unlink()
 
 
 def main() -> int:
@@ -206,18 +236,23 @@ def main() -> int:
     if size is None:
         console.print(f"DEMO_SIZE is one of {', '.join(SIZES)}")
         return EXIT_USAGE
-    folder = Path(os.environ.get("DEMO_FOLDER") or ".demo").absolute()
+    folder = Path(os.environ.get("DEMO_FOLDER") or size.folder).absolute()
     try:
-        with locked(folder) as lock, Processes() as processes:
-            clear(folder)
-            report, service = play(Demo(processes, folder, size), lock=lock)
+        with held(folder) as right, Processes() as processes:
+            right.clear()
+            demo = Demo(processes, folder, size)
+            introduce(demo)
+            report, service = play(demo, lock=right.descriptor)
             print_table(report, console)
             write_summary(report, folder / "summary.json")
             write_page(report, folder / "report.html")
-            console.print(f"\nreport: {os.path.relpath(folder / 'report.html')}")
+            console.print(f"\nreport: {typed(folder / 'report.html')}")
+            console.print(f"merged model: {typed(folder / DOMAINS[0].name / REGMEAN)}")
             if os.environ.get("KEEP") == "1":
-                keep_running(processes, service, folder)
-    except (CommandFailedError, OSError) as error:
+                keep_running(processes, service, right)
+            else:
+                tidy(folder / "logs")
+    except (CommandFailedError, FolderRefusedError, OSError) as error:
         console.print("\n[bold red]The demo failed:[/] ", end="")
         console.print(str(error), markup=False)
         return EXIT_FAILED

@@ -35,13 +35,16 @@ UNSEEN: Final = Domain(UNSEEN_DOMAIN, "emerging entities: nobody trained on it")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is trained, measured and tested. `None` means all there is.
+    """How much is trained, measured and tested, and where. `None` means all there is.
 
+    Each size has a folder of its own, so that a smoke run never replaces the report of a full one.
     `at_once` organizations compute at a time. Three at once on two cores take half as long again as one by one, unless
     loading the libraries takes longer than the work.
     """
 
     name: str
+    folder: Path
+    expected: str
     policy: Path
     epochs: int
     train_sentences: int | None
@@ -50,6 +53,24 @@ class Size:
 
 
 SIZES: Final[Mapping[str, Size]] = {
-    "full": Size("full", HERE / "policy.yaml", epochs=3, train_sentences=None, test_sentences=None, at_once=1),
-    "smoke": Size("smoke", HERE / "policy-smoke.yaml", epochs=1, train_sentences=32, test_sentences=16, at_once=3),
+    "full": Size(
+        name="full",
+        folder=Path(".demo"),
+        expected="about five minutes the first time on two idle cores, under two when its models are trained already",
+        policy=HERE / "policy.yaml",
+        epochs=3,
+        train_sentences=None,
+        test_sentences=None,
+        at_once=1,
+    ),
+    "smoke": Size(
+        name="smoke",
+        folder=Path(".demo/smoke"),
+        expected="about a minute on two idle cores",
+        policy=HERE / "policy-smoke.yaml",
+        epochs=1,
+        train_sentences=32,
+        test_sentences=16,
+        at_once=3,
+    ),
 }

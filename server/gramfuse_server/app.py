@@ -15,7 +15,7 @@ from gramfuse_server.api.openapi import describe
 from gramfuse_server.api.problems import ProblemDocuments, install_handlers
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.dashboard.pages import create_dashboard
+from gramfuse_server.dashboard.pages import create_dashboard, front_door
 from gramfuse_server.database import open_database
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
@@ -80,6 +80,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     app.state.services = services
     for router in ROUTERS:
         app.include_router(router)
+    app.add_route("/", front_door, include_in_schema=False)
     app.mount("/dashboard", create_dashboard(database, settings, clock))
     _expose_metrics(app)
     install_handlers(app)

@@ -1,9 +1,11 @@
 """The dashboard: who gets in, what is shown, and what the browser is allowed to do."""
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from gramfuse_server.dashboard import formats
 from gramfuse_server.dashboard.pages import FORM_COOKIE, SESSION_COOKIE
 from gramfuse_server.database import transaction
 from gramfuse_server.tables import TokenRow
@@ -36,6 +38,12 @@ def test_the_dashboard_is_found_without_its_last_slash(world):
     answer = world.client().get("/dashboard")
     assert answer.status_code == 307
     assert answer.headers["location"].endswith("/dashboard/")
+
+
+def test_the_bare_address_leads_to_the_dashboard(world):
+    answer = world.client().get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "dashboard/")
+    assert "/" not in world.client().get("/openapi.json").json()["paths"]
 
 
 def test_an_operator_signs_in_and_sees_the_overview(world):
@@ -153,3 +161,63 @@ def test_text_from_outside_is_escaped(ready):
     page = browser.get("/dashboard/").text
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
+
+
+def test_an_empty_server_says_what_comes_next(world):
+    browser, _ = sign_in(world)
+    page = browser.get("/dashboard/overview").text
+    for command in ("server worker", "job submit", "contribution push", "project create"):
+        assert f"{command}</code>" in page
+    assert "none so far" in page
+
+
+def test_every_time_is_relative_and_exact_on_hover(ready):
+    world, worker = ready
+    world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json={"recipe": {"merge_method": "linear"}})
+    worker.run(PROJECT, "first")
+    world.clock.advance(minutes=3)
+    browser, _ = sign_in(world)
+    page = browser.get("/dashboard/overview").text
+    times = re.findall(r'<time datetime="([^"]+)" title="(\S+ \S+ UTC)">([^<]+)</time>', page)
+    assert {told for _, _, told in times} >= {"now", "3 min ago"}
+    for machine, exact, _ in times:
+        assert formats.moment(datetime.fromisoformat(machine)) == exact
+    assert len(re.findall(r"\bago\b", page)) == sum(told.endswith("ago") for *_, told in times)
+
+
+def test_what_a_narrow_screen_hides_stands_under_the_name(ready):
+    browser, _ = sign_in(ready[0])
+    page = browser.get("/dashboard/overview").text
+    assert re.search(rf'acme<small class="narrow">{PROJECT} · [\d.]+ k?B</small>', page)
+    assert f'{PROJECT}<small class="narrow">3 members</small>' in page
+
+
+def test_a_page_that_is_no_longer_live_can_say_so(world):
+    browser, _ = sign_in(world)
+    assert re.search(r'<p class="stale" role="status" hidden>', browser.get("/dashboard/").text)
+    script = browser.get("/dashboard/static/app.js").text
+    assert 'querySelector(".stale")' in script
+    assert "htmx:sendError" in script
+
+
+@pytest.mark.parametrize(
+    ("ago", "told"),
+    [
+        (0.4, "now"),
+        (1, "1 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (7200, "2 h ago"),
+        (200_000, "2 d ago"),
+        (-5, "now"),
+    ],
+)
+def test_times_are_told_in_one_unit(ago, told):
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    assert formats.since(now - timedelta(seconds=ago), now) == told
+
+
+def test_a_share_is_never_told_as_nothing_when_there_is_something():
+    shares = [formats.share(part, 10_000) for part in (0, 1, 10, 1234, 10_000)]
+    assert shares == ["0 %", "< 0.1 %", "0.1 %", "12.3 %", "100.0 %"]
+    assert formats.share(5, 0) == "0 %"

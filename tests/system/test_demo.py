@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -26,6 +27,7 @@ COLUMNS = ("btc-f", "btc-g", "btc-h", "wnut17")
 class Played:
     """A demo that came to its end, its service kept."""
 
+    checkout: Path
     folder: Path
     output: str
 
@@ -58,7 +60,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     stop = re.search(r"Stop it: (kill [\d ]+)", finished.stdout)
     try:
         assert finished.returncode == 0, finished.stdout[-4000:]
-        yield Played(folder, finished.stdout)
+        yield Played(checkout, folder, finished.stdout)
     finally:
         if stop:
             subprocess.run(shlex.split(stop[1]), check=False)
@@ -92,6 +94,47 @@ def test_each_organization_has_its_own_home_token_and_statistics(played):
     # the commands are printed as a user would type them, and no token among them
     assert "btc-g$ gramfuse contribution push btc-f.tweets" in played.output
     assert not re.search(r"gf_[A-Za-z0-9]+_[A-Za-z0-9_-]{20,}", played.output)
+
+
+def test_it_says_how_long_it_takes_and_how_long_each_stage_took(played):
+    summary = json.loads((played.folder / "summary.json").read_text())
+    assert "This takes about a minute" in played.output.partition("operator$")[0]
+    for seconds in summary["seconds"].values():
+        assert f"took {seconds:.1f} s" in played.output
+
+
+def test_what_all_are_told_alike_is_printed_once(played):
+    for once in ("Policy version 1, digest", "Leaves this machine"):
+        assert played.output.count(once) == 1
+        logs = [(played.folder / "logs" / f"{name}.log").read_text() for name in ROWS[1:3]]
+        assert all(once in log for log in logs)
+    for name in ROWS[:3]:  # the same commands all the same
+        assert f"{name}$ gramfuse project join btc-f.tweets --accept-policy" in played.output
+        assert f"{name} accepted version 1" in played.output
+        assert re.search(rf"accepted: contribution [0-9a-f]{{64}} of {name}", played.output)
+
+
+def test_the_folder_holds_what_its_readme_says_and_no_leftovers(played):
+    promised = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "examples" / "demo" / "README.md").read_text(), re.MULTILINE)
+    names = {name.strip("/") for row in promised for name in re.findall(r"`([\w.-]+/?)`", row)}
+    assert {path.name for path in played.folder.iterdir()} - {".gramfuse-demo"} <= names
+    assert not list(played.folder.glob("cache/*.unfinished"))
+
+
+def test_the_commands_that_it_tells_work_as_they_are_typed(played):
+    told = played.output.partition("The service is up at ")[2]
+    lines = [line.strip() for line in told.splitlines() if re.match(r"  GRAMFUSE_\w+=", line)]
+    assert len(lines) == 2
+    token, models = (
+        subprocess.run(["bash", "-c", line], cwd=played.checkout, capture_output=True, text=True, check=True).stdout
+        for line in lines
+    )
+    assert "regmean" in models
+    with httpx.Client(base_url=re.search(r"http://\S+/dashboard", told)[0] + "/", follow_redirects=True) as browser:
+        form = re.search(r'name="csrf" value="(\w+)"', browser.get("sign-in").text)[1]
+        page = browser.post("sign-in", data={"token": token.strip(), "csrf": form})
+        assert page.status_code == 200
+        assert "btc-f.tweets" in page.text
 
 
 def test_keep_leaves_the_service_up_and_nothing_else(played):

@@ -8,6 +8,7 @@ _STEP: Final = 1000
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86_400
+_SMALLEST_PERCENT: Final = 0.1
 
 
 def size(count: float) -> str:
@@ -33,12 +34,20 @@ def duration(seconds: float) -> str:
 
 
 def since(at: datetime, now: datetime) -> str:
-    """How long ago, in one unit."""
+    """How long ago, in one unit; `moment` has it exactly."""
     seconds = max(0.0, (now - at) / timedelta(seconds=1))
     for length, unit in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
-    return f"{int(seconds)} s ago"
+    return f"{int(seconds)} s ago" if seconds >= 1 else "now"
+
+
+def share(part: float, whole: float) -> str:
+    """0.0005 of 1 → < 0.1 %."""
+    if not part or not whole:
+        return "0 %"
+    percent = 100 * part / whole
+    return f"{percent:.1f} %" if percent >= _SMALLEST_PERCENT else f"< {_SMALLEST_PERCENT} %"
 
 
 def moment(at: datetime) -> str:

@@ -84,7 +84,7 @@ def read_dashboard(session: Session, settings: Settings, now: datetime) -> Dashb
     newest = session.scalars(
         select(ContributionRow).order_by(ContributionRow.created_at.desc(), ContributionRow.id).limit(CONTRIBUTIONS)
     ).all()
-    audit = session.scalars(select(AuditRow).order_by(AuditRow.sequence.desc()).limit(AUDIT_ENTRIES))
+    audit = session.scalars(select(AuditRow).order_by(AuditRow.sequence.desc()).limit(AUDIT_ENTRIES)).all()
     return Dashboard(
         now=now,
         overview=operations.overview(session, now, settings.worker_lease),

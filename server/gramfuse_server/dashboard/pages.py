@@ -57,6 +57,11 @@ def create_dashboard(database: Database, settings: Settings, clock: Clock) -> St
     )
 
 
+def front_door(_: Request) -> Response:
+    """Lead who types the bare address into a browser to the dashboard."""
+    return RedirectResponse("dashboard/", status_code=307)
+
+
 class SecurityHeaders:
     """Puts the content policy and its companions on every answer."""
 
@@ -89,7 +94,11 @@ class _Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            size=formats.size, duration=formats.duration, since=formats.since, moment=formats.moment
+            size=formats.size,
+            share=formats.share,
+            duration=formats.duration,
+            since=formats.since,
+            moment=formats.moment,
         )
         self._templates.globals["version"] = __version__
 
