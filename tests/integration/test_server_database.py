@@ -34,8 +34,8 @@ def test_an_error_amid_a_result_leaves_no_old_snapshot_to_the_next_reader(databa
     kept = []  # as a log or a debugger keeps an error, and with it the result that was not read to its end
     for number in range(30):  # more than connections are pooled
         with contextlib.suppress(RuntimeError), open_session(database) as session:
-            result = session.scalars(select(OrganizationRow))
-            kept.append((next(iter(result)), result))
+            result = session.execute(select(OrganizationRow.__table__))
+            kept.append((result.fetchone(), result))
             raise RuntimeError
         add(f"later-{number}")
         assert count(database) == before + number + 1
