@@ -265,6 +265,8 @@ class JobRow(Row):
     done_bytes: Mapped[int] = mapped_column(default=0)
     total_bytes: Mapped[int] = mapped_column(default=0)
     rate: Mapped[float | None]
+    solved_layers: Mapped[int | None]
+    averaged_layers: Mapped[int | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     submitted_by: Mapped[str] = mapped_column(ForeignKey("tokens.id"))

@@ -186,8 +186,11 @@ def test_a_finished_job_is_waited_for_shown_listed_and_explained(globex, merged)
         code, out, _ = globex("job", command, PROJECT, merged)
         assert code == 0
         assert "acme, globex, initech" in out
+        assert "linear layers solved" in out
     assert "regmean" in globex("job", "list", PROJECT)[1]
-    assert "submitted" in globex("job", "logs", PROJECT, merged)[1]
+    history = globex("job", "logs", PROJECT, merged)[1]
+    assert "submitted" in history
+    assert "linear layers are solved" in history
 
 
 def test_a_submitted_job_that_is_cancelled_exits_with_five_and_can_be_retried(acme, globex, merged):

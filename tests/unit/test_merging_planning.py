@@ -63,7 +63,19 @@ def test_a_linear_whose_tap_one_member_withholds_is_averaged_and_the_reason_is_t
     steps = steps_of(plan_merge([member("1", AB), member("2"), member("3", AB)], tensors(), recipe_of()))
     step = steps["a.weight"]
     assert isinstance(step, AverageStep)
-    assert step.reason == "1 of 3 contributions sent no statistics of its inputs"
+    assert step.reason == "1 of 3 contributions sent no statistics of its inputs: model 2"
+
+
+def test_the_plan_counts_what_is_solved_and_what_is_averaged_for_want_of_statistics():
+    plan = plan_merge([member("1", AB), member("2"), member("3", AB)], tensors(), recipe_of())
+    assert plan.layers is not None
+    assert (plan.layers.solved, plan.layers.averaged) == (0, sum(len(t.shape) == 2 for t in tensors().values()))
+    assert "model 2" in str(plan.layers)
+    everybody = plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of()).layers
+    assert everybody is not None
+    assert everybody.solved > 0
+    assert "no contribution sent statistics" in str(everybody)  # of the matrices that no tap feeds
+    assert plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of("linear")).layers is None
     assert steps["c.weight"].reason is None  # nobody sent any: nothing was withheld
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.http_api import Job, JobLayers
 
 if TYPE_CHECKING:
     from gramfuse.measuring.forwarding import Progress as Measured
@@ -107,6 +107,14 @@ def describe_job(seen: Job) -> str:
     if seen.attempt > 1:
         words.append(f"attempt {seen.attempt}")
     return " · ".join(words)
+
+
+def describe_layers(layers: JobLayers) -> str:
+    """Write how many linear layers are solved, and where to read why the others are not."""
+    counts = f"{layers.solved} of {layers.solved + layers.averaged} linear layers solved"
+    if not layers.averaged:
+        return counts
+    return f"{counts}, {layers.averaged} averaged for want of statistics (`gramfuse job logs` says whose)"
 
 
 class _TokenRate(rich_progress.ProgressColumn):

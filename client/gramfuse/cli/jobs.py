@@ -155,12 +155,13 @@ def _wait(project: str, job: str, timeout: float | None) -> Job:
 
 
 def _show(job: Job) -> None:
-    from gramfuse.cli.bars import describe_job  # noqa: PLC0415 - only where this command runs
+    from gramfuse.cli.bars import describe_job, describe_layers  # noqa: PLC0415 - only where this command runs
 
     rows = [
         ("job", f"{job.id} ({job.recipe.merge_method})"),
         ("state", describe_job(job)),
         ("progress", f"{job.progress:.0%}"),
+        *([("layers", describe_layers(job.layers))] if job.layers else []),
         ("cohort", ", ".join(member.organization for member in job.cohort)),
     ]
     if job.error is not None:

@@ -43,6 +43,23 @@ class TaskSize:
     input_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """Linear layers that the method solves, those that it has to average, and the sentence that says why."""
+
+    solved: int
+    averaged: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSize:
+    """A plan as an attempt notes it; `layers` is None where the method reads no statistics."""
+
+    tasks: tuple[TaskSize, ...]
+    layers: LayerSize | None = None
+
+
 def is_running(session: Session, attempt: Attempt) -> bool:
     """Tell whether the attempt may go on."""
     state = session.scalar(
@@ -64,7 +81,7 @@ def lock(session: Session, attempt: Attempt) -> JobRow | None:
     return row if row is not None and row.state in UNFINISHED else None
 
 
-def begin(session: Session, attempt: Attempt, tasks: Sequence[TaskSize], *, worker: str, now: datetime) -> bool:
+def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, now: datetime) -> bool:
     """Note the plan; tell whether the attempt may go on. Beginning twice changes nothing but the worker."""
     job = lock(session, attempt)
     if job is None:
@@ -76,8 +93,8 @@ def begin(session: Session, attempt: Attempt, tasks: Sequence[TaskSize], *, work
         job.state = row.state = "running"
         job.stage = "merging"
         job.started_at = row.started_at = now
-        job.total_tasks, job.total_bytes = len(tasks), sum(task.input_bytes for task in tasks)
-        for number, task in enumerate(tasks):
+        job.total_tasks, job.total_bytes = len(size.tasks), sum(task.input_bytes for task in size.tasks)
+        for number, task in enumerate(size.tasks):
             session.add(
                 TaskRow(
                     project=attempt.project,
@@ -89,7 +106,10 @@ def begin(session: Session, attempt: Attempt, tasks: Sequence[TaskSize], *, work
                     state="queued",
                 )
             )
-        write_log(session, job, now, f"planned: {len(tasks)} tasks, {job.total_bytes} bytes to read")
+        if size.layers is not None:
+            job.solved_layers, job.averaged_layers = size.layers.solved, size.layers.averaged
+            write_log(session, job, now, size.layers.message)
+        write_log(session, job, now, f"planned: {len(size.tasks)} tasks, {job.total_bytes} bytes to read")
     elif taken_over:
         write_log(session, job, now, "taken over by another worker")
     return True

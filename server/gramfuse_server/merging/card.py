@@ -62,6 +62,7 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
         "",
         "## Layers",
         "",
+        *([f"{inputs.plan.layers}.", ""] if inputs.plan.layers else []),
         *_layers(diagnostics),
         "",
         "## Limits",

@@ -15,7 +15,7 @@ from gramfuse_server.tables import (
     ModelRow,
     UploadRow,
 )
-from gramfuse_shared.contract.http_api import Job, JobContribution, JobError, JobLogEntry, JobState, Model
+from gramfuse_shared.contract.http_api import Job, JobContribution, JobError, JobLayers, JobLogEntry, JobState, Model
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
@@ -103,6 +103,11 @@ def _job_document(row: JobRow, cohort: Iterable[JobContribution]) -> Job:
         total_tasks=row.total_tasks,
         rate=row.rate if running else None,
         estimate_seconds=left / row.rate if running and row.rate else None,
+        layers=(
+            None
+            if row.solved_layers is None
+            else JobLayers(solved=row.solved_layers, averaged=row.averaged_layers or 0)
+        ),
         recipe=Recipe.parse(row.recipe),
         cohort=tuple(cohort),
         error=JobError(code=row.error_code, message=row.error_message or "") if row.error_code else None,

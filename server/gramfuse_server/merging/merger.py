@@ -14,7 +14,7 @@ from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.merging import attempts, publication
-from gramfuse_server.merging.attempts import Attempt, TaskSize
+from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskSize
 from gramfuse_server.merging.inputs import load_inputs, open_base, open_members
 from gramfuse_shared.errors import CancelledError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
@@ -43,10 +43,14 @@ class Merger:
             if not attempts.is_running(session, attempt):
                 return None
             plan = load_inputs(session, attempt, shard_bytes=shard_bytes).plan
-        tasks = [TaskSize(task.file_name, task.input_bytes) for task in plan.tasks]
+        layers = plan.layers
+        size = PlanSize(
+            tasks=tuple(TaskSize(task.file_name, task.input_bytes) for task in plan.tasks),
+            layers=None if layers is None else LayerSize(layers.solved, layers.averaged, str(layers)),
+        )
         with transaction(self.database) as session:
-            goes_on = attempts.begin(session, attempt, tasks, worker=self.worker, now=self.clock())
-        return len(tasks) if goes_on else None
+            goes_on = attempts.begin(session, attempt, size, worker=self.worker, now=self.clock())
+        return len(plan.tasks) if goes_on else None
 
     def execute(self, attempt: Attempt, number: int, *, shard_bytes: int) -> None:
         """Compute one shard, unless that is done already or the attempt may not go on."""

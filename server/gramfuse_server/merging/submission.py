@@ -106,6 +106,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     row.attempt += 1
     row.state = row.stage = "queued"
     row.done_tasks = row.total_tasks = row.done_bytes = row.total_bytes = 0
+    row.solved_layers = row.averaged_layers = None
     row.rate = row.error_code = row.error_message = row.started_at = row.finished_at = None
     write_log(session, row, now, f"attempt {row.attempt}")
     _enqueue(session, row, queue, now)

@@ -231,6 +231,13 @@ class JobError(Document):
     message: str
 
 
+class JobLayers(Document):
+    """How many linear layers a method of statistics solves, and how many it averages because statistics are missing."""
+
+    solved: int
+    averaged: int
+
+
 class Job(Document):
     """A job. `progress` runs from 0 to 1; `rate` is bytes of input a second; `estimate_seconds` is what remains."""
 
@@ -244,6 +251,7 @@ class Job(Document):
     total_tasks: int
     rate: float | None = None
     estimate_seconds: float | None = None
+    layers: JobLayers | None = Field(default=None, description="once it is planned, of methods that read statistics")
     recipe: Recipe
     cohort: tuple[JobContribution, ...]
     error: JobError | None = None

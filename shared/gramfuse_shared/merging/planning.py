@@ -38,6 +38,7 @@ _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 __all__ = [
     "DEFAULT_SHARD_BYTES",
     "INDEX_FILE_NAME",
+    "LayerCount",
     "Member",
     "MergePlan",
     "method_version",
@@ -68,6 +69,20 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerCount:
+    """Matrices that a method of statistics solves, those that it has to average, and why."""
+
+    solved: int
+    averaged: int
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Tell it in a line."""
+        counts = f"{self.solved} of {self.solved + self.averaged} linear layers are solved"
+        return f"{counts}; {self.averaged} averaged: {'; '.join(self.reasons)}" if self.averaged else counts
+
+
+@dataclass(frozen=True, slots=True)
 class MergePlan:
     """A merge, decided. `labels` maps every member's key to its label, in the order of addition."""
 
@@ -75,6 +90,16 @@ class MergePlan:
     method_version: str
     labels: Mapping[str, str]
     tasks: tuple[Task, ...]
+
+    @property
+    def layers(self) -> LayerCount | None:
+        """How many matrices are solved, and how many averaged for want of statistics; None if the method reads none."""
+        if not METHODS[self.method].reads_taps:
+            return None
+        steps = [step for task in self.tasks for step in task.steps]
+        solved = sum(len(step.linears) for step in steps if isinstance(step, GramStep))
+        averaged = [step for step in steps if isinstance(step, AverageStep) and step.reason is not None]
+        return LayerCount(solved, len(averaged), tuple(sorted({str(step.reason) for step in averaged})))
 
     @property
     def input_bytes(self) -> int:
@@ -229,7 +254,7 @@ class _Planner:
         coarse = all(member.tensors[name].dtype != "F64" for member in holders) and stored.dtype != "F64"
         compute: Precision = "float32" if coarse and self.recipe.dtype != "float64" else "float64"
         if not self.method.reads_taps or len(fed) < len(holders):
-            return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(len(fed), holders))
+            return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(output, holders))
         return self._plan_linear(output, terms, fed, reference, compute, stored_bytes)
 
     def _plan_linear(
@@ -269,10 +294,15 @@ class _Planner:
             )
             raise RecipeInvalidError(msg)
 
-    def _why_average(self, fed: int, holders: list[Member]) -> str | None:
-        if not self.method.reads_taps or not fed:
+    def _why_average(self, output: TensorInfo, holders: list[Member]) -> str | None:
+        """Say why a matrix is averaged that the method could solve; None where an average is all that it has."""
+        if not self.method.reads_taps or len(output.shape) != 2:  # noqa: PLR2004 - a bias or a norm has no inputs
             return None
-        return f"{len(holders) - fed} of {len(holders)} contributions sent no statistics of its inputs"
+        without = [member for member in holders if output.name not in self.feeds[member.key]]
+        if len(without) == len(holders):
+            return "no contribution sent statistics of its inputs"
+        labels = ", ".join(member.label for member in without)
+        return f"{len(without)} of {len(holders)} contributions sent no statistics of its inputs: {labels}"
 
     def _base_tensor(self, name: str) -> TensorInfo | None:
         return None if self.base is None else self.base.get(name)
