@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gramfuse.contributing import draft
 from gramfuse.contributing.planning import plan_contribution
 from gramfuse.progress import Progress
-from gramfuse.transfer import pushing
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -273,10 +273,10 @@ def test_the_clients_own_check_refuses_what_the_policy_forbids_whatever_the_plan
     with acme.client() as client:
         client.set_policy(project, Policy(minimum_cohort=2))
 
-    def plan_everything(tensors, statistics, base, _policy, *, changed=None):
-        return plan_contribution(tensors, statistics, base, OPEN, changed=changed)
+    def plan_everything(tensors, statistics, base, _policy, **known):
+        return plan_contribution(tensors, statistics, base, OPEN, **known)
 
-    monkeypatch.setattr(pushing, "plan_contribution", plan_everything)
+    monkeypatch.setattr(draft, "plan_contribution", plan_everything)
     with globex.client() as client:
         client.accept_policy(project, client.policy(project).digest)
         globex.wire.requests.clear()
