@@ -80,13 +80,14 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     Raises:
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
-    from gramfuse.extras import requiring_extras  # noqa: PLC0415 - only needed where a name is resolved
+    from gramfuse.extras import EXTRAS  # noqa: PLC0415 - only needed where a name is resolved
+    from gramfuse_shared.extras import requiring_extras  # noqa: PLC0415
 
     home = _HOMES.get(name)
     if home is None:
         msg = f"module 'gramfuse' has no attribute {name!r}"
         raise AttributeError(msg)
-    with requiring_extras(f"gramfuse.{name}"):
+    with requiring_extras(f"gramfuse.{name}", EXTRAS):
         value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -1,283 +1,37 @@
-"""The command `gramfuse-server`: set up, serve, work, and what an administrator does at the shell."""
+"""The entry point `gramfuse-server`: the commands, or, where the server's packages are missing, what to install."""
 
-import gc
-import json
-import os
-import socket
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
-from typing import Annotated, Final, cast
+from types import MappingProxyType
+from typing import Final
 
 import typer
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log, jobs, receipt_key, schema
-from gramfuse_server.auth import issue_token
-from gramfuse_server.clock import system_clock
-from gramfuse_server.database import Database, insert_if_absent, open_database, reading, transaction
-from gramfuse_server.logs import configure_logs
-from gramfuse_server.settings import Settings
-from gramfuse_server.tables import OrganizationRow, TokenRow
-from gramfuse_shared.contract.http_api import OrganizationCreate, Role
-from gramfuse_shared.errors import (
-    ConfigurationError,
-    ExtraMissingError,
-    GramfuseError,
-    NotFoundError,
-    RequestMalformedError,
+from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.extras import requiring_extras
+
+_WORKER: Final = ("torch", "numpy", "safetensors")
+_SERVER: Final = (
+    *("alembic", "dbos", "fastapi", "httptools", "jinja2", "obstore", "prometheus_client"),
+    *(
+        "prometheus_fastapi_instrumentator",
+        "psycopg",
+        "pydantic_settings",
+        "sqlalchemy",
+        "structlog",
+        "uvicorn",
+        "uvloop",
+    ),
 )
-
-OPERATOR_DAYS: Final = 365
-
-cli = typer.Typer(help="Run and administer a gramfuse server.", no_args_is_help=True, pretty_exceptions_enable=False)
-database_commands = typer.Typer(help="The database's schema.", no_args_is_help=True)
-token_commands = typer.Typer(help="Create, list and revoke tokens.", no_args_is_help=True)
-organization_commands = typer.Typer(help="Create organizations.", no_args_is_help=True)
-audit_commands = typer.Typer(help="The audit log.", no_args_is_help=True)
-cli.add_typer(database_commands, name="db")
-cli.add_typer(token_commands, name="token")
-cli.add_typer(organization_commands, name="org")
-cli.add_typer(audit_commands, name="audit")
+EXTRAS: Final = MappingProxyType(dict.fromkeys(_SERVER, "server") | dict.fromkeys(_WORKER, "worker"))
 
 
 def run() -> None:
     """Run the command; an error of ours is one line on standard error and exit code 1."""
     try:
-        cli()
+        with requiring_extras("gramfuse-server", EXTRAS):
+            from gramfuse_server.commands import cli  # noqa: PLC0415 - may be missing parts
+
+            cli()
     except GramfuseError as error:
         typer.echo(f"error: {error.message} [{error.code}]", err=True)
         sys.exit(1)
-
-
-@cli.command()
-def init() -> None:
-    """Set up the server: database, receipt key, and the first operator token, printed this once. Safe to repeat."""
-    settings = _settings()
-    migrate(settings)
-    new_key = receipt_key.create_key(settings.receipt_key)
-    database = open_database(settings.database_url)
-    now = system_clock()
-    with transaction(database) as session:
-        schema.exclude_others(session.connection())
-        operators = session.scalar(select(func.count()).select_from(TokenRow).where(TokenRow.role == "operator"))
-        token = None if operators else _create_token(session, role="operator", organization=None, days=OPERATOR_DAYS)
-        if new_key:
-            audit_log.append(
-                session, at=now, organization=None, token=None, action="receipt-key.create", subject="server"
-            )
-    database.close()
-    typer.echo(f"database     {schema.head()} (up to date)")
-    typer.echo(f"receipt key  {settings.receipt_key} ({'created' if new_key else 'kept'})")
-    if token is not None:
-        typer.echo(f"operator     {token}")
-        typer.echo("This token is shown once. `gramfuse-server token create --operator` makes another.", err=True)
-
-
-@database_commands.command("upgrade")
-def upgrade() -> None:
-    """Bring the database to this version's schema. Safe to repeat; run it before the new version starts."""
-    migrate(_settings())
-    typer.echo(f"database     {schema.head()} (up to date)")
-
-
-def migrate(settings: Settings) -> None:
-    """Upgrade our tables, then the job engine's."""
-    database = open_database(settings.database_url)
-    try:
-        schema.upgrade(database)
-    finally:
-        database.close()
-    jobs.migrate(settings)
-
-
-@cli.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    port_file: Annotated[Path | None, typer.Option(help="Write the port here once it is known.")] = None,
-) -> None:
-    """Serve the API. Its URL is the first line on standard output."""
-    gc.disable()  # what the imports leave behind stays for good: searching it for garbage is a sixth of the start
-    import uvicorn  # noqa: PLC0415 - the other commands need no web server
-
-    from gramfuse_server.app import create_app  # noqa: PLC0415
-
-    settings = _settings()
-    app = create_app(settings)
-    gc.freeze()
-    gc.enable()
-    _require_current(app.state.services.database)
-    listening = _listen(host, port)
-    bound = listening.getsockname()[1]
-    if port_file is not None:
-        _write_atomically(port_file, f"{bound}\n")
-    typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
-    configuration = uvicorn.Config(
-        app,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
-        timeout_graceful_shutdown=10,
-    )
-    uvicorn.Server(configuration).run(sockets=[listening])
-
-
-@cli.command()
-def worker() -> None:
-    """Run one worker: checks uploads and merges."""
-    settings = _settings()
-    try:
-        from gramfuse_server.worker import run_worker  # noqa: PLC0415 - needs torch
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("gramfuse"):
-            raise
-        msg = f"the worker needs {error.name}: pip install 'gramfuse[worker]'"
-        raise ExtraMissingError(msg) from error
-    run_worker(settings)
-
-
-@token_commands.command("create")
-def create_token(
-    operator: Annotated[bool, typer.Option("--operator", help="A token that administers the server.")] = False,
-    org: Annotated[str | None, typer.Option(help="The organization that the token speaks for.")] = None,
-    role: Annotated[str, typer.Option(help="coordinator or participant")] = "participant",
-    days: Annotated[int, typer.Option(min=1, max=3650, help="Days until it expires.")] = 90,
-) -> None:
-    """Create a token and print it, this once."""
-    if operator == (org is not None):
-        msg = "give either --operator, or --org ORG with --role coordinator|participant"
-        raise RequestMalformedError(msg)
-    if role not in {"coordinator", "participant"}:
-        msg = "the role is coordinator or participant"
-        raise RequestMalformedError(msg)
-    with _migrated_database() as database, transaction(database) as session:
-        if org is not None and session.get(OrganizationRow, org) is None:
-            msg = f"there is no organization {org}; `gramfuse-server org create {org}` creates it"
-            raise NotFoundError(msg)
-        chosen: Role = "operator" if operator else cast("Role", role)
-        token = _create_token(session, role=chosen, organization=org, days=days)
-    typer.echo(token)
-
-
-@token_commands.command("list")
-def list_tokens() -> None:
-    """List all tokens, without their secrets, as JSON lines."""
-    with _migrated_database() as database, reading(database) as session:
-        for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.id)):
-            line = {
-                "id": row.id,
-                "role": row.role,
-                "organization": row.organization,
-                "expires_at": row.expires_at.isoformat() if row.expires_at else None,
-                "revoked_at": row.revoked_at.isoformat() if row.revoked_at else None,
-            }
-            typer.echo(json.dumps(line))
-
-
-@token_commands.command("revoke")
-def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the part after gf_.")]) -> None:
-    """Revoke a token. Twice is the same as once."""
-    with _migrated_database() as database, transaction(database) as session:
-        row = session.get(TokenRow, token, with_for_update=True)
-        if row is None:
-            msg = f"there is no token {token}"
-            raise NotFoundError(msg)
-        if row.revoked_at is None:
-            row.revoked_at = system_clock()
-            _audit(session, "token.revoke", token)
-    typer.echo(f"{token} is revoked")
-
-
-@organization_commands.command("create")
-def create_organization(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, hyphens.")]) -> None:
-    """Create an organization. Twice is the same as once."""
-    organization = OrganizationCreate.parse(json.dumps({"name": name}))
-    with _migrated_database() as database, transaction(database) as session:
-        values = {"name": organization.name, "created_at": system_clock()}
-        if insert_if_absent(session, OrganizationRow, values):
-            _audit(session, "organization.create", organization.name)
-    typer.echo(organization.name)
-
-
-@audit_commands.command("verify")
-def verify_audit_log() -> None:
-    """Walk the audit log's hash chain; print its length and last digest, to be noted elsewhere."""
-    with _migrated_database() as database, reading(database) as session:
-        rows, digest = audit_log.verify(session)
-    typer.echo(f"{rows} rows, intact; the last digest is {digest}")
-
-
-def _create_token(session: Session, *, role: Role, organization: str | None, days: int) -> str:
-    row, token = issue_token(
-        session, role=role, organization=organization, now=system_clock(), lifetime=timedelta(days=days)
-    )
-    audit_log.append(
-        session,
-        at=system_clock(),
-        organization=None,
-        token=None,
-        action="token.create",
-        subject=row.id,
-        details={"role": role, "organization": organization, "days": days, "by": "shell"},
-    )
-    return token
-
-
-def _audit(session: Session, action: str, subject: str) -> None:
-    audit_log.append(
-        session,
-        at=system_clock(),
-        organization=None,
-        token=None,
-        action=action,
-        subject=subject,
-        details={"by": "shell"},
-    )
-
-
-def _settings() -> Settings:
-    settings = Settings()
-    configure_logs(settings)
-    return settings
-
-
-@contextmanager
-def _migrated_database() -> Iterator[Database]:
-    database = open_database(_settings().database_url)
-    try:
-        _require_current(database)
-        yield database
-    finally:
-        database.close()
-
-
-def _require_current(database: Database) -> None:
-    current = schema.current(database)
-    if current != schema.head():
-        found = f"at revision {current}" if current else "empty"
-        msg = f"the database is {found}, this version needs {schema.head()}; run `gramfuse-server db upgrade`"
-        raise ConfigurationError(msg)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        msg = f"cannot listen on {host}:{port}: {error}; choose another with --port"
-        raise ConfigurationError(msg) from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    descriptor, beside = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    Path(beside).replace(path)

@@ -56,10 +56,15 @@ def database_url(url: SecretStr) -> URL:
     raise ConfigurationError(msg)
 
 
-def open_database(url: SecretStr) -> Database:
-    """Open the database; the first connection is made by the first transaction."""
+def open_database(url: SecretStr, *, create: bool = False) -> Database:
+    """Open the database; the first connection is made by the first transaction.
+
+    Raises:
+        ConfigurationError: there is no such SQLite file, and `create` does not say that one may be made.
+    """
     parsed = database_url(url)
     if parsed.get_backend_name() == "sqlite":
+        _require_file(Path(parsed.database or "").absolute(), create=create)
         return Database(write=_sqlite_engine(parsed, "BEGIN IMMEDIATE"), read=_sqlite_engine(parsed, "BEGIN"))
     engine = create_engine(parsed, pool_size=POOL_CONNECTIONS, max_overflow=POOL_CONNECTIONS, pool_pre_ping=True)
     return Database(write=engine, read=engine)
@@ -107,8 +112,18 @@ def insert_if_absent(session: Session, row: type[Row], values: Mapping[str, Any]
     return added.first() is not None
 
 
+def _require_file(path: Path, *, create: bool) -> None:
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():  # SQLite would make an empty one
+        msg = (
+            f"there is no database {path}; `gramfuse-server init` makes one. Its place is GRAMFUSE_DATABASE_URL, else "
+            "the folder GRAMFUSE_SERVER_HOME, else .gramfuse-server in the folder that the command runs in"
+        )
+        raise ConfigurationError(msg)
+
+
 def _sqlite_engine(url: URL, begin: str) -> Engine:
-    Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,
         # isolation_level=None: the driver begins nothing by itself, the event below does

@@ -4,6 +4,7 @@ Alembic is imported only where migrations run: to say whether the schema is curr
 newest revision's number and no more. Revisions are numbered: `NNNN_what_changes.py`.
 """
 
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,7 @@ def configuration(connection: Connection | None = None) -> "Config":
     """Alembic's configuration; with a connection, migrations run on it."""
     from alembic.config import Config  # noqa: PLC0415 - see above
 
-    config = Config()
+    config = Config(stdout=sys.stdout)  # its own default is what stdout was when Alembic was imported
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

@@ -4,7 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gramfuse_shared import limits
@@ -17,11 +17,11 @@ class Settings(BaseSettings):
     itself from the usual `AWS_…` variables.
     """
 
-    model_config = SettingsConfigDict(env_prefix="GRAMFUSE_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="GRAMFUSE_", frozen=True, extra="ignore")
 
-    home: Path = Field(
+    # not GRAMFUSE_HOME: that is the client's, and both may run in one shell
+    server_home: Path = Field(
         default=Path(".gramfuse-server"),
-        validation_alias=AliasChoices("GRAMFUSE_SERVER_HOME"),
         description="holds the database, the blobs and the receipt key unless these are set",
     )
     database_url: SecretStr = Field(default=SecretStr(""), description="sqlite:///… or postgresql://…")
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         default=timedelta(seconds=30), description="between a worker's rounds of expiring and deleting"
     )
 
-    @field_validator("home")
+    @field_validator("server_home")
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
@@ -73,11 +73,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _defaults_lie_in_home(self) -> Self:
         if not self.database_url.get_secret_value():
-            object.__setattr__(self, "database_url", SecretStr(f"sqlite:///{self.home / 'gramfuse.sqlite'}"))
+            object.__setattr__(self, "database_url", SecretStr(f"sqlite:///{self.server_home / 'gramfuse.sqlite'}"))
         if not self.blobs:
-            object.__setattr__(self, "blobs", (self.home / "blobs").as_uri())
+            object.__setattr__(self, "blobs", (self.server_home / "blobs").as_uri())
         if self.receipt_key == Path():
-            object.__setattr__(self, "receipt_key", self.home / "receipt-key.pem")
+            object.__setattr__(self, "receipt_key", self.server_home / "receipt-key.pem")
         if self.scratch == Path():
-            object.__setattr__(self, "scratch", self.home / "scratch")
+            object.__setattr__(self, "scratch", self.server_home / "scratch")
         return self

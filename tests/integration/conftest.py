@@ -99,9 +99,9 @@ def new_database_url(new_empty_database_url, copy_database, tmp_path_factory) ->
 
 def migrate(url: SecretStr, home: Path) -> None:
     """Upgrade a database to the newest schema, DBOS' tables included."""
-    database = open_database(url)
+    database = open_database(url, create=True)
     schema.upgrade(database)
-    jobs.migrate(Settings(home=home, database_url=url))
+    jobs.migrate(Settings(server_home=home, database_url=url))
     close_for_copying(database)
 
 
@@ -138,7 +138,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def settings(new_database_url, tmp_path) -> Settings:
     """Settings of a server with small parts, so that small files have several."""
-    made = Settings(home=tmp_path / "server", database_url=new_database_url(), part_bytes=1024)
+    made = Settings(server_home=tmp_path / "server", database_url=new_database_url(), part_bytes=1024)
     receipt_key.create_key(made.receipt_key)
     return made
 
@@ -176,7 +176,7 @@ def ready_template(new_database_url, portal, tmp_path_factory) -> ReadyTemplate:
     """Made once, by hand of a worker in this process."""
     from support.worker_world import MEMBERS, InProcessWorker, contribute  # noqa: PLC0415 - torch, for those who need it
 
-    made = Settings(home=tmp_path_factory.mktemp("ready"), database_url=new_database_url(), part_bytes=1024)
+    made = Settings(server_home=tmp_path_factory.mktemp("ready"), database_url=new_database_url(), part_bytes=1024)
     receipt_key.create_key(made.receipt_key)
     world = World(create_app(made, clock=ManualClock()), ManualClock(), portal)
     project = world.project(*MEMBERS)
@@ -186,14 +186,14 @@ def ready_template(new_database_url, portal, tmp_path_factory) -> ReadyTemplate:
     assert world.operator.get("/healthz").status_code == 200
     delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
     close_for_copying(world.services.database)
-    return ReadyTemplate(database=made.database_url, home=made.home, world=world)
+    return ReadyTemplate(database=made.database_url, home=made.server_home, world=world)
 
 
 @pytest.fixture
 def ready_settings(ready_template, copy_database, tmp_path) -> Settings:
     """Settings of a copy of the ready server."""
     home = shutil.copytree(ready_template.home, tmp_path / "ready")
-    return Settings(home=home, database_url=copy_database(ready_template.database), part_bytes=1024)
+    return Settings(server_home=home, database_url=copy_database(ready_template.database), part_bytes=1024)
 
 
 @pytest.fixture

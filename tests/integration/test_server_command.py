@@ -1,5 +1,6 @@
 """The command `gramfuse-server`, as an administrator types it."""
 
+import base64
 import json
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gramfuse_server import cli, receipt_key
+from gramfuse_server import commands, receipt_key
 from gramfuse_shared.errors import ConfigurationError, GramfuseError, NotFoundError, RequestMalformedError
 
 TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
@@ -27,11 +28,11 @@ def home(tmp_path, monkeypatch, new_empty_database_url) -> Path:
 @pytest.fixture
 def command(home, capsys, monkeypatch):
     """Runs a command in this process and returns what it printed."""
-    monkeypatch.setattr(cli, "configure_logs", lambda _: None)
+    monkeypatch.setattr(commands, "configure_logs", lambda _: None)
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
-        cli.cli(list(arguments), standalone_mode=False)
+        commands.cli(list(arguments), standalone_mode=False)
         return capsys.readouterr().out
 
     return run
@@ -41,6 +42,9 @@ def test_init_prints_the_first_operator_token_once_and_is_safe_to_repeat(command
     first, second = command("init"), command("init")
     assert len(TOKEN.findall(first)) == 1
     assert TOKEN.findall(second) == []
+    shown = base64.b64encode(receipt_key.load_key(home / "receipt-key.pem").public_key().public_bytes_raw()).decode()
+    assert f"receipt key  {shown}\n" in first
+    assert f"receipt key  {shown}\n" in second
     key = home / "receipt-key.pem"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert list(home.glob(".receipt-key*")) == []
@@ -96,7 +100,7 @@ def test_the_audit_log_verifies_and_names_its_end(command):
 
 
 def test_without_a_migrated_database_the_answer_names_the_command(command):
-    with pytest.raises(ConfigurationError, match="gramfuse-server db upgrade"):
+    with pytest.raises(ConfigurationError, match=r"gramfuse-server (init|db upgrade)"):
         command("token", "list")
 
 

@@ -15,7 +15,7 @@ from gramfuse_server.tables import Row
 
 @pytest.fixture
 def empty(new_empty_database_url):
-    database = open_database(new_empty_database_url())
+    database = open_database(new_empty_database_url(), create=True)
     yield database
     database.close()
 

@@ -105,7 +105,7 @@ def worker_process(settings: Settings, log: Path, **environment: str) -> Iterato
     """A worker as `gramfuse-server worker` runs it; killed at the end if it still lives."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GRAMFUSE_")}
     variables |= {
-        "GRAMFUSE_SERVER_HOME": str(settings.home),
+        "GRAMFUSE_SERVER_HOME": str(settings.server_home),
         "GRAMFUSE_DATABASE_URL": settings.database_url.get_secret_value(),
         "GRAMFUSE_DEVICE": "cpu",
         "GRAMFUSE_SHARD_BYTES": str(settings.shard_bytes),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gramfuse.cli.main import main
-from gramfuse_server.cli import cli
+from gramfuse_server.commands import cli
 from support.checkout import REPOSITORY, clone, make_environment
 
 DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md")

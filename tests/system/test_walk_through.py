@@ -45,11 +45,12 @@ def tokens(tmp_path: Path, port: int) -> Iterator[dict[str, str]]:
     folder.mkdir()
     initialize, *services = SERVER.replace("8080", str(port)).splitlines()
     environment = clean_environment()
-    assert TOKEN.search(succeed(initialize, folder, environment))
+    printed = succeed(initialize, folder, environment)
+    assert TOKEN.search(printed)
     running = [subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=folder, env=environment) for line in services]
     try:
         wait_until(lambda: _listens(port), seconds=60, what="the API's start")
-        found = {}
+        found = {"receipt key": printed.split("receipt key")[1].split()[0]}
         for line in ORGANIZATIONS.splitlines():
             printed = succeed(line, folder, environment)
             if " token " in line:
@@ -98,7 +99,7 @@ def test_the_walk_through_works_as_it_is_written(tmp_path, tokens, port, monkeyp
     follow(acme, COORDINATOR)
 
     printed = follow(globex, PARTICIPANT)
-    assert "receipt key" in printed[0]
+    assert f"receipt key {tokens['receipt key']} is pinned" in printed[0]
     assert "Task heads leave" in printed[1]
     assert "Leaves this machine" in printed[-1]
     assert "accepted: contribution" in printed[-1]

@@ -68,6 +68,9 @@ def light(wheel, tmp_path_factory) -> Iterator[Installation]:
 def server(light) -> Installation:
     """The light client's environment, checked to be light, with the server added."""
     assert light.modules(*HEAVY) == set()
+    said = light.run("gramfuse-server", "init", exit_code=1)
+    assert 'pip install "gramfuse[server]"' in said
+    assert "Traceback" not in said
     light.install("[server]")
     return light
 

@@ -8,7 +8,7 @@ FORBIDDEN = ("torch", "numpy", "transformers", "safetensors", "gramfuse_shared.f
 
 def test_the_api_process_never_imports_torch():
     script = (
-        "import sys, gramfuse_server.app, gramfuse_server.cli\n"
+        "import sys, gramfuse_server.app, gramfuse_server.cli, gramfuse_server.commands\n"
         f"found = [name for name in sys.modules if name.startswith({FORBIDDEN!r})]\n"
         "sys.exit(f'imported: {found}' if found else 0)"
     )

@@ -38,6 +38,20 @@ def test_everything_lies_in_the_home_folder_unless_set_otherwise(tmp_path, monke
     assert settings.receipt_key == tmp_path / "receipt-key.pem"
 
 
+def test_the_clients_home_is_not_the_servers(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_HOME", str(tmp_path / "client"))
+    monkeypatch.chdir(tmp_path)
+    assert Settings().server_home == tmp_path / ".gramfuse-server"
+
+
+def test_opening_a_database_that_is_not_there_makes_none_and_says_where_it_would_be(tmp_path):
+    path = tmp_path / "home" / "gramfuse.sqlite"
+    with pytest.raises(ConfigurationError, match=r"gramfuse-server init.*GRAMFUSE_SERVER_HOME") as refused:
+        open_database(SecretStr(f"sqlite:///{path}"))
+    assert str(path) in refused.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_environment_overrides_and_an_empty_variable_means_unset(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(tmp_path))
     monkeypatch.setenv("GRAMFUSE_DATABASE_URL", "postgresql://u:secret@db/x")
@@ -48,7 +62,7 @@ def test_the_environment_overrides_and_an_empty_variable_means_unset(tmp_path, m
 
 
 def test_a_password_in_the_database_url_is_never_shown():
-    settings = Settings(home=Path("/x"), database_url=SecretStr("postgresql://u:hunter2@db/x"))
+    settings = Settings(server_home=Path("/x"), database_url=SecretStr("postgresql://u:hunter2@db/x"))
     assert "hunter2" not in repr(settings) + str(settings) + str(settings.model_dump())
     assert "hunter2" not in repr(database_url(settings.database_url))
 
@@ -66,7 +80,7 @@ def test_a_blob_store_that_cannot_be_used_is_refused_with_an_example(url):
 
 
 def test_a_reading_session_cannot_write_over_sqlite_writers(tmp_path):
-    database = open_database(SecretStr(f"sqlite:///{tmp_path}/x.sqlite"))
+    database = open_database(SecretStr(f"sqlite:///{tmp_path}/x.sqlite"), create=True)
     with transaction(database) as session:
         session.connection().exec_driver_sql("CREATE TABLE t (x INTEGER)")
     with transaction(database) as session, reading(database) as reader:

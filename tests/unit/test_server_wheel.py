@@ -31,9 +31,9 @@ def test_an_editable_installation_uses_the_repositorys_migrations():
 
 def test_db_upgrade_works_from_the_wheel(installed, tmp_path):
     script = (
-        "from gramfuse_server import cli, schema\n"
+        "from gramfuse_server import commands, schema\n"
         "print(schema.migrations_folder())\n"
-        "cli.cli(['db', 'upgrade'], standalone_mode=False)"
+        "commands.cli(['db', 'upgrade'], standalone_mode=False)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRAMFUSE_")}
     environment |= {"PYTHONPATH": str(installed), "GRAMFUSE_SERVER_HOME": str(tmp_path)}

@@ -8,9 +8,10 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import is_confirmed, require_confirmed
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse.extras import requiring_extras
+from gramfuse.extras import EXTRAS
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
+from gramfuse_shared.extras import requiring_extras
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def compress(
     """
     from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
-    with requiring_extras("`gramfuse contribution compress`"):
+    with requiring_extras("`gramfuse contribution compress`", EXTRAS):
         from gramfuse.contributing.compressing import compress as run  # noqa: PLC0415 - torch is an extra
 
     with bars.reading("Rounding") as on_progress:

@@ -12,8 +12,9 @@ import typer.core
 import typer.main
 
 from gramfuse.cli import output
-from gramfuse.extras import requiring_extras
+from gramfuse.extras import EXTRAS
 from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.extras import requiring_extras
 from gramfuse_shared.version import __version__
 
 
@@ -63,7 +64,7 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer'
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
     lazy = COMMANDS[name]
-    with requiring_extras(f"`gramfuse {name}`"):
+    with requiring_extras(f"`gramfuse {name}`", EXTRAS):
         module = importlib.import_module(lazy.module)
     command: Any = typer.main.get_command(module.app)
     if lazy.command is not None:
