@@ -283,3 +283,35 @@ def test_every_step_of_a_contribution_is_in_the_audit_log(world, project):
         rows = session.query(AuditRow).filter_by(organization="globex").order_by(AuditRow.sequence)
         actions = [row.action for row in rows]
     assert actions == ["policy.accept", "contribution.create", "contribution.seal", "contribution.withdraw"]
+
+
+# --- which one counts ------------------------------------------------------------------------------------------------
+
+
+def counting(world, project, organization):
+    listed = world.participant(organization).get(f"/v1/projects/{project['id']}/contributions").json()["items"]
+    return [item["id"] for item in listed if item["counts"]]
+
+
+def accepted(world, project, organization, *, seed, generation=1):
+    world.clock.advance(minutes=1)
+    return world.contribute(project, organization, accept=True, seed=seed, generation=generation)
+
+
+def test_a_newer_accepted_contribution_replaces_the_older_one_and_an_open_one_does_not(world, project):
+    older = accepted(world, project, "globex", seed=1)
+    world.contribute(project, "globex", seed=2)  # sealed, not accepted yet
+    assert counting(world, project, "globex") == [older.id]
+    newer = accepted(world, project, "globex", seed=3)
+    assert counting(world, project, "globex") == [newer.id]
+
+
+def test_withdrawing_the_newer_contribution_does_not_bring_the_older_one_back(world, project):
+    older, newer = (accepted(world, project, "globex", seed=seed) for seed in (1, 2))
+    answer = world.participant("globex").post(path_of(project, newer) + "/withdraw").json()
+    assert (answer["state"], answer["counts"]) == ("withdrawn", False)
+    assert counting(world, project, "globex") == []
+    old = world.participant("globex").get(path_of(project, older)).json()
+    assert (old["state"], old["counts"]) == ("accepted", False)
+    again = accepted(world, project, "globex", seed=1, generation=2)
+    assert counting(world, project, "globex") == [again.id]

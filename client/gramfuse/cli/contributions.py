@@ -123,7 +123,7 @@ def list_(
     organization: Annotated[str | None, typer.Option("--organization", help="Of one organization only.")] = None,
     state: Annotated[str | None, typer.Option("--state", help="In one state only, e.g. accepted.")] = None,
 ) -> None:
-    """List a project's contributions.
+    """List a project's contributions; `merged` marks the one of each organization that merges take.
 
     Example: gramfuse contribution list acme.tweets --state accepted
     """
@@ -134,14 +134,15 @@ def list_(
             c.id[:16],
             c.organization,
             c.state,
+            "yes" if c.counts else "",
             format_bytes(c.bytes),
             f"{c.created_at:%Y-%m-%d %H:%M}",
             c.reason or "",
         )
         for c in found
     ]
-    columns = ("contribution", "organization", "state", "size", "created", "reason")
-    output.show(found, output.table(columns, rows, right=(3,)))
+    columns = ("contribution", "organization", "state", "merged", "size", "created", "reason")
+    output.show(found, output.table(columns, rows, right=(4,)))
 
 
 @app.command()
@@ -151,6 +152,8 @@ def withdraw(
     yes: Annotated[bool, typer.Option("--yes", help="Withdraw without being asked.")] = False,
 ) -> None:
     """Withdraw a contribution: no new merge takes it, its bytes are deleted after 24 hours; published models stay.
+
+    An older contribution of yours does not come back in its place: push again to take part.
 
     Example: gramfuse contribution withdraw acme.tweets 5f2c01
     """

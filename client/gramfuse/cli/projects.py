@@ -194,6 +194,7 @@ def _progress_of(participant: Participant, project: Project, contributions: Sequ
         return f"{participant.organization}: has not accepted the policy"
     if accepted != project.policy:
         return f"{participant.organization}: has accepted policy version {accepted.version}, not the current one"
-    states = {sent.state for sent in contributions if sent.organization == participant.organization}
+    sent = [found for found in contributions if found.organization == participant.organization]
+    states = {found.state for found in sent if found.state != "accepted" or found.counts}
     furthest = next((words for state, words in _CONTRIBUTED.items() if state in states), "no contribution yet")
     return f"{participant.organization}: policy accepted, {furthest}"

@@ -94,8 +94,8 @@ def send(
 ) -> ContributionDetail:
     """Announce the contribution, send the parts that are missing, and seal it.
 
-    A contribution that expired or was withdrawn is sent again under the next generation; one that is sealed or
-    accepted already is returned as it is.
+    A contribution that expired, was withdrawn or was replaced by a newer one is sent again under the next generation;
+    one that is sealed already, or counts, is returned as it is.
 
     Raises:
         ContributionRejectedError: the server's checks refused this same content before.
@@ -165,7 +165,8 @@ def _announce(transport: Transport, package: Package) -> tuple[ContributionDetai
         manifest = manifest.model_copy(update={"generation": generation})
         path = f"v1/projects/{manifest.project}/contributions/{manifest.content_digest()}"
         contribution = ContributionDetail.parse(transport.call("PUT", path, json=manifest.model_dump(mode="json")))
-        if contribution.state not in _GONE:
+        replaced = contribution.state == "accepted" and not contribution.counts
+        if contribution.state not in _GONE and not replaced:
             return require_accepted_by_server(contribution), path
     msg = f"the same content was sent {_MAX_GENERATIONS} times and withdrawn each time"
     raise ConflictError(msg)

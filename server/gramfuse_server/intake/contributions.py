@@ -13,6 +13,7 @@ from gramfuse_server.intake.projects import base_of, require_ready
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, shown_state
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
+from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import ContributionRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import ContributionDetail
 from gramfuse_shared.contract.manifest import ContributionManifest
@@ -178,6 +179,11 @@ def contribution_documents(
     """Return contributions as an organization sees them: reason, files and manifest are its own ones' only."""
     uploads = _uploads(session, [row.upload for row in rows])
     files = files_of(session, [row.upload for row in rows if row.organization == viewer])
+    counting = {
+        standing.contribution
+        for project in {row.project for row in rows}
+        for standing in standing_contributions(session, project)
+    }
     documents = []
     for row in rows:
         upload = uploads[row.upload]
@@ -186,6 +192,7 @@ def contribution_documents(
             "id": row.id,
             "organization": row.organization,
             "state": shown_state(upload, now),
+            "counts": row.id in counting,
             "reason": upload.reason if own else None,
             "policy": {
                 "version": row.policy_version,

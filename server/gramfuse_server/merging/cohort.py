@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 from gramfuse_shared.contract.policy import MergeMethod, Policy
@@ -15,11 +14,10 @@ MAX_WEIGHT_RATIO: Final = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An accepted contribution under the project's current policy."""
+    """The contribution of an organization that counts, made under the project's current policy."""
 
     contribution: str
     organization: str
-    decided_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +41,23 @@ class Release:
 def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[CohortMember, ...]:
     """Find the contributions that a recipe means, by ascending id.
 
-    An entry names an organization, which stands for its newest candidate, or a contribution; no entries mean every
-    organization's newest candidate.
+    An entry names an organization or its contribution that counts; no entries mean everybody's.
 
     Raises:
         RecipeInvalidError: an entry names no candidate, or two name the same organization.
     """
-    newest: dict[str, Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.decided_at, c.contribution)):
-        newest[candidate.organization] = candidate
-    named = newest | {candidate.contribution: candidate for candidate in candidates}
-    entries = [(entry.model, entry.parameters) for entry in recipe.models]
+    named = {name: candidate for candidate in candidates for name in (candidate.organization, candidate.contribution)}
+    everybody = [(candidate.organization, ModelParameters()) for candidate in candidates]
+    entries = [(entry.model, entry.parameters) for entry in recipe.models] or everybody
     members: dict[str, CohortMember] = {}
-    for name, parameters in entries or [(name, ModelParameters()) for name in newest]:
+    for name, parameters in entries or [
+        (name, ModelParameters()) for name in sorted({c.organization for c in candidates})
+    ]:
         found = named.get(name)
         if found is None:
             msg = (
-                f"{name} has no accepted contribution under the project's current policy; "
-                "name organizations or contributions of the project, see `gramfuse contribution list`"
+                f"{name} has no accepted contribution under the project's current policy, or is one that was replaced; "
+                "name organizations, or contributions that `gramfuse contribution list` marks as merged"
             )
             raise RecipeInvalidError(msg, model=name)
         if found.organization in members:

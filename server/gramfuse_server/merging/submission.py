@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from gramfuse_server.auth import Caller
 from gramfuse_server.jobs import UNFINISHED, JobQueue, write_log
 from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, require_allowed, resolve_cohort
+from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
-    ContributionRow,
     JobContributionRow,
     JobRow,
     ModelRow,
@@ -98,7 +98,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     usable = {candidate.contribution for candidate in _candidates(session, project)}
     gone = sorted(member.organization for member in cohort if member.contribution not in usable)
     if gone:
-        msg = f"the contribution of {', '.join(gone)} was withdrawn; submit a job without it under a new id"
+        msg = f"the contribution of {', '.join(gone)} was withdrawn or replaced; submit a job under a new id"
         raise StateError(msg, organizations=gone)
     require_allowed(
         Recipe.parse(row.recipe), cohort, _policy(session, project), _releases(session, project, besides=row.id)
@@ -137,16 +137,11 @@ def _decide_cohort(session: Session, project: ProjectRow, recipe: Recipe, *, bes
 
 
 def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:
-    rows = session.execute(
-        select(ContributionRow.id, ContributionRow.organization, UploadRow.decided_at)
-        .join(UploadRow, UploadRow.id == ContributionRow.upload)
-        .where(
-            ContributionRow.project == project.id,
-            ContributionRow.policy_version == project.policy_version,
-            UploadRow.state == "accepted",
-        )
-    )
-    return [Candidate(contribution, organization, decided) for contribution, organization, decided in rows if decided]
+    return [
+        Candidate(standing.contribution, standing.organization)
+        for standing in standing_contributions(session, project.id)
+        if standing.policy_version == project.policy_version
+    ]
 
 
 def _releases(session: Session, project: ProjectRow, *, besides: str) -> list[Release]:

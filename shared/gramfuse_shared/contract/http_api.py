@@ -185,11 +185,16 @@ class Acceptance(Document):
 
 
 class Contribution(Document):
-    """A contribution as the project's members see it; `reason` and `files` are its own organization's only."""
+    """A contribution as the project's members see it; `reason` and `files` are its own organization's only.
+
+    `counts` says that it is the one that merges take: its organization's newest that was ever accepted, if that was not
+    withdrawn. An older one never counts again.
+    """
 
     id: Digest
     organization: OrganizationName
     state: ContributionState
+    counts: bool = False
     reason: str | None = None
     policy: PolicyReference
     bytes: int
