@@ -13,7 +13,7 @@ from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError
-from gramfuse_shared.identifiers import JOB_PATTERN, PROJECT_PATTERN
+from gramfuse_shared.identifiers import IN_WORDS, JOB_PATTERN, PROJECT_PATTERN
 
 Listed = TypeVar("Listed", bound=Document)
 
@@ -148,6 +148,6 @@ def named(what: str, name: str, pattern: str) -> str:
         RequestMalformedError: it is not of the form that such names have.
     """
     if re.fullmatch(pattern, name) is None:
-        msg = f"{name!r} cannot be the name of a {what}; such names have the form {pattern}"
+        msg = f"{name!r} cannot be the name of a {what}; such a name is {IN_WORDS[pattern]}"
         raise RequestMalformedError(msg)
     return name

@@ -1,6 +1,8 @@
 """The forms of every name that travels, so that a path, a query or a file name is never built from anything else."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -14,6 +16,18 @@ PROJECT_PATTERN: Final = rf"^{_SLUG}\.{_SLUG}$"
 JOB_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,63}$"
 DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 FILE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,128}$"
+
+_SLUG_IN_WORDS: Final = "up to 40 lower-case letters, digits and hyphens, no hyphen first or last"
+IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        SLUG_PATTERN: _SLUG_IN_WORDS,
+        PROJECT_PATTERN: f"an organization, a dot and a name, each of {_SLUG_IN_WORDS}",
+        JOB_PATTERN: "up to 64 lower-case letters, digits and hyphens, no hyphen first",
+        DIGEST_PATTERN: "64 lower-case hexadecimal digits",
+        FILE_PATTERN: "up to 128 letters, digits, dots, hyphens and underscores",
+    }
+)
+"""Each pattern in words, for messages."""
 
 
 def _refuse_dots(name: str) -> str:

@@ -1,8 +1,11 @@
 """Policies, recipes, manifests and digests: what they mean, and what they refuse."""
 
+import json
+
 import pytest
 
 from gramfuse_shared import errors
+from gramfuse_shared.contract.http_api import OrganizationCreate
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import parse_recipe, resolve
@@ -132,8 +135,35 @@ def test_the_minimum_of_rows_grows_with_the_width():
     assert Policy(minimum_rows_per_dimension=0.3).minimum_rows(10) == 3
 
 
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"name": "A b"}, "name must be up to 40 lower-case letters, digits and hyphens, no hyphen first or last"),
+        ({"name": 3}, "name must be text"),
+        ({}, "name is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_document_is_said_in_words(document, words):
+    with pytest.raises(DocumentMalformedError, match=words):
+        OrganizationCreate.parse(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"heads": "public"}, "heads must be 'private' or 'shared'"),
+        ({"minimum_cohort": 1}, "minimum_cohort must be at least 2"),
+        ({"minimum_cohort": 2.5}, "minimum_cohort must be a whole number"),
+        ({"methods": []}, "methods must have 1 entries at least"),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_said_in_words(rule, words):
+    with pytest.raises(DocumentMalformedError, match=words):
+        Policy.parse(json.dumps(rule))
+
+
 def test_an_unknown_key_of_a_policy_is_refused_by_name():
-    with pytest.raises(DocumentMalformedError, match="embedings: Extra inputs"):
+    with pytest.raises(DocumentMalformedError, match="embedings is not a key that is known here"):
         Policy.parse('{"embedings": "average"}')
 
 
@@ -183,7 +213,7 @@ def test_where_no_filter_selects_a_parameter_the_default_applies():
         ("merge_method: regmean\nparameters: {alpha: .nan}", "alpha"),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: -1}}]", "not negative"),
         ("merge_method: linear\nmodels: [{model: a}, {model: a}]", "named twice"),
-        ("merge_method: linear\nslices: []", "slices: Extra inputs"),
+        ("merge_method: linear\nslices: []", "slices is not a key that is known here"),
         ("- a\n- b", "not a mapping"),
         ("merge_method: [", "not YAML"),
         ("a: &x [1]\nb: *x", "not YAML: aliases are not read"),

@@ -1,12 +1,42 @@
 """The base of every document that travels: frozen, closed, and with one canonical digest."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gramfuse_shared.digest import canonical_json, sha256_hex
 from gramfuse_shared.errors import DocumentMalformedError
+from gramfuse_shared.identifiers import IN_WORDS
+
+_FAULTS: Final = {
+    "extra_forbidden": " is not a key that is known here",
+    "missing": " is missing",
+    "json_invalid": " is not JSON",
+    "finite_number": " must be a finite number",
+    "int_from_float": " must be a whole number",
+}
+_BOUNDS: Final = {
+    "greater_than_equal": ("be at least {}", "ge"),
+    "greater_than": ("be more than {}", "gt"),
+    "less_than_equal": ("be at most {}", "le"),
+    "less_than": ("be less than {}", "lt"),
+    "string_too_short": ("be at least {} characters long", "min_length"),
+    "string_too_long": ("be at most {} characters long", "max_length"),
+    "too_short": ("have {} entries at least", "min_length"),
+    "too_long": ("have {} entries at most", "max_length"),
+}
+_KINDS: Final = {
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+    "model_attributes": "a mapping",
+}
 
 
 class Document(BaseModel):
@@ -37,8 +67,31 @@ class Document(BaseModel):
 
 def describe_validation(what: str, errors: Sequence[Any], *, most: int = 5) -> str:
     """Turn pydantic's list of errors into one sentence a person can act on; values are left out on purpose."""
-    places = [
-        f"{'.'.join(str(step) for step in error['loc']) or 'document'}: {error['msg']}" for error in errors[:most]
-    ]
+    places = [f"{_place(error['loc'])}{_fault(error)}" for error in errors[:most]]
     more = f" (and {len(errors) - most} more)" if len(errors) > most else ""
     return f"{what}: {'; '.join(places)}{more}"
+
+
+def _place(steps: Sequence[str | int]) -> str:
+    # of a union pydantic names the branch too: alpha.float, alpha.tuple[Conditional, ...]
+    named = [str(step) for step in steps if str(step) not in _KINDS and "[" not in str(step)]
+    return ".".join(named) or "document"
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    kind, context = str(error["type"]), error.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        pattern = str(context["pattern"])
+        return f" must be {IN_WORDS.get(pattern, f'of the form {pattern}')}"
+    if kind == "literal_error":
+        return f" must be {context['expected']}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f" must {words.format(context[key])}"
+    if kind in _FAULTS:
+        return _FAULTS[kind]
+    if kind.endswith(("_type", "_parsing")):
+        name = kind.removesuffix("_type").removesuffix("_parsing")
+        return f" must be {_KINDS.get(name, f'of the kind {name}')}"
+    message = str(error["msg"])
+    return f": {message.partition(', ')[2] if kind == 'value_error' else message}"
