@@ -14,7 +14,7 @@ FAST := tests/unit tests/property tests/golden
 # Measure only: `coverage report` judges the sum of all suites, never pytest the share of one.
 COVER := --cov --cov-report= --cov-fail-under=0
 
-.PHONY: help install demo test check format lint types imports serve worker gpu clean
+.PHONY: help install demo test check bench bench-smoke format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ check: $(STAMP) lint types imports ## Format, lint, types, import directions, mi
 	$(BIN)/python -m coverage report
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
 
+bench: $(STAMP) ## Measure against the published algorithm: tables, benchmarks/results/latest.json, docs/performance.svg
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py
+
+bench-smoke: $(STAMP) ## The same with tiny sizes: does it run at all? (BENCH_OUT=FILE)
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py --smoke \
+		--out $(or $(BENCH_OUT),build/bench-smoke.json) --picture $(or $(BENCH_OUT),build/bench-smoke.json).svg
+
 format: $(STAMP) ## Rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -70,7 +77,7 @@ worker: $(STAMP) ## Start one worker beside `make serve`
 
 # A bare CUDA machine has no .venv of ours: any Python with torch, transformers, safetensors, numpy, pydantic, pytest.
 gpu: ## Tests that need a CUDA device (GPU_PYTHON=python3; needs no installation of gramfuse)
-	PYTHONPATH=client:server:shared:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
+	PYTHONPATH=$(if $(PYTHONPATH),$(PYTHONPATH):)client:server:shared:tests $(or $(GPU_PYTHON),$(PYTHON)) -m pytest -m gpu -p no:cacheprovider \
 		-c tests/gpu/pytest.ini --rootdir . tests/gpu
 
 # In this order: a demo whose service is still up is not pulled from under it, and then nothing is removed.

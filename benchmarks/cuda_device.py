@@ -1,6 +1,6 @@
 """What one CUDA device does: collecting beside a bfloat16 forward pass, and merging layers of a 7B model from files.
 
-    PYTHONPATH=client:server:shared python benchmarks/cuda.py [--folder DIR] [--out FILE]
+    PYTHONPATH=client:server:shared python benchmarks/cuda_device.py [--folder DIR] [--out FILE]
 
 Needs what `make gpu` needs and about 4 GB of disk. Times are medians of five; the device is synchronized around each.
 """
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
-from torch import nn
+from published import PublishedHooks
 
 from gramfuse.local_merging import merge
 from gramfuse.measuring.collection import Collector
@@ -69,35 +69,6 @@ def measure_machine() -> dict[str, Any]:
 # --- collecting ------------------------------------------------------------------------------------------------------
 
 
-class PublishedHooks:
-    """The published statistics pass: a Gram matrix for each Linear, padding included, rescaled with each batch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.grams: dict[str, torch.Tensor] = {}
-        self.rows: dict[str, int] = {}
-        self.hooks = [
-            module.register_forward_hook(self._hook(name))
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            product, count, known = torch.matmul(rows.T, rows), rows.shape[0], self.rows.get(name, 0)
-            before = self.grams.get(name)
-            total = product if before is None else before * known + product
-            self.grams[name] = total / (known + count)
-            self.rows[name] = known + count
-
-        return add
-
-    def remove(self) -> None:
-        """Take the hooks away."""
-        for hook in self.hooks:
-            hook.remove()
-
-
 def measure_collecting(*, padded: bool) -> dict[str, Any]:
     """Measure hooks beside a bfloat16 forward pass of 7B layers, 8 texts of up to 512 tokens, without the head."""
     from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - the merge needs none of it
@@ -125,9 +96,8 @@ def measure_collecting(*, padded: bool) -> dict[str, Any]:
             forward()
             own = count_waits(forward)
             hooked = median_seconds(forward)
-        published = PublishedHooks(model)
-        published_seconds = median_seconds(forward)
-        published.remove()
+        with PublishedHooks(model):
+            published_seconds = median_seconds(forward)
         elsewhere = count_waits(forward)
     return {
         "forward_ms": round(plain * 1e3, 2),

@@ -1,0 +1,92 @@
+"""The tables: what was measured beside what the design asks for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Target:
+    """A measure that has a bound: its key, in words, the bound, and on which side of it a value is good."""
+
+    key: str
+    words: str
+    bound: float
+    is_upper: bool = False
+
+    def is_met(self, value: float) -> bool:
+        """Tell whether a value is on the right side."""
+        return value <= self.bound if self.is_upper else value >= self.bound
+
+
+SMALL = 1e-3  # below, numbers are written with their power of ten
+
+TARGETS = (
+    *(
+        Target(f"collect.hooks_only_over_forward.{kind}", f"hooks ÷ forward, {kind}", 1.4, is_upper=True)
+        for kind in ("bert", "distil", "llama")
+    ),
+    Target("collect.sdk_over_forward.bert", "SDK's run ÷ forward, bert", 0.75, is_upper=True),
+    Target("collect.sdk_over_forward.distil", "SDK's run ÷ forward, distil", 0.75, is_upper=True),
+    Target("collect.sdk_over_forward.llama", "SDK's run ÷ forward, causal LM", 0.45, is_upper=True),
+    *(
+        Target(f"collect.published_over_ours.{kind}", f"statistics, published ÷ ours, {kind}", 3.5)
+        for kind in ("bert", "distil", "llama")
+    ),
+    Target("merge.published_over_ours.n4", "merge of 4, published ÷ ours", 4.0),
+    Target("merge.published_over_ours_without_onednn.n4", "the same without oneDNN", 2.0),
+    Target("merge.share_of_flop_bound.n16", "merge of 16, share of the FLOP bound", 0.75),
+    *(
+        Target(f"merge.working_set_mb.n{count}", f"working set, merge of {count}, MB", 350.0, is_upper=True)
+        for count in (2, 4, 8, 16)
+    ),
+    *(
+        Target(f"error.ours.{case}", f"error against float64, {case}", 2e-6, is_upper=True)
+        for case in ("good", "outlier", "tiny", "dead")
+    ),
+    Target("statistics.published_over_ours_bytes.lossless", "bytes of statistics, published ÷ ours", 2.0),
+    Target("statistics.published_over_ours_bytes.int16", "the same as int16", 4.0),
+    Target("transfer.upload_over_local_write_and_hash", "upload over loopback ÷ local", 0.6),
+    Target("transfer.download_over_local_write_and_hash", "download over loopback ÷ local", 0.6),
+    Target("api.start_seconds", "start of the API, s", 2.0, is_upper=True),
+)
+
+
+def look_up(results: dict[str, Any], key: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value of a dotted key."""
+    value: Any = results
+    for step in key.split("."):
+        value = value[step]
+    return value
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the table of targets, and every other number."""
+    table = Table(title="Measured and asked for", title_justify="left")
+    for column, justify in (
+        ("measure", "left"),
+        ("measured", "right"),
+        ("one thread", "right"),
+        ("asked for", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type] # one of Rich's words
+    for target in TARGETS:
+        value = look_up(results, target.key)
+        try:
+            alone = _number(look_up(results["one_thread"], target.key))
+        except (KeyError, TypeError):
+            alone = ""
+        bound = f"{'≤' if target.is_upper else '≥'} {_number(target.bound)}"
+        colour = "green" if target.is_met(value) else "red"
+        table.add_row(target.words, f"[{colour}]{_number(value)}[/]", alone, bound)
+    console.print(table)
+    published = look_up(results, "error.published")
+    told = {case: "no merge at all" if error is None else _number(error) for case, error in published.items()}
+    console.print("errors of the published algorithm:", told)
+    console.print("machine:", results["machine"])
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < SMALL else f"{value:.3g}"
