@@ -6,7 +6,6 @@ as its code keeps them in memory.
 """
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -190,13 +189,15 @@ def _taps(member: Path) -> tuple[TapInfo, ...]:
     return open_statistics_file(member / "statistics.safetensors").metadata.taps
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def _memory_mb(kind: str) -> float:
+    """Return VmRSS or VmHWM, its peak, of this process. `getrusage` would begin with the parent's peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
     folder, *paths = map(Path, sys.argv[1:])
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # what the libraries allocate at their first use
-    before = _peak_mb()
+    before = _memory_mb("VmRSS")
     merge_ours(paths, folder)
-    print(json.dumps(_peak_mb() - before))
+    print(json.dumps(_memory_mb("VmHWM") - before))

@@ -62,6 +62,28 @@ def look_up(results: dict[str, Any], key: str) -> Any:  # noqa: ANN401 - any JSO
     return value
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """Return the table of targets for docs/performance.md."""
+    machine = results["machine"]
+    lines = [
+        (
+            f"{results['date']}, {machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, torch "
+            f"{machine['torch']}, products at {machine['gemm_gflops']:.0f} GFLOP/s, disk "
+            f"{_rate(machine, 'disk_write')}, SHA-256 {_rate(machine, 'sha256')}; medians of {results['rounds']}."
+        ),
+        "",
+        "| measure | measured | one thread | asked for | |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for target in TARGETS:
+        value = look_up(results, target.key)
+        met = "" if target.is_met(value) else "not reached"
+        lines.append(f"| {target.words} | {_number(value)} | {_alone(results, target)} | {_bound(target)} | {met} |")
+    published = look_up(results, "error.published")
+    lines += ["", f"Errors of the published algorithm: {', '.join(map(': '.join, _told(published).items()))}."]
+    return "\n".join(lines) + "\n"
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the table of targets, and every other number."""
     table = Table(title="Measured and asked for", title_justify="left")
@@ -74,19 +96,31 @@ def show(results: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type] # one of Rich's words
     for target in TARGETS:
         value = look_up(results, target.key)
-        try:
-            alone = _number(look_up(results["one_thread"], target.key))
-        except (KeyError, TypeError):
-            alone = ""
-        bound = f"{'≤' if target.is_upper else '≥'} {_number(target.bound)}"
         colour = "green" if target.is_met(value) else "red"
-        table.add_row(target.words, f"[{colour}]{_number(value)}[/]", alone, bound)
+        table.add_row(target.words, f"[{colour}]{_number(value)}[/]", _alone(results, target), _bound(target))
     console.print(table)
-    published = look_up(results, "error.published")
-    told = {case: "no merge at all" if error is None else _number(error) for case, error in published.items()}
-    console.print("errors of the published algorithm:", told)
+    console.print("errors of the published algorithm:", _told(look_up(results, "error.published")))
     console.print("machine:", results["machine"])
 
 
 def _number(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < SMALL else f"{value:.3g}"
+
+
+def _bound(target: Target) -> str:
+    return f"{'≤' if target.is_upper else '≥'} {_number(target.bound)}"
+
+
+def _alone(results: dict[str, Any], target: Target) -> str:
+    try:
+        return _number(look_up(results["one_thread"], target.key))
+    except (KeyError, TypeError):
+        return ""
+
+
+def _told(published: dict[str, float | None]) -> dict[str, str]:
+    return {case: "no merge at all" if error is None else _number(error) for case, error in published.items()}
+
+
+def _rate(machine: dict[str, Any], name: str) -> str:
+    return f"{machine[f'{name}_mb_per_second']:,.0f} MB/s"

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python benchmarks/run.py [--smoke] [--out FILE] [--picture FILE]
 
 Ratios are medians of interleaved rounds in this one run: they say how the two compare here, whatever else the machine
-was doing. `make bench` takes about ten minutes on two cores.
+was doing. `make bench` takes about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from timing import Effort, threads
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "performance.svg"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: written by `make bench` -->", "<!-- end of measured -->"
 
 
 def measure(folder: Path, effort: Effort, console: Console) -> dict[str, Any]:
@@ -56,13 +58,21 @@ def measure(folder: Path, effort: Effort, console: Console) -> dict[str, Any]:
             "api": {"start_seconds": section("the API's start", lambda: startup.measure(folder / "a", effort))},
             "growth": section("how the cost grows", lambda: plots.measure(folder, effort)),
         }
+    alone = Effort(rounds=min(3, effort.rounds), is_smoke=effort.is_smoke)
     with threads(1):
         results["one_thread"] = {
             "gemm_gflops": machine.gemm_rate(512 if effort.is_smoke else 2048, effort.rounds) / 1e9,
-            "collect": section("collecting with one thread", lambda: collecting.measure(effort)),
-            "merge": section("merging with one thread", lambda: merging.measure(folder, effort)),
+            "collect": section("collecting with one thread", lambda: collecting.measure(alone)),
+            "merge": section("merging with one thread", lambda: merging.measure(folder, alone)),
         }
     return results
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the table of the results into docs/performance.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{report.markdown(results)}{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -83,6 +93,8 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plots.draw(results["growth"], arguments.picture)
+    if not arguments.smoke:
+        write_page(results)
     console.print(f"written: {arguments.out}, {arguments.picture}")
 
 

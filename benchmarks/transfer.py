@@ -25,6 +25,7 @@ from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS, send_missing_parts
 from gramfuse_shared.contract.http_api import Project, ProjectCreate
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import format_header
+from gramfuse_shared.limits import DEFAULT_PART_BYTES
 from support.deployment import Desk, deployed
 
 _MIB = 2**20
@@ -98,7 +99,8 @@ def _local(source: Path, target: Path) -> float:
 
 def _upload(desk: Desk, base: Path, number: int) -> float:
     with closing(Transport(Endpoint(desk.url, Token(desk.token), allow_http=True))) as transport:
-        folder, path = open_base_folder(base), f"v1/projects/{desk.name}.upload-{number}"
+        folder = open_base_folder(base, part_bytes=DEFAULT_PART_BYTES)  # digests parts, as the client does
+        path = f"v1/projects/{desk.name}.upload-{number}"
         body = ProjectCreate(base=folder.manifest, policy=Policy()).model_dump(mode="json")
         created = Project.parse(transport.call("PUT", path, json=body))
         return _timed(
