@@ -59,6 +59,7 @@ def draw(growth: dict[str, dict[str, float]], target: Path) -> None:
         axis.loglog(sizes, seconds, color="#1f5fae", marker="o", label="measured")
         axis.set(title=title, ylabel="seconds")
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_yticks(seconds, [f"{value:.2g}" for value in seconds])
         axis.minorticks_off()
         axis.grid(visible=True, color="#dddddd", linewidth=0.6)
         axis.legend(frameon=False)
