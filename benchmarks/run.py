@@ -1,6 +1,6 @@
 """Measure the product against the published algorithm on this machine; print tables, write the results and the picture.
 
-    PYTHONPATH=tests python benchmarks/run.py [--smoke] [--out FILE] [--picture FILE]
+    PYTHONPATH=tests python benchmarks/run.py [--smoke] [--only KEY] [--out FILE] [--picture FILE]
 
 Ratios are medians of interleaved rounds in this one run: they say how the two compare here, whatever else the machine
 was doing. `make bench` takes about a quarter of an hour on two cores.
@@ -34,38 +34,46 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: written by `make bench` -->", "<!-- end of measured -->"
 
 
-def measure(folder: Path, effort: Effort, console: Console) -> dict[str, Any]:
-    """Measure everything; the keys are those that docs/performance.md explains."""
-
-    def section(title: str, run: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it measures
-        console.print(f"measuring {title} …")
-        return run()
-
-    both = min(2, os.cpu_count() or 1)
-    with threads(both):
-        results: dict[str, Any] = {
-            "date": f"{datetime.now(tz=UTC):%Y-%m-%d}",
-            "rounds": effort.rounds,
-            "machine": section("the machine", lambda: machine.measure(folder, effort)),
-            "collect": section("collecting", lambda: collecting.measure(effort)),
-            "merge": section("merging", lambda: merging.measure(folder, effort)),
-        }
-        results["merge"]["working_set_mb"] = section("memory", lambda: merging.measure_memory(folder, effort))
-        results |= {
-            "error": section("errors", lambda: accuracy.measure(effort)),
-            "statistics": {"published_over_ours_bytes": section("sizes", lambda: sizes.measure(folder / "s", effort))},
-            "transfer": section("transfers", lambda: transfer.measure(folder / "t", effort)),
-            "api": {"start_seconds": section("the API's start", lambda: startup.measure(folder / "a", effort))},
-            "growth": section("how the cost grows", lambda: plots.measure(folder, effort)),
-        }
+def sections(folder: Path, effort: Effort) -> dict[str, Callable[[], Any]]:
+    """What is measured, by the dotted key under which it stands in the results."""
     alone = Effort(rounds=min(3, effort.rounds), is_smoke=effort.is_smoke)
-    with threads(1):
-        results["one_thread"] = {
-            "gemm_gflops": machine.gemm_rate(512 if effort.is_smoke else 2048, effort.rounds) / 1e9,
-            "collect": section("collecting with one thread", lambda: collecting.measure(alone)),
-            "merge": section("merging with one thread", lambda: merging.measure(folder, alone)),
-        }
-    return results
+
+    def one_thread() -> dict[str, Any]:
+        with threads(1):
+            return {
+                "gemm_gflops": machine.gemm_rate(512 if effort.is_smoke else 2048, alone.rounds) / 1e9,
+                "collect": collecting.measure(alone),
+                "merge": merging.measure(folder, alone),
+            }
+
+    return {
+        "machine": lambda: machine.measure(folder, effort),
+        "collect": lambda: collecting.measure(effort),
+        "merge": lambda: merging.measure(folder, effort),
+        "merge.working_set_mb": lambda: merging.measure_memory(folder, effort),
+        "error": lambda: accuracy.measure(effort),
+        "statistics.published_over_ours_bytes": lambda: sizes.measure(folder / "s", effort),
+        "transfer": lambda: transfer.measure(folder / "t", effort),
+        "api.start_seconds": lambda: startup.measure(folder / "a", effort),
+        "growth": lambda: plots.measure(folder, effort),
+        "one_thread": one_thread,
+    }
+
+
+def measure(folder: Path, effort: Effort, results: dict[str, Any], only: list[str], console: Console) -> None:
+    """Measure all sections, or some of them anew, into the results; docs/performance.md explains their keys."""
+    results |= {"date": f"{datetime.now(tz=UTC):%Y-%m-%d}", "rounds": effort.rounds}
+    with threads(min(2, os.cpu_count() or 1)):
+        for key, run in sections(folder, effort).items():
+            if only and key not in only:
+                continue
+            console.print(f"measuring {key} …")
+            *path, last = key.split(".")
+            place = results
+            for step in path:
+                place = place.setdefault(step, {})
+            found = run()
+            place[last] = place.get(last, {}) | found if isinstance(found, dict) else found
 
 
 def write_page(results: dict[str, Any]) -> None:
@@ -81,6 +89,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round: does it run at all?")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go, as JSON")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture goes, as SVG")
+    parser.add_argument("--only", action="append", default=[], metavar="KEY", help="measure this again, keep the rest")
     arguments = parser.parse_args()
     console = Console()
     effort = Effort(rounds=1, is_smoke=True) if arguments.smoke else Effort()
@@ -88,7 +97,8 @@ def main() -> None:
     with TemporaryDirectory(prefix="gramfuse-bench-") as folder:
         for part in ("s", "t", "a"):
             (Path(folder) / part).mkdir()
-        results = measure(Path(folder), effort, console)
+        results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.only else {}
+        measure(Path(folder), effort, results, arguments.only, console)
     report.show(results, console)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

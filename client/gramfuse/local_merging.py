@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from gramfuse.contributing.loading import open_statistics_file, read_document, weight_file_names
 from gramfuse.merged_folder import complete_folder, require_free, write_companions
+from gramfuse.progress import ReadCount
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.recipe import ModelEntry, Recipe, parse_recipe
@@ -23,7 +24,8 @@ from gramfuse_shared.errors import (
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
-from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, Member, MergePlan, plan_merge
+from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, plan_merge
 from gramfuse_shared.merging.steps import GramStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, read_bytes
 
@@ -103,7 +105,7 @@ def merge(
         base = None if inputs.base is None else _tensors_of(inputs.base)
         plan = plan_merge(inputs.members, base, parsed, shard_bytes=shard_bytes)
         _require_statistics_to_fit(plan)
-        counter = _Counter(plan.input_bytes, on_progress)
+        counter = ReadCount(plan.input_bytes, on_progress)
         with complete_folder(target) as beside:
             files: list[FileEntry] = []
             diagnostics: list[dict[str, Any]] = []
@@ -122,17 +124,6 @@ def merge(
                 diagnostics.extend(result.diagnostics)
             write_companions(beside, start / (parsed.base_model or parsed.models[0].model), plan, parsed, diagnostics)
     return MergedModel(target, tuple(files), tuple(diagnostics))
-
-
-@dataclass(slots=True)
-class _Counter:
-    total: int
-    on_progress: OnProgress
-    done: int = 0
-
-    def add(self, count: int) -> None:
-        self.done += count
-        self.on_progress(self.done, self.total)
 
 
 def _read_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, Path]:

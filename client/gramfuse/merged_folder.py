@@ -11,7 +11,7 @@ from gramfuse.contributing.loading import INDEX_FILE
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ConflictError, FileUnwritableError
 from gramfuse_shared.merging.configuration import declare_dtype
-from gramfuse_shared.merging.planning import MergePlan
+from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.version import __version__
 
 REPORT_FILE: Final = "gramfuse-merge.json"

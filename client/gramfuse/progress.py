@@ -37,3 +37,17 @@ class ByteCount:
             self._done += count
             if self._on_progress is not None:
                 self._on_progress(Progress(self._stage, self._done, self._total))
+
+
+@dataclass(slots=True)
+class ReadCount:
+    """Counts bytes of local files in one thread and tells each step: bytes read so far, and in all."""
+
+    total: int
+    on_progress: Callable[[int, int], None]
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes."""
+        self.done += count
+        self.on_progress(self.done, self.total)

@@ -14,7 +14,8 @@ from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.execution import MemberReader, ShardResult, execute_task
-from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
+from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 
 CPU = torch.device("cpu")

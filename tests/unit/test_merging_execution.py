@@ -25,7 +25,7 @@ from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums, schedule
 from gramfuse_shared.merging.execution import MemberReader, choose_device, execute_task
-from gramfuse_shared.merging.planning import MergePlan
+from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.ready_sums import SummedMember, SummedTap, plan_sums
 from support.fusion_oracle import Contributor, least_squares, relative_error
 from support.merging_cases import CPU, Merged, Model, Tap, infos, merge_models, random_models, recipe_of, taps_of

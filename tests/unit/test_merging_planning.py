@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.recipe import Conditional, Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
-from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
+from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Step
 from support.merging_cases import recipe_of
 

@@ -20,6 +20,7 @@ from gramfuse.contributing.loading import (
 )
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.merged_folder import complete_folder
+from gramfuse.progress import ReadCount
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
@@ -97,7 +98,7 @@ def compress(
     shared = _shared_tensors(tuned, open_model_folder(Path(base)))
     before = sum(tuned.tensors[name].length for name in shared)
     grams = 0 if measured is None else sum(entry.length for entry in measured.tensors.values())
-    count = _Count(before + 2 * grams, on_progress)
+    count = ReadCount(before + 2 * grams, on_progress)
     with complete_folder(target) as beside:
         weights_error = _write_differences(tuned, Path(base), shared, beside / DIFFERENCES_FILE, count)
         statistics_error = None
@@ -105,17 +106,6 @@ def compress(
             statistics_error = _write_rounded(measured, beside / STATISTICS_FILE_NAME, count)
         after = sum(path.stat().st_size for path in beside.iterdir())
     return Compression(target, before + grams, after, weights_error, statistics_error)
-
-
-@dataclass(slots=True)
-class _Count:
-    total: int
-    on_progress: OnBytes
-    done: int = 0
-
-    def add(self, count: int) -> None:
-        self.done += count
-        self.on_progress(self.done, self.total)
 
 
 def _shared_tensors(tuned: ModelFolder, base: ModelFolder) -> list[str]:
@@ -129,7 +119,7 @@ def _shared_tensors(tuned: ModelFolder, base: ModelFolder) -> list[str]:
     )
 
 
-def _write_differences(tuned: ModelFolder, base: Path, names: list[str], target: Path, count: _Count) -> float:
+def _write_differences(tuned: ModelFolder, base: Path, names: list[str], target: Path, count: ReadCount) -> float:
     layout = [tuned.tensors[name].info.model_copy(update={"dtype": "BF16"}) for name in names]
     metadata = {BASE_KEY: build_base_manifest(base).content_digest()}
     lost = size = torch.zeros((), dtype=_ACCUMULATED)
@@ -147,7 +137,7 @@ def _write_differences(tuned: ModelFolder, base: Path, names: list[str], target:
     return float((lost / size).sqrt()) if float(size) else 0.0
 
 
-def _write_rounded(measured: StatisticsFile, target: Path, count: _Count) -> float:
+def _write_rounded(measured: StatisticsFile, target: Path, count: ReadCount) -> float:
     """Write the statistics rounded; each matrix is read twice, since the diagonals stand first."""
     metadata = measured.metadata.model_copy(update={"encoding": "int16"})
     layout = [

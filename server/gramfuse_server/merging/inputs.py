@@ -19,7 +19,8 @@ from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
-from gramfuse_shared.merging.planning import Member, MergePlan, plan_merge
+from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
 _REMOTE_READS: Final = 8

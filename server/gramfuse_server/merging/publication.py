@@ -24,7 +24,7 @@ from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedContribution, Receipt, SignedReceipt
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.configuration import declare_dtype
-from gramfuse_shared.merging.planning import INDEX_FILE_NAME
+from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
 from gramfuse_shared.version import __version__
 
 CARD_FILE_NAME: Final = "README.md"

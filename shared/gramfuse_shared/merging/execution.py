@@ -14,7 +14,7 @@ from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
 from gramfuse_shared.merging.combining import average, solve_group
 from gramfuse_shared.merging.exact_products import exact_products
-from gramfuse_shared.merging.planning import MergePlan
+from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step

@@ -3,20 +3,20 @@
 The plan is a function of its arguments alone, so every worker that plans the same job gets the same tasks.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gramfuse_shared.contract.manifest import LayerInfo, StatisticsEncoding, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import matches_any
-from gramfuse_shared.contract.recipe import Overridable, Recipe, resolve
+from gramfuse_shared.contract.recipe import Recipe, resolve
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods import METHODS, Method
 from gramfuse_shared.fusion.methods.method import MethodSettings
-from gramfuse_shared.merging.sharding import INDEX_FILE_NAME, plan_tasks
+from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.sharding import plan_tasks
 from gramfuse_shared.merging.steps import (
     AverageStep,
     CopyStep,
@@ -24,7 +24,6 @@ from gramfuse_shared.merging.steps import (
     Linear,
     Precision,
     Step,
-    Task,
     Term,
     tensor_bytes,
 )
@@ -34,88 +33,6 @@ DEFAULT_WEIGHT: Final = 1.0
 DEFAULT_SHARD_BYTES: Final = 2 * 2**30
 
 _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-__all__ = [
-    "DEFAULT_SHARD_BYTES",
-    "INDEX_FILE_NAME",
-    "LayerCount",
-    "Member",
-    "MergePlan",
-    "method_version",
-    "output_tensor",
-    "plan_merge",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One contribution without its values.
-
-    Attributes:
-        key: its identity, which decides the order of addition: the manifest's digest, locally a digest of the file.
-        label: what messages and diagnostics call it.
-        weight: cᵢ, with overrides by parameter name.
-        tensors: its weights by checkpoint name.
-        taps: its statistics; empty where it sent none.
-        encoding: how its statistics travelled.
-    """
-
-    key: str
-    label: str
-    weight: Overridable
-    tensors: Mapping[str, TensorInfo]
-    taps: tuple[TapInfo, ...] = ()
-    encoding: StatisticsEncoding = "float32"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCount:
-    """Matrices that a method of statistics solves, those that it has to average, and why."""
-
-    solved: int
-    averaged: int
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Tell it in a line."""
-        counts = f"{self.solved} of {self.solved + self.averaged} linear layers are solved"
-        return f"{counts}; {self.averaged} averaged: {'; '.join(self.reasons)}" if self.averaged else counts
-
-
-@dataclass(frozen=True, slots=True)
-class MergePlan:
-    """A merge, decided. `labels` maps every member's key to its label, in the order of addition."""
-
-    method: str
-    method_version: str
-    labels: Mapping[str, str]
-    tasks: tuple[Task, ...]
-
-    @property
-    def layers(self) -> LayerCount | None:
-        """How many matrices are solved, and how many averaged for want of statistics; None if the method reads none."""
-        if not METHODS[self.method].reads_taps:
-            return None
-        steps = [step for task in self.tasks for step in task.steps]
-        solved = sum(len(step.linears) for step in steps if isinstance(step, GramStep))
-        averaged = [step for step in steps if isinstance(step, AverageStep) and step.reason is not None]
-        return LayerCount(solved, len(averaged), tuple(sorted({str(step.reason) for step in averaged})))
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes that all tasks read."""
-        return sum(task.input_bytes for task in self.tasks)
-
-    def index_json(self) -> bytes | None:
-        """Return `model.safetensors.index.json` as `save_pretrained` writes it; None for a model of one file."""
-        if len(self.tasks) == 1:
-            return None
-        names = {output.name: task.file_name for task in self.tasks for output in task.outputs}
-        document = {
-            "metadata": {"total_size": sum(task.output_bytes for task in self.tasks)},
-            "weight_map": dict(sorted(names.items())),
-        }
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def method_version(recipe: Recipe) -> str:
