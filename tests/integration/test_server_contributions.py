@@ -7,7 +7,7 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.tables import AuditRow, UploadRow
 from gramfuse_shared.digest import format_content_digest, sha256_hex
-from support.server_world import make_contribution, problem
+from support.server_world import OPEN_POLICY, make_contribution, problem
 
 
 @pytest.fixture
@@ -315,3 +315,22 @@ def test_withdrawing_the_newer_contribution_does_not_bring_the_older_one_back(wo
     assert (old["state"], old["counts"]) == ("accepted", False)
     again = accepted(world, project, "globex", seed=1, generation=2)
     assert counting(world, project, "globex") == [again.id]
+
+
+def test_of_two_contributions_the_one_sealed_last_counts_whichever_is_checked_first(world, project):
+    older, newer = (world.contribute(project, "globex", seed=seed) for seed in (1, 2))
+    world.accept_contribution(newer.id)
+    world.accept_contribution(older.id)
+    assert counting(world, project, "globex") == [newer.id]
+
+
+def test_a_contribution_made_under_an_earlier_policy_does_not_count(world, project):
+    older = accepted(world, project, "globex", seed=1)
+    assert counting(world, project, "globex") == [older.id]
+    path = f"/v1/projects/{project['id']}"
+    changed = OPEN_POLICY.model_copy(update={"minimum_rows_per_dimension": 2.0})
+    digest = world.coordinator("acme").put_document(f"{path}/policies/2", changed).json()["digest"]
+    assert counting(world, project, "globex") == []
+    assert world.participant("globex").put(f"{path}/acceptances/{digest}").status_code == 201
+    newer = accepted(world, world.participant("globex").get(path).json(), "globex", seed=1)
+    assert counting(world, project, "globex") == [newer.id]

@@ -250,6 +250,21 @@ def test_withdrawal_cancels_the_job_and_a_retry_says_who_is_gone(ready):
     assert problem(answer, 409, "wrong-state")["facts"]["organizations"] == ["globex"]
 
 
+def test_no_job_takes_a_replaced_contribution_neither_by_its_id_nor_after_the_newer_one_was_withdrawn(ready):
+    world, worker = ready
+    coordinator, member = world.coordinator("acme"), world.participant("globex")
+    path = f"/v1/projects/{PROJECT}"
+    (older,) = coordinator.get(f"{path}/contributions", params={"organization": "globex"}).json()["items"]
+    newer = contribute(world, coordinator.get(path).json(), "globex", 7)
+    assert worker.inspect_all() == ["accepted"]
+    by_id = {"merge_method": "linear", "models": [{"model": "acme"}, {"model": older["id"]}]}
+    problem(coordinator.put(f"{JOBS}/first", json={"recipe": by_id}), 422, "recipe-invalid")
+    assert newer.id in {taken["contribution"] for taken in submit(world, "second")["cohort"]}
+    assert member.post(f"{path}/contributions/{newer.id}/withdraw").json()["counts"] is False
+    taken = submit(world, "third")["cohort"]
+    assert sorted(one["organization"] for one in taken) == sorted({*MEMBERS} - {"globex"})
+
+
 def test_bad_numbers_are_rejected_with_the_reason(world, worker):
     project = world.project(*MEMBERS)
     weights = make_weights(1, **{"encoder.query.weight": torch.full((12, 12), torch.nan)})

@@ -80,6 +80,20 @@ def test_the_plan_counts_what_is_solved_and_what_is_averaged_for_want_of_statist
     assert plan_merge([member("1", AB), member("2", AB)], tensors(), recipe_of("linear")).layers is None
 
 
+def test_an_embedding_is_averaged_without_being_missed_among_the_linear_layers():
+    embedding = TensorInfo(name="bert.word_embeddings.weight", dtype="F32", shape=(31, 8))
+    stored = tensors() | {embedding.name: embedding}
+    members = [member(key, AB, stored=stored) for key in ("1", "2")]
+    plan = plan_merge(members, stored, recipe_of())
+    step = steps_of(plan)[embedding.name]
+    assert isinstance(step, AverageStep)
+    assert step.reason is None
+    assert plan.layers is not None
+    assert (plan.layers.solved, plan.layers.averaged) == (2, 1)  # c.weight
+    plan = plan_merge(members, stored, recipe_of(), embedding_parameters=("c.*",))
+    assert steps_of(plan)["c.weight"].reason is None
+
+
 def test_a_member_without_the_weight_or_without_a_say_cannot_withhold_its_tap():
     without = member("2", stored=tensors("b.weight", "c.weight", "norm.weight"))
     mute = member("4", weight=0.0)

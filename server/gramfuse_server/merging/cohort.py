@@ -48,11 +48,8 @@ def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[Coh
     """
     named = {name: candidate for candidate in candidates for name in (candidate.organization, candidate.contribution)}
     everybody = [(candidate.organization, ModelParameters()) for candidate in candidates]
-    entries = [(entry.model, entry.parameters) for entry in recipe.models] or everybody
     members: dict[str, CohortMember] = {}
-    for name, parameters in entries or [
-        (name, ModelParameters()) for name in sorted({c.organization for c in candidates})
-    ]:
+    for name, parameters in [(entry.model, entry.parameters) for entry in recipe.models] or everybody:
         found = named.get(name)
         if found is None:
             msg = (

@@ -99,12 +99,14 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
             ),
         }
     )
+    rules = Policy.parse(policy.document)
     plan = plan_merge(
         [_member(member, manifests[member.contribution]) for member in cohort],
         {tensor.name: tensor for tensor in base.tensors},
         recipe,
         shard_bytes=shard_bytes,
-        minimum_holders=Policy.parse(policy.document).minimum_cohort,
+        minimum_holders=rules.minimum_cohort,
+        embedding_parameters=rules.embedding_parameters,
     )
     return MergeInputs(
         recipe=explicit,

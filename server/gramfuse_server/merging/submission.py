@@ -140,7 +140,6 @@ def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:
     return [
         Candidate(standing.contribution, standing.organization)
         for standing in standing_contributions(session, project.id)
-        if standing.policy_version == project.policy_version
     ]
 
 

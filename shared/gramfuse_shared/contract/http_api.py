@@ -188,7 +188,7 @@ class Contribution(Document):
     """A contribution as the project's members see it; `reason` and `files` are its own organization's only.
 
     `counts` says that it is the one that merges take: its organization's newest that was ever accepted, if that was not
-    withdrawn. An older one never counts again.
+    withdrawn and was made under the project's current policy. An older one never counts again.
     """
 
     id: Digest

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
-from gramfuse_shared.contract.policy import matches_any
+from gramfuse_shared.contract.policy import DEFAULT_EMBEDDING_PARAMETERS, matches_any
 from gramfuse_shared.contract.recipe import Recipe, resolve
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
@@ -47,6 +47,7 @@ def plan_merge(
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     minimum_holders: int = 1,
+    embedding_parameters: Sequence[str] = DEFAULT_EMBEDDING_PARAMETERS,
 ) -> MergePlan:
     """Plan the merge of contributions.
 
@@ -59,6 +60,9 @@ def plan_merge(
       5. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
          share the tap in each of them and have the same weights and α,
       6. else: the weighted mean; also where only some sent the tap, since a precision that one lacks cannot be made up.
+
+    Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
+    two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
 
     Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
 
@@ -79,7 +83,7 @@ def plan_merge(
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
-    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders)
+    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders, embedding_parameters)
     steps = planner.plan_steps()
     if not steps:
         msg = "the models hold no tensors, so there is nothing to merge"
@@ -110,6 +114,7 @@ class _Planner:
     recipe: Recipe
     method: Method
     minimum_holders: int
+    embedding_parameters: Sequence[str]
     feeds: dict[str, _Feeds] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -212,14 +217,18 @@ class _Planner:
             raise RecipeInvalidError(msg)
 
     def _why_average(self, output: TensorInfo, holders: list[Member]) -> str | None:
-        """Say why a matrix is averaged that the method could solve; None where an average is all that it has."""
-        if not self.method.reads_taps or len(output.shape) != 2:  # noqa: PLR2004 - a bias or a norm has no inputs
+        """Say why a linear weight is averaged that the method could solve; None where an average is all that it has."""
+        if not self.method.reads_taps:
             return None
         without = [member for member in holders if output.name not in self.feeds[member.key]]
         if len(without) == len(holders):
-            return "no contribution sent statistics of its inputs"
+            return "no contribution sent statistics of its inputs" if self._looks_linear(output) else None
         labels = ", ".join(member.label for member in without)
         return f"{len(without)} of {len(holders)} contributions sent no statistics of its inputs: {labels}"
+
+    def _looks_linear(self, tensor: TensorInfo) -> bool:
+        is_matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight")  # noqa: PLR2004 - rows and columns
+        return is_matrix and not matches_any(tensor.name, self.embedding_parameters)
 
     def _base_tensor(self, name: str) -> TensorInfo | None:
         return None if self.base is None else self.base.get(name)
