@@ -52,6 +52,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     Raises:
         ConfigurationError: a setting does not work.
     """
+    key = load_key(settings.receipt_key)  # before the blobs' folder is made
     database = open_database(settings.database_url)
     services = Services(
         settings=settings,
@@ -59,7 +60,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         blobs=open_blobs(settings.blobs),
         jobs=JobQueue(database),
         clock=clock,
-        receipt_key=public_key(load_key(settings.receipt_key)),
+        receipt_key=public_key(key),
         part_buffers=PartBuffers(settings.concurrent_parts),
     )
 

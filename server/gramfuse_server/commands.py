@@ -1,4 +1,7 @@
-"""The commands of `gramfuse-server`: set up, serve, work, and what an administrator does at the shell."""
+"""The commands of `gramfuse-server`: set up, serve, work, and what an administrator does at the shell.
+
+The job engine, the logs' library and cryptography load only in the commands that need them.
+"""
 
 import gc
 import json
@@ -16,12 +19,11 @@ import typer
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log, jobs, receipt_key, schema
+from gramfuse_server import audit_log, schema
 from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import Database, insert_if_absent, open_database, reading, transaction
-from gramfuse_server.logs import configure_logs
-from gramfuse_server.settings import Settings
+from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
 from gramfuse_shared.errors import (
@@ -46,9 +48,13 @@ cli.add_typer(audit_commands, name="audit")
 @cli.command()
 def init() -> None:
     """Set up the server: database, receipt key, and the first operator token, printed this once. Safe to repeat."""
-    settings = _settings()
+    from gramfuse_server import receipt_key  # noqa: PLC0415 - see above
+
+    settings = _settings_with_logs()
     migrate(settings)
     new_key = receipt_key.create_key(settings.receipt_key)
+    # before the token: an unreadable key must not end this with a token that was made and never shown
+    public_key = receipt_key.public_key(receipt_key.load_key(settings.receipt_key))
     database = open_database(settings.database_url, create=True)
     now = system_clock()
     with transaction(database) as session:
@@ -61,7 +67,7 @@ def init() -> None:
             )
     database.close()
     typer.echo(f"database     {schema.head()} (up to date)")
-    typer.echo(f"receipt key  {receipt_key.public_key(receipt_key.load_key(settings.receipt_key))}")
+    typer.echo(f"receipt key  {public_key}")
     typer.echo(f"             in {settings.receipt_key} ({'created' if new_key else 'kept'})")
     if token is not None:
         typer.echo(f"operator     {token}")
@@ -71,12 +77,14 @@ def init() -> None:
 @database_commands.command("upgrade")
 def upgrade() -> None:
     """Bring the database to this version's schema. Safe to repeat; run it before the new version starts."""
-    migrate(_settings())
+    migrate(_settings_with_logs())
     typer.echo(f"database     {schema.head()} (up to date)")
 
 
 def migrate(settings: Settings) -> None:
     """Upgrade our tables, then the job engine's."""
+    from gramfuse_server import jobs  # noqa: PLC0415 - see above
+
     database = open_database(settings.database_url, create=True)
     try:
         schema.upgrade(database)
@@ -97,7 +105,7 @@ def serve(
 
     from gramfuse_server.app import create_app  # noqa: PLC0415
 
-    settings = _settings()
+    settings = _settings_with_logs()
     app = create_app(settings)
     gc.freeze()
     gc.enable()
@@ -125,7 +133,7 @@ def worker() -> None:
     """Run one worker: checks uploads and merges."""
     from gramfuse_server.worker import run_worker  # noqa: PLC0415 - needs torch
 
-    run_worker(_settings())
+    run_worker(_settings_with_logs())
 
 
 @token_commands.command("create")
@@ -227,15 +235,17 @@ def _audit(session: Session, action: str, subject: str) -> None:
     )
 
 
-def _settings() -> Settings:
-    settings = Settings()
+def _settings_with_logs() -> Settings:
+    from gramfuse_server.logs import configure_logs  # noqa: PLC0415 - see above
+
+    settings = load_settings()
     configure_logs(settings)
     return settings
 
 
 @contextmanager
 def _migrated_database() -> Iterator[Database]:
-    database = open_database(_settings().database_url)
+    database = open_database(load_settings().database_url)
     try:
         _require_current(database)
         yield database
@@ -246,8 +256,8 @@ def _migrated_database() -> Iterator[Database]:
 def _require_current(database: Database) -> None:
     current = schema.current(database)
     if current != schema.head():
-        found = f"at revision {current}" if current else "empty"
-        msg = f"the database is {found}, this version needs {schema.head()}; run `gramfuse-server db upgrade`"
+        found, command = (f"at revision {current}", "db upgrade") if current else ("empty", "init")
+        msg = f"the database is {found}, this version needs {schema.head()}; run `gramfuse-server {command}`"
         raise ConfigurationError(msg)
 
 

@@ -4,10 +4,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gramfuse_shared import limits
+from gramfuse_shared.contract.document import describe_validation
+from gramfuse_shared.errors import ConfigurationError
 
 
 class Settings(BaseSettings):
@@ -81,3 +83,18 @@ class Settings(BaseSettings):
         if self.scratch == Path():
             object.__setattr__(self, "scratch", self.server_home / "scratch")
         return self
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigurationError: a variable holds what its setting cannot be.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        named = [
+            place | {"loc": (f"GRAMFUSE_{place['loc'][0]}".upper(), *place["loc"][1:])} for place in error.errors()
+        ]
+        raise ConfigurationError(describe_validation("the environment", named)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gramfuse_server import commands, receipt_key
+from gramfuse_server import commands, logs, receipt_key
 from gramfuse_shared.errors import ConfigurationError, GramfuseError, NotFoundError, RequestMalformedError
 
 TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
@@ -28,7 +28,7 @@ def home(tmp_path, monkeypatch, new_empty_database_url) -> Path:
 @pytest.fixture
 def command(home, capsys, monkeypatch):
     """Runs a command in this process and returns what it printed."""
-    monkeypatch.setattr(commands, "configure_logs", lambda _: None)
+    monkeypatch.setattr(logs, "configure_logs", lambda _: None)
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
@@ -55,6 +55,21 @@ def test_init_keeps_a_receipt_key_that_is_there(command, home):
     before = (home / "receipt-key.pem").read_bytes()
     command("init")
     assert (home / "receipt-key.pem").read_bytes() == before
+
+
+def test_init_beside_an_unreadable_receipt_key_makes_no_token_that_nobody_saw(command, home):
+    home.mkdir(exist_ok=True)
+    (home / "receipt-key.pem").write_text("nonsense")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        command("init")
+    (home / "receipt-key.pem").unlink()
+    assert len(TOKEN.findall(command("init"))) == 1
+
+
+def test_a_variable_that_its_setting_cannot_be_is_named(command, monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_PART_BYTES", "many")
+    with pytest.raises(ConfigurationError, match="GRAMFUSE_PART_BYTES must be a whole number"):
+        command("token", "list")
 
 
 def test_a_lost_operator_token_is_recovered_at_the_shell(command):
