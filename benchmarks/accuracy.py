@@ -12,7 +12,7 @@ from timing import Effort
 
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.exact_products import exact_products
-from support.fusion_oracle import Contributor, least_squares, relative_error, ridge_solution
+from support.fusion_oracle import Contributor, relative_error, ridge_solution, scaled_least_squares, weighted_mean
 from support.fusion_oracle import merge as merge_ours
 
 CASES = ("good", "outlier", "tiny", "dead", "rank_deficient_alpha1")
@@ -55,13 +55,9 @@ def make_case(case: str, width: int) -> list[Contributor]:
 
 
 def _oracle(contributors: list[Contributor], alpha: float) -> torch.Tensor:
-    mean = torch.stack([contributor.weight.double() for contributor in contributors]).mean(0)
     if alpha == 1.0:
-        return ridge_solution(contributors, mean)
-    energy = sum(contributor.rows.double().square().sum(0) for contributor in contributors)
-    root = torch.where(energy > 0, energy.sqrt(), 1.0)  # float64 too would take the tiniest features for noise
-    scaled = [Contributor(c.weight.double() * root, c.rows.double() / root) for c in contributors]
-    return torch.where(energy > 0, least_squares(scaled, alpha=alpha) / root, mean)
+        return ridge_solution(contributors, weighted_mean(contributors))
+    return scaled_least_squares(contributors, alpha=alpha)[0]
 
 
 def _published_error(contributors: list[Contributor], alpha: float, oracle: torch.Tensor) -> float | None:

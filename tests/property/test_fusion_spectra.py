@@ -4,7 +4,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.fusion_oracle import Contributor, least_squares, merge, relative_error
+from support.fusion_oracle import Contributor, merge, relative_error, scaled_least_squares, weighted_mean
 
 SEEDS = st.integers(0, 2**20)
 WIDTHS = st.sampled_from([16, 72, 160])
@@ -37,31 +37,13 @@ def plagued_contributors(seed: int, width: int, plagues: set[str]) -> list[Contr
     return contributors
 
 
-def mean_of(contributors: list[Contributor]) -> torch.Tensor:
-    shares = sum(contributor.share for contributor in contributors)
-    return sum(contributor.share * contributor.weight.double() for contributor in contributors) / shares
-
-
-def oracle(contributors: list[Contributor], alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the solution in float64 and each feature's root energy, 1 where it is dead.
-
-    Features are scaled to the same energy first, since float64 too would take the tiniest for noise. No row looks at a
-    dead feature, so any value would fit there; the answer is the mean.
-    """
-    energy = sum(c.share * c.rows.double().square().sum(0) / len(c.rows) for c in contributors)
-    root = torch.where(energy > 0, energy.sqrt(), 1.0)
-    scaled = [Contributor(c.weight.double() * root, c.rows.double() / root, c.share) for c in contributors]
-    solution = least_squares(scaled, alpha=alpha) / root
-    return torch.where(energy > 0, solution, mean_of(contributors)), root
-
-
 @given(seed=SEEDS, width=WIDTHS, plagues=PLAGUES, alpha=st.sampled_from([0.0, 0.5, 0.9]))
 @example(seed=1, width=160, plagues=EVERY, alpha=0.9)
 def test_up_to_alpha_nine_tenths_the_outputs_are_those_of_the_float64_solution(seed, width, plagues, alpha):
     """Each weight counts by its feature's energy: that is what the layer's outputs notice of an error in it."""
     contributors = plagued_contributors(seed, width, plagues)
     merged, solution = merge(contributors, alpha=alpha)
-    expected, root = oracle(contributors, alpha)
+    expected, root = scaled_least_squares(contributors, alpha=alpha)
     assert solution.diagnosis.fallback == "none"
     assert relative_error(merged * root, expected * root) < 2e-6
 
@@ -71,7 +53,7 @@ def test_under_any_one_of_them_the_weights_are_too(seed, width, plague, alpha):
     """Two at once can give a feature that hardly occurs weights of a million, and the norm sees nothing else."""
     contributors = plagued_contributors(seed, width, {plague})
     merged, _ = merge(contributors, alpha=alpha)
-    assert relative_error(merged, oracle(contributors, alpha)[0]) < 2e-6
+    assert relative_error(merged, scaled_least_squares(contributors, alpha=alpha)[0]) < 2e-6
 
 
 @given(seed=SEEDS, width=WIDTHS, plagues=PLAGUES)
@@ -81,7 +63,7 @@ def test_at_alpha_one_nothing_blows_up(seed, width, plagues):
     contributors = plagued_contributors(seed, width, plagues)
     merged, _ = merge(contributors, alpha=1.0)
     assert bool(torch.isfinite(merged).all())
-    mean = mean_of(contributors)
+    mean = weighted_mean(contributors)
     pooled = torch.cat([c.rows.double() * (c.share / len(c.rows)) ** 0.5 for c in contributors])
 
     def outputs(weight: torch.Tensor) -> float:

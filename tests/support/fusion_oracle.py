@@ -65,6 +65,24 @@ def least_squares(contributors: list[Contributor], *, alpha: float, normalize: s
     return torch.linalg.lstsq(torch.cat(left), torch.cat(right), driver="gelsd").solution.T
 
 
+def weighted_mean(contributors: list[Contributor]) -> torch.Tensor:
+    """Return ΣcᵢWᵢ/Σcᵢ in float64."""
+    shares = sum(contributor.share for contributor in contributors)
+    return sum(contributor.share * contributor.weight.double() for contributor in contributors) / shares
+
+
+def scaled_least_squares(contributors: list[Contributor], *, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `least_squares` where features differ by more than float64 can hold, and each feature's root energy.
+
+    Features are scaled to the same energy first, since float64 too would take the tiniest for noise. No row looks at a
+    dead feature, so any value would fit there: the answer is the weighted mean, and its root energy counts as 1.
+    """
+    energy = sum(c.share * c.rows.double().square().sum(0) / len(c.rows) for c in contributors)
+    root = torch.where(energy > 0, energy.sqrt(), 1.0)
+    scaled = [Contributor(c.weight.double() * root, c.rows.double() / root, c.share) for c in contributors]
+    return torch.where(energy > 0, least_squares(scaled, alpha=alpha) / root, weighted_mean(contributors)), root
+
+
 def ridge_solution(contributors: list[Contributor], mean: torch.Tensor, *, ridge: float = 1e-5) -> torch.Tensor:
     """Return least squares with a ridge toward the mean, in the metric in which every feature has energy 1 (α = 1)."""
     grams = [

@@ -156,9 +156,9 @@ def _write_rounded(measured: StatisticsFile, target: Path, count: ReadCount) -> 
             count.add(gram.numel() * gram.element_size())
         for tap in metadata.taps:
             gram = file.read(gram_tensor_name(tap.name))
-            rounded, _ = encode_int16(gram, tap.width)
+            rounded, energy = encode_int16(gram, tap.width)
             writer.write(gram_tensor_name(tap.name), rounded)
-            worst = max(worst, rounding_error(gram, tap.width))
+            worst = max(worst, rounding_error(gram, rounded, energy, tap.width))
             count.add(gram.numel() * gram.element_size())
     return worst
 

@@ -38,9 +38,8 @@ def decode_int16(rounded: torch.Tensor, energy: torch.Tensor, width: int, gram: 
         target[:, start:end].diagonal().copy_(energy[start:end])
 
 
-def rounding_error(gram: torch.Tensor, width: int) -> float:
-    """Return ‖C − Ĉ‖_F / ‖C‖_F of C = D^-½GD^-½ and what int16 leaves of it."""
-    rounded, energy = encode_int16(gram, width)
+def rounding_error(gram: torch.Tensor, rounded: torch.Tensor, energy: torch.Tensor, width: int) -> float:
+    """Return ‖C − Ĉ‖_F / ‖C‖_F of C = D^-½GD^-½ and what `encode_int16` left of it."""
     decoded = torch.empty_like(gram)
     decode_int16(rounded, energy, width, decoded)
     inverse = _inverse_root(energy)
