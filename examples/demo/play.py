@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from cache import Cache
-from corpus import read_sentences, write_sentences
 from folder import CACHE, FolderRefusedError, Held, held
 from page import write_page
 from participant import POLICY, TUNED, Participant, policy_digest
 from processes import Command, CommandFailedError, Processes, Shell, console
 from report import Report, print_table, write_summary
 from rich.rule import Rule
+from sentences import read_sentences, write_sentences
 from service import Service, start_service
 from settings import DOMAINS, PROJECT, REGMEAN, SIMPLE, SIZES, UNSEEN, Domain, Size
 
@@ -66,11 +66,9 @@ class Demo:
     def everybody_briefly(self, who: Sequence[Participant], step: Callable[[Participant], Command], what: str) -> None:
         """Let each of them take a step that tells all of them the same: only the first's is shown in full."""
         first, *others = who
-        self.processes.run(step(first))
-        console.print(
-            f"[dim]{', '.join(one.name for one in others)}: {what}, which is in {typed(self.folder / 'logs')}[/]"
-        )
-        self.everybody(others, lambda one: replace(step(one), chatty=True))
+        where = typed(self.folder / "logs")
+        console.print(f"[dim]{', '.join(one.name for one in others)}: {what}, which is in {where}[/]")
+        self.everybody(who, lambda one: replace(step(one), heard=one is first))
 
     def turns(self, who: Sequence[Participant]) -> list[Sequence[Participant]]:
         """Who acts together, one turn after the other."""
@@ -84,25 +82,26 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
     logs.mkdir()
     environment = clean_environment(os.environ, one_thread=size.at_once > 1)
 
-    with clock.stage("service", "The operator starts an API and a worker"):
+    participants = [set_up(folder / domain.name, logs, environment, domain) for domain in DOMAINS]
+    coordinator, *others = participants
+    building = coordinator.building_base()
+    with clock.stage("service", "The operator starts an API and a worker; one organization builds the base model"):
+        base = processes.start(building)
         service = start_service(processes, folder / "server", logs, environment, lock=lock)
 
     with clock.stage("sign in", "Each organization gets a token and signs in"):
-        participants = [set_up(folder / domain.name, logs, environment, domain) for domain in DOMAINS]
-        coordinator, *others = participants
         operator = service.operator
-        demo.everybody(participants, lambda one: operator.creating_organization(one.name))
+        processes.run(operator.creating_organizations(*(one.name for one in participants)))
         roles = {one.name: "coordinator" if one is coordinator else "participant" for one in participants}
         tokens = processes.read(*(operator.creating_token(name, role) for name, role in roles.items()))
         secrets = dict(zip(roles, map(str.strip, tokens), strict=True))
         demo.everybody(participants, lambda one: one.signing_in(service.url, secrets[one.name]))
 
     with clock.stage("project", "One creates the project, the others join it and fetch the base model"):
-        processes.run(coordinator.building_base())
+        processes.wait_for(base, building)
         shutil.copy(size.policy, coordinator.folder / POLICY)
         processes.run(coordinator.creating_project())
-        *_, last = [processes.read(coordinator.inviting(other.name)) for other in others]
-        console.print(*last, end="", markup=False)  # each shows the project again; the last one shows everybody
+        processes.run(coordinator.inviting(*(other.name for other in others)))
         agreed = policy_digest(*processes.read(coordinator.showing_project()))
         demo.everybody_briefly(participants, lambda one: one.joining(agreed), "the same policy")
         demo.everybody(others, Participant.pulling_base)
@@ -121,6 +120,8 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
     with clock.stage("merge", "The coordinator merges: a simple average, and RegMean"):
         processes.run(coordinator.merging("linear", job=SIMPLE))
         processes.run(coordinator.merging("regmean", job=REGMEAN))
+        for job in (SIMPLE, REGMEAN):
+            processes.run(coordinator.waiting(job))
     with clock.stage("pull", "The models come back and are verified"):
         processes.run(coordinator.pulling(SIMPLE))
         processes.run(coordinator.verifying(SIMPLE))

@@ -43,14 +43,14 @@ class Shell:
 class Command:
     """A command that somebody is to run. `typed` is its standard input.
 
-    What it writes to standard error goes to the log if it is `chatty`, or if it does not have the terminal to itself.
+    What it writes to standard error is printed if it is to be `heard`, otherwise logged; None: if it runs alone.
     """
 
     shell: Shell
     words: Sequence[str]
     log: Path
     typed: str = ""
-    chatty: bool = False
+    heard: bool | None = None
 
 
 @dataclass(slots=True)
@@ -99,10 +99,19 @@ class Processes:
         return [self._end(process, command) for process, command in zip(running, commands, strict=True)]
 
     def start(self, command: Command, *, inherited: Sequence[int] = ()) -> subprocess.Popen[str]:
-        """Start a program that runs until the block is left, its output in its log."""
+        """Start a program that runs beside the others, until it ends or the block is left, its output in its log."""
         command.shell.show(command.words, suffix=" &")
-        with command.log.open("w", encoding="utf-8") as log:
+        with command.log.open("a", encoding="utf-8") as log:
             return self._spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, inherited=inherited)
+
+    def wait_for(self, started: subprocess.Popen[str], command: Command) -> None:
+        """Wait for the end of a program that was started.
+
+        Raises:
+            CommandFailedError: it failed.
+        """
+        command.shell.show(["wait"])
+        self._end(started, command)
 
     def release(self) -> None:
         """Let the running programs live on after the block."""
@@ -111,8 +120,8 @@ class Processes:
     def _begin(self, command: Command, *, stdout: int | None, alone: bool) -> subprocess.Popen[str]:
         command.shell.show(command.words)
         with command.log.open("a", encoding="utf-8") as log:
-            stderr = None if alone and not command.chatty else log
-            return self._spawn(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
+            heard = alone if command.heard is None else command.heard
+            return self._spawn(command, stdin=subprocess.PIPE, stdout=stdout, stderr=None if heard else log)
 
     def _end(self, process: subprocess.Popen[str], command: Command) -> str:
         output, _ = process.communicate(command.typed)

@@ -25,9 +25,9 @@ class Operator:
         """A command of the server's."""
         return Command(self.shell, ["gramfuse-server", *arguments], self.log)
 
-    def creating_organization(self, name: str) -> Command:
-        """Make a tenant."""
-        return self.command("org", "create", name)
+    def creating_organizations(self, *names: str) -> Command:
+        """Make tenants."""
+        return self.command("org", "create", *names)
 
     def creating_token(self, organization: str, role: str) -> Command:
         """Make a token; its standard output is the secret, which nobody sees again."""

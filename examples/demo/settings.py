@@ -69,8 +69,8 @@ SIZES: Final[Mapping[str, Size]] = {
         expected="about a minute on two idle cores",
         policy=HERE / "policy-smoke.yaml",
         epochs=1,
-        train_sentences=32,
-        test_sentences=16,
+        train_sentences=16,
+        test_sentences=8,
         at_once=3,
     ),
 }

@@ -8,6 +8,7 @@ import typer
 
 from gramfuse_shared.errors import GramfuseError
 from gramfuse_shared.extras import requiring_extras
+from gramfuse_shared.imports import imports_kept
 
 _WORKER: Final = ("torch", "numpy", "safetensors")
 _SERVER: Final = (
@@ -29,7 +30,8 @@ def run() -> None:
     """Run the command; an error of ours is one line on standard error and exit code 1."""
     try:
         with requiring_extras("gramfuse-server", EXTRAS):
-            from gramfuse_server.commands import cli  # noqa: PLC0415 - may be missing parts
+            with imports_kept():
+                from gramfuse_server.commands import cli  # noqa: PLC0415 - may be missing parts
 
             cli()
     except GramfuseError as error:

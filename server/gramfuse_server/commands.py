@@ -3,7 +3,6 @@
 The job engine, the logs' library and cryptography load only in the commands that need them.
 """
 
-import gc
 import json
 import os
 import socket
@@ -31,6 +30,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     RequestMalformedError,
 )
+from gramfuse_shared.imports import imports_kept
 
 OPERATOR_DAYS: Final = 365
 
@@ -100,15 +100,13 @@ def serve(
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once it is known.")] = None,
 ) -> None:
     """Serve the API. Its URL is the first line on standard output."""
-    gc.disable()  # what the imports leave behind stays for good: searching it for garbage is a sixth of the start
-    import uvicorn  # noqa: PLC0415 - the other commands need no web server
+    with imports_kept():
+        import uvicorn  # noqa: PLC0415 - the other commands need no web server
 
-    from gramfuse_server.app import create_app  # noqa: PLC0415
+        from gramfuse_server.app import create_app  # noqa: PLC0415
 
-    settings = _settings_with_logs()
-    app = create_app(settings)
-    gc.freeze()
-    gc.enable()
+        settings = _settings_with_logs()
+        app = create_app(settings)
     _require_current(app.state.services.database)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]
@@ -131,7 +129,8 @@ def serve(
 @cli.command()
 def worker() -> None:
     """Run one worker: checks uploads and merges."""
-    from gramfuse_server.worker import run_worker  # noqa: PLC0415 - needs torch
+    with imports_kept():
+        from gramfuse_server.worker import run_worker  # noqa: PLC0415 - needs torch
 
     run_worker(_settings_with_logs())
 
@@ -189,14 +188,17 @@ def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the 
 
 
 @organization_commands.command("create")
-def create_organization(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, hyphens.")]) -> None:
-    """Create an organization. Twice is the same as once."""
-    organization = OrganizationCreate.parse(json.dumps({"name": name}))
+def create_organizations(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Lower-case letters, digits, hyphens.")],
+) -> None:
+    """Create organizations: all of them, or, where a name is not one, none. Twice is the same as once."""
+    organizations = [OrganizationCreate.parse(json.dumps({"name": name})) for name in names]
     with _migrated_database() as database, transaction(database) as session:
-        values = {"name": organization.name, "created_at": system_clock()}
-        if insert_if_absent(session, OrganizationRow, values):
-            _audit(session, "organization.create", organization.name)
-    typer.echo(organization.name)
+        for organization in organizations:
+            values = {"name": organization.name, "created_at": system_clock()}
+            if insert_if_absent(session, OrganizationRow, values):
+                _audit(session, "organization.create", organization.name)
+    typer.echo("\n".join(organization.name for organization in organizations))
 
 
 @audit_commands.command("verify")

@@ -91,7 +91,8 @@ def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, po
         acme.json("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
     )
     assert (created.id, created.state) == (PROJECT, "ready")
-    assert acme("project", "invite", "tweets", "globex")[0] == 0
+    code, out, _ = acme("project", "invite", "tweets", "acme", "globex")
+    assert (code, out) == (0, f"invited acme, globex; next, each of them: gramfuse project join {PROJECT}\n")
     code, out, _ = globex("project", "list")
     assert code == 0
     assert PROJECT in out

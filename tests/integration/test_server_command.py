@@ -91,6 +91,16 @@ def test_organizations_and_tokens_are_made_listed_and_revoked_at_the_shell(comma
     assert listed[identifier]["revoked_at"] is not None
 
 
+def test_organizations_are_created_together_or_not_at_all(command):
+    command("init")
+    with pytest.raises(GramfuseError):
+        command("org", "create", "acme", "No Such Form")
+    with pytest.raises(NotFoundError):
+        command("token", "create", "--org", "acme")
+    assert command("org", "create", "acme", "globex") == "acme\nglobex\n"
+    assert TOKEN.fullmatch(command("token", "create", "--org", "globex").strip())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

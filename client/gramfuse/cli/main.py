@@ -15,6 +15,7 @@ from gramfuse.cli import output
 from gramfuse.extras import EXTRAS
 from gramfuse_shared.errors import GramfuseError
 from gramfuse_shared.extras import requiring_extras
+from gramfuse_shared.imports import imports_kept
 from gramfuse_shared.version import __version__
 
 
@@ -64,7 +65,7 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer'
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
     lazy = COMMANDS[name]
-    with requiring_extras(f"`gramfuse {name}`", EXTRAS):
+    with requiring_extras(f"`gramfuse {name}`", EXTRAS), imports_kept():
         module = importlib.import_module(lazy.module)
     command: Any = typer.main.get_command(module.app)
     if lazy.command is not None:

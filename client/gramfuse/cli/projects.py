@@ -78,14 +78,23 @@ def show(project: ProjectArgument) -> None:
 
 @app.command()
 def invite(
-    project: ProjectArgument, organization: Annotated[str, typer.Argument(help="The organization to invite.")]
+    project: ProjectArgument,
+    organizations: Annotated[list[str], typer.Argument(metavar="ORGANIZATION...", help="Who is to take part.")],
 ) -> None:
-    """Make an organization a participant (coordinator).
+    """Make organizations participants (coordinator). Twice is the same as once.
 
-    Example: gramfuse project invite acme.tweets globex
+    Example: gramfuse project invite acme.tweets globex initech
     """
     with session.open_client() as client:
-        _show(client.invite(project, organization))
+        for organization in organizations:
+            invited = client.invite(project, organization)
+    names = ", ".join(organizations)
+    output.show(
+        invited,
+        lambda console: console.print(
+            f"invited {names}; next, each of them: gramfuse project join {invited.id}", markup=False
+        ),
+    )
 
 
 @app.command()

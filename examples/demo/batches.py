@@ -1,27 +1,16 @@
-"""Sentences with named entities: read them, and turn them into what a token classifier trains on."""
+"""Turn sentences into what a token classifier trains on: subwords with labels, in padded batches."""
 
-import gzip
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
+from sentences import LABELS, Sentence
 from transformers import PreTrainedTokenizerBase
 
-LABELS: Final = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
 MAX_SUBWORDS: Final = 128
 IGNORED: Final = -100  # the label that cross_entropy skips
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """Words and one tag each."""
-
-    tokens: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +30,6 @@ class Batch:
     sentences: tuple[Encoded, ...]
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
-
-
-def read_sentences(path: Path, *, at_most: int | None = None) -> list[Sentence]:
-    """Read JSON lines (`.gz` or plain) of `{"tokens": [...], "tags": [...]}`."""
-    raw = path.read_bytes()
-    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()[:at_most]
-    records = [json.loads(line) for line in lines]
-    return [Sentence(tuple(record["tokens"]), tuple(record["tags"])) for record in records]
-
-
-def write_sentences(path: Path, sentences: Sequence[Sentence]) -> None:
-    """Write JSON lines as `read_sentences` and `gramfuse stats collect` read them."""
-    with path.open("w", encoding="utf-8") as lines:
-        for sentence in sentences:
-            record = {"tokens": sentence.tokens, "tags": sentence.tags}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
