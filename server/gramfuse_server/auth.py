@@ -86,7 +86,7 @@ def authenticate(session: Session, authorization: str | None, *, now: datetime) 
     same = hmac.compare_digest(sha256_hex(secret.encode()), row.secret_sha256 if row else _NO_SECRET)
     expired = row is not None and row.expires_at is not None and row.expires_at <= now
     if row is None or not same or expired or row.revoked_at is not None:
-        msg = "the token is unknown, expired or revoked; ask the operator or your coordinator for a new one"
+        msg = "the token is unknown, expired or revoked; the operator makes a new one, `gramfuse login URL` stores it"
         raise UnauthenticatedError(msg)
     return Caller(token=row.id, role=cast("Role", row.role), organization=row.organization, expires_at=row.expires_at)
 

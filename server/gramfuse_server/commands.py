@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log, schema
 from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
-from gramfuse_server.database import Database, insert_if_absent, open_database, reading, transaction
+from gramfuse_server.database import Database, insert_if_absent, open_database, reading, require_answer, transaction
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
@@ -87,6 +87,7 @@ def migrate(settings: Settings) -> None:
 
     database = open_database(settings.database_url, create=True)
     try:
+        require_answer(database)
         schema.upgrade(database)
     finally:
         database.close()
@@ -107,7 +108,7 @@ def serve(
 
         settings = _settings_with_logs()
         app = create_app(settings)
-    _require_current(app.state.services.database)
+    schema.require_current(app.state.services.database)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]
     if port_file is not None:
@@ -249,18 +250,10 @@ def _settings_with_logs() -> Settings:
 def _migrated_database() -> Iterator[Database]:
     database = open_database(load_settings().database_url)
     try:
-        _require_current(database)
+        schema.require_current(database)
         yield database
     finally:
         database.close()
-
-
-def _require_current(database: Database) -> None:
-    current = schema.current(database)
-    if current != schema.head():
-        found, command = (f"at revision {current}", "db upgrade") if current else ("empty", "init")
-        msg = f"the database is {found}, this version needs {schema.head()}; run `gramfuse-server {command}`"
-        raise ConfigurationError(msg)
 
 
 def _listen(host: str, port: int) -> socket.socket:

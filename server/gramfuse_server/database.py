@@ -10,10 +10,11 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from gramfuse_server.settings import make_folder
 from gramfuse_server.tables import Row
 from gramfuse_shared.errors import ConfigurationError
 
@@ -70,6 +71,20 @@ def open_database(url: SecretStr, *, create: bool = False) -> Database:
     return Database(write=engine, read=engine)
 
 
+def require_answer(database: Database) -> None:
+    """Connect once.
+
+    Raises:
+        ConfigurationError: the database does not answer, or the file is none of SQLite's.
+    """
+    try:
+        database.read.connect().close()
+    except DBAPIError as error:
+        place, reason = database.read.url.render_as_string(hide_password=True), str(error.orig).strip()
+        msg = f"the database {place} does not answer: {reason.partition(chr(10))[0]} (GRAMFUSE_DATABASE_URL)"
+        raise ConfigurationError(msg) from error
+
+
 @contextmanager
 def transaction(database: Database) -> Iterator[Session]:
     """Yield a session that commits on a clean exit and rolls back otherwise."""
@@ -114,7 +129,7 @@ def insert_if_absent(session: Session, row: type[Row], values: Mapping[str, Any]
 
 def _require_file(path: Path, *, create: bool) -> None:
     if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "GRAMFUSE_SERVER_HOME or GRAMFUSE_DATABASE_URL")
     elif not path.exists():  # SQLite would make an empty one
         msg = (
             f"there is no database {path}; `gramfuse-server init` makes one. Its place is GRAMFUSE_DATABASE_URL, else "

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gramfuse_server.settings import make_folder
 from gramfuse_shared.errors import ConfigurationError
 
 
@@ -21,7 +22,7 @@ def create_key(path: Path) -> bool:
     """Create the key unless there is one; tell whether it is new. Two processes at once agree on one key."""
     if path.exists():
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "GRAMFUSE_RECEIPT_KEY")
     content = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, inspect, text
 
-from gramfuse_server.database import Database
+from gramfuse_server.database import Database, require_answer
+from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -71,6 +72,20 @@ def require_no_difference(database: Database) -> None:
 def head() -> str:
     """The newest revision that this code knows."""
     return max(path.name.partition("_")[0] for path in (migrations_folder() / "versions").glob("[0-9]*_*.py"))
+
+
+def require_current(database: Database) -> None:
+    """Require that the schema is the one this code knows.
+
+    Raises:
+        ConfigurationError: it is older or newer, there is none yet, or the database does not answer.
+    """
+    require_answer(database)
+    found, newest = current(database), head()
+    if found != newest:
+        place, command = (f"at revision {found}", "db upgrade") if found else ("empty", "init")
+        msg = f"the database is {place}, this version needs {newest}; run `gramfuse-server {command}`"
+        raise ConfigurationError(msg)
 
 
 def current(database: Database) -> str | None:

@@ -85,6 +85,19 @@ class Settings(BaseSettings):
         return self
 
 
+def make_folder(folder: Path, variable: str) -> None:
+    """Make a folder that a setting names, unless it is there.
+
+    Raises:
+        ConfigurationError: it cannot be made; the message names the variable that chooses another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {folder} cannot be made: {error.strerror}; choose another with {variable}"
+        raise ConfigurationError(msg) from error
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 

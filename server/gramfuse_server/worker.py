@@ -80,7 +80,7 @@ class Worker:
         self._stopping = stopping
         self._ended = threading.Event()
         self._database = open_database(settings.database_url)
-        _require_current(self._database)
+        schema.require_current(self._database)
         blobs = open_blobs(settings.blobs)
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
@@ -192,7 +192,8 @@ def describe_host(device: torch.device) -> heartbeats.Host:
         properties = torch.cuda.get_device_properties(device)
         described, memory = f"cuda ({properties.name})", properties.total_memory
     else:
-        described = f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        described = f"cpu ({threads} thread{'' if threads == 1 else 's'})"
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return heartbeats.Host(name=socket.gethostname(), device=described, memory_bytes=memory, version=__version__)
 
@@ -205,10 +206,3 @@ def _register_inspection(inspector: Inspector) -> None:
             {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
             lambda: inspector.inspect(kind, subject),
         )
-
-
-def _require_current(database: Database) -> None:
-    current, head = schema.current(database), schema.head()
-    if current != head:
-        msg = f"the database is at {current}, this version needs {head}; run `gramfuse-server db upgrade`"
-        raise ConfigurationError(msg)

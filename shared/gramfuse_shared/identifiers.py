@@ -16,6 +16,8 @@ PROJECT_PATTERN: Final = rf"^{_SLUG}\.{_SLUG}$"
 JOB_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,63}$"
 DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 FILE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,128}$"
+VERSION_PATTERN: Final = r"^[0-9A-Za-z.+-]{1,32}$"
+BASE64_PATTERN: Final = r"^[A-Za-z0-9+/]{1,1024}={0,2}$"
 
 _SLUG_IN_WORDS: Final = "up to 40 lower-case letters, digits and hyphens, no hyphen first or last"
 IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -25,6 +27,8 @@ IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         JOB_PATTERN: "up to 64 lower-case letters, digits and hyphens, no hyphen first",
         DIGEST_PATTERN: "64 lower-case hexadecimal digits",
         FILE_PATTERN: "up to 128 letters, digits, dots, hyphens and underscores",
+        VERSION_PATTERN: "a version: up to 32 letters, digits, dots, hyphens and plus signs",
+        BASE64_PATTERN: "base64",
     }
 )
 """Each pattern in words, for messages."""

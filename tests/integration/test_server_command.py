@@ -129,6 +129,35 @@ def test_without_a_migrated_database_the_answer_names_the_command(command):
         command("token", "list")
 
 
+def test_a_home_that_is_a_file_is_told(command, home, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", "")
+    home.write_text("a file")
+    with pytest.raises(ConfigurationError, match=r"home cannot be made: .*GRAMFUSE_SERVER_HOME"):
+        command("init")
+
+
+def test_a_receipt_key_whose_folder_cannot_be_made_is_told(command, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRAMFUSE_RECEIPT_KEY", str(tmp_path / "file" / "key.pem"))
+    with pytest.raises(ConfigurationError, match=r"file cannot be made: .*GRAMFUSE_RECEIPT_KEY"):
+        command("init")
+
+
+def test_a_file_that_is_no_database_is_told(command, monkeypatch, tmp_path):
+    (tmp_path / "novel.sqlite").write_text("It was a dark and stormy night. " * 100)
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", f"sqlite:///{tmp_path / 'novel.sqlite'}")
+    for arguments in (("init",), ("token", "list")):
+        with pytest.raises(ConfigurationError, match="does not answer: file is not a database"):
+            command(*arguments)
+
+
+def test_a_database_server_that_is_away_is_told_without_its_password(command, monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", "postgresql://user:secret@127.0.0.1:1/x")
+    with pytest.raises(ConfigurationError, match=r"does not answer: .*refused") as told:
+        command("init")
+    assert "secret" not in str(told.value)
+
+
 def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command, home, tmp_path):
     command("init")
     port_file = tmp_path / "port"

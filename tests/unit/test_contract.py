@@ -1,14 +1,17 @@
 """Policies, recipes, manifests and digests: what they mean, and what they refuse."""
 
 import json
+import re
 
 import pytest
 
 from gramfuse_shared import errors
+from gramfuse_shared.contract import http_api
 from gramfuse_shared.contract.http_api import OrganizationCreate
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.recipe import parse_recipe, resolve
+from gramfuse_shared.contract.receipt import Receipt
+from gramfuse_shared.contract.recipe import Recipe, parse_recipe, resolve
 from gramfuse_shared.contract.safetensors_header import Header, TensorEntry
 from gramfuse_shared.contract.statistics_file import (
     BLOCK,
@@ -29,7 +32,7 @@ from gramfuse_shared.errors import (
     TooLargeError,
     error_class,
 )
-from gramfuse_shared.identifiers import is_file_name
+from gramfuse_shared.identifiers import IN_WORDS, is_file_name
 
 DIGEST = "ab" * 32
 
@@ -154,12 +157,20 @@ def test_what_is_wrong_with_a_document_is_said_in_words(document, words):
         ({"heads": "public"}, "heads must be 'private' or 'shared'"),
         ({"minimum_cohort": 1}, "minimum_cohort must be at least 2"),
         ({"minimum_cohort": 2.5}, "minimum_cohort must be a whole number"),
-        ({"methods": []}, "methods must have 1 entries at least"),
+        ({"methods": []}, "methods must have at least 1 item"),
     ],
 )
 def test_what_is_wrong_with_a_policy_is_said_in_words(rule, words):
     with pytest.raises(DocumentMalformedError, match=words):
         Policy.parse(json.dumps(rule))
+
+
+def test_every_form_that_the_contract_asks_for_has_words():
+    documents = [ContributionManifest, BaseManifest, Policy, Recipe, Receipt, StatisticsMetadata, http_api.JobCreate]
+    schemas = json.dumps([document.model_json_schema() for document in documents])
+    asked = {json.loads(f'"{pattern}"') for pattern in re.findall(r'"pattern": "((?:[^"\\\\]|\\\\.)*)"', schemas)}
+    assert len(asked) >= 6
+    assert asked <= set(IN_WORDS)
 
 
 def test_an_unknown_key_of_a_policy_is_refused_by_name():

@@ -75,7 +75,7 @@ def verify(
     from gramfuse.verification import verify as verify_folder  # noqa: PLC0415 - only where this command runs
 
     found = verify_folder(folder, trusted_keys=None if key is None else {key: "the given key"})
-    members = ", ".join(member.organization for member in found.receipt.contributions)
+    members = ", ".join(sorted(member.organization for member in found.receipt.contributions))
     output.show(
         {"receipt": found.receipt, "signer": found.signer, "files": found.files, "bytes": found.bytes},
         lambda console: console.print(

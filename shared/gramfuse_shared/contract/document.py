@@ -17,14 +17,14 @@ _FAULTS: Final = {
     "int_from_float": " must be a whole number",
 }
 _BOUNDS: Final = {
-    "greater_than_equal": ("be at least {}", "ge"),
-    "greater_than": ("be more than {}", "gt"),
-    "less_than_equal": ("be at most {}", "le"),
-    "less_than": ("be less than {}", "lt"),
-    "string_too_short": ("be at least {} characters long", "min_length"),
-    "string_too_long": ("be at most {} characters long", "max_length"),
-    "too_short": ("have {} entries at least", "min_length"),
-    "too_long": ("have {} entries at most", "max_length"),
+    "greater_than_equal": ("be at least {}", "ge", ""),
+    "greater_than": ("be more than {}", "gt", ""),
+    "less_than_equal": ("be at most {}", "le", ""),
+    "less_than": ("be less than {}", "lt", ""),
+    "string_too_short": ("have at least {}", "min_length", "character"),
+    "string_too_long": ("have at most {}", "max_length", "character"),
+    "too_short": ("have at least {}", "min_length", "item"),
+    "too_long": ("have at most {}", "max_length", "item"),
 }
 _KINDS: Final = {
     "string": "text",
@@ -86,8 +86,10 @@ def _fault(error: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         return f" must be {context['expected']}"
     if kind in _BOUNDS:
-        words, key = _BOUNDS[kind]
-        return f" must {words.format(context[key])}"
+        words, key, counted = _BOUNDS[kind]
+        bound = context[key]
+        noun = f" {counted}{'' if bound == 1 else 's'}" if counted else ""
+        return f" must {words.format(f'{bound}{noun}')}"
     if kind in _FAULTS:
         return _FAULTS[kind]
     if kind.endswith(("_type", "_parsing")):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, Header
-from gramfuse_shared.identifiers import Digest, FileName, OrganizationName, ProjectId, TensorName
+from gramfuse_shared.identifiers import VERSION_PATTERN, Digest, FileName, OrganizationName, ProjectId, TensorName
 
 Size = Annotated[int, Field(ge=0, lt=2**53)]
 RowCount = Annotated[int, Field(ge=0, le=limits.MAX_ROWS)]
@@ -115,7 +115,7 @@ class PolicyReference(Document):
 class CollectorSettings(Document):
     """How statistics were measured; numbers and fixed words only, never free text."""
 
-    collector_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,32}$")]
+    collector_version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     precision: Literal["float32", "bfloat16"] = "float32"
     padding: Literal["dropped", "counted"] = "dropped"
 

@@ -13,13 +13,13 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import FileEntry, PolicyReference
 from gramfuse_shared.contract.recipe import Overridable, Recipe
-from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId
+from gramfuse_shared.identifiers import BASE64_PATTERN, Digest, JobId, OrganizationName, ProjectId
 
 RECEIPT_FILE_NAME: Final = "receipt.json"
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
 
-Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{1,1024}={0,2}$")]
+Base64 = Annotated[str, Field(pattern=BASE64_PATTERN)]
 
 
 class MergedContribution(Document):
