@@ -6,6 +6,7 @@ as its code keeps them in memory.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,27 @@ def measure_memory(folder: Path, effort: Effort) -> dict[str, float]:
     return found
 
 
+def measure_cold(folder: Path, effort: Effort) -> dict[str, float]:
+    """Return the seconds of a merge of 4 whose files the page cache does not hold, over those of one that it holds."""
+    size = {"width": 48, "layers": 1} if effort.is_smoke else {"width": WIDTH, "layers": LAYERS}
+    members = write_members(folder, 4, **size)
+
+    def cold() -> None:
+        for member in members:
+            for path in member.iterdir():
+                _drop_from_cache(path)
+        merge_ours(members, folder / "ours")
+
+    seconds = median_seconds({"warm": lambda: merge_ours(members, folder / "ours"), "cold": cold}, effort.rounds)
+    return {"n4": seconds["cold"] / seconds["warm"]}
+
+
+def _drop_from_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # only what is on the disk can be dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def _published(members: list[Path], grams: list[dict[str, torch.Tensor]], folder: Path) -> None:
     models = [load_file(member / "model.safetensors") for member in members]
     merged = merge_published(models, grams, ALPHA)
@@ -189,7 +211,7 @@ def _taps(member: Path) -> tuple[TapInfo, ...]:
     return open_statistics_file(member / "statistics.safetensors").metadata.taps
 
 
-def _memory_mb(kind: str) -> float:
+def memory_mb(kind: str) -> float:
     """Return VmRSS or VmHWM, its peak, of this process. `getrusage` would begin with the parent's peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024 / 1e6
@@ -198,6 +220,6 @@ def _memory_mb(kind: str) -> float:
 if __name__ == "__main__":
     folder, *paths = map(Path, sys.argv[1:])
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # what the libraries allocate at their first use
-    before = _memory_mb("VmRSS")
+    before = memory_mb("VmRSS")
     merge_ours(paths, folder)
-    print(json.dumps(_memory_mb("VmHWM") - before))
+    print(json.dumps(memory_mb("VmHWM") - before))

@@ -11,7 +11,6 @@ from typing import Any
 import merging
 import obstore
 import torch
-from support.s3 import BUCKET, s3
 from timing import Effort
 
 from gramfuse_server.blobs import Blobs, blob_key, open_blobs
@@ -23,6 +22,7 @@ from gramfuse_shared.merging.execution import MemberReader, execute_task
 from gramfuse_shared.merging.plan import Member
 from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import TensorFile
+from support.s3 import BUCKET, s3
 
 URL = f"s3://{BUCKET}/bench"
 FILES = ("model.safetensors", "statistics.safetensors")

@@ -43,6 +43,10 @@ TARGETS = (
         for count in (2, 4, 8, 16)
     ),
     *(
+        Target(f"merge.working_set_mb_s3.n{count}", f"the same from S3, merge of {count}, MB", 350.0, is_upper=True)
+        for count in (2, 8)
+    ),
+    *(
         Target(f"error.ours.{case}", f"error against float64, {case}", 2e-6, is_upper=True)
         for case in ("good", "outlier", "tiny", "dead")
     ),

@@ -19,6 +19,7 @@ import accuracy
 import collecting
 import machine
 import merging
+import object_store
 import plots
 import report
 import sizes
@@ -51,6 +52,8 @@ def sections(folder: Path, effort: Effort) -> dict[str, Callable[[], Any]]:
         "collect": lambda: collecting.measure(effort),
         "merge": lambda: merging.measure(folder, effort),
         "merge.working_set_mb": lambda: merging.measure_memory(folder, effort),
+        "merge.working_set_mb_s3": lambda: object_store.measure_memory(folder, effort),
+        "merge.cold_over_warm": lambda: merging.measure_cold(folder, effort),
         "error": lambda: accuracy.measure(effort),
         "statistics.published_over_ours_bytes": lambda: sizes.measure(folder / "s", effort),
         "transfer": lambda: transfer.measure(folder / "t", effort),

@@ -17,7 +17,7 @@ from dbos import DBOS
 from gramfuse_server import heartbeats, schema
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import Database, open_database, transaction
+from gramfuse_server.database import open_database, transaction
 from gramfuse_server.intake.inspection import Inspector, Kind, Manifest
 from gramfuse_server.jobs import (
     INSPECT,
@@ -37,7 +37,6 @@ from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
-from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import choose_device
 from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights

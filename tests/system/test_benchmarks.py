@@ -17,6 +17,8 @@ KEYS = (
     *(f"merge.published_over_ours.n{count}" for count in (2, 4, 8)),
     *(f"merge.share_of_flop_bound.n{count}" for count in (4, 16)),
     *(f"merge.working_set_mb.n{count}" for count in (2, 4, 8, 16)),
+    *(f"merge.working_set_mb_s3.n{count}" for count in (2, 8)),
+    "merge.cold_over_warm.n4",
     "merge.published_over_ours_without_onednn.n4",
     *(f"error.ours.{case}" for case in ERRORS),
     *(f"error.published.{case}" for case in ERRORS if case != "dead"),

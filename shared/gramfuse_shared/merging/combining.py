@@ -129,7 +129,7 @@ def _read_weights(
     for (rows, linear), (others, _) in zip(_rows_of(step, target), _rows_of(step, beside), strict=True):
         columns = linear.output.shape[1]
         place, other = _as_stored(rows, linear), _as_stored(others, linear)
-        for start, stop in row_ranges(linear):
+        for start, stop in row_ranges(linear, step.width):
             chunk = inputs.read(source, linear.output.name, start * columns, stop * columns)
             yield place[start:stop], chunk.view(stop - start, columns), other[start:stop]
 

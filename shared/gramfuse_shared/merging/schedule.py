@@ -37,10 +37,15 @@ def element_ranges(count: int, item_bytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, count)
 
 
-def row_ranges(linear: Linear) -> Iterator[tuple[int, int]]:
-    """Cut a linear weight along its first stored axis into ranges of at most `CHUNK_BYTES` in float32."""
+def row_ranges(linear: Linear, width: int) -> Iterator[tuple[int, int]]:
+    """Cut a linear weight along its first stored axis into ranges, none larger than other reads of its group.
+
+    That is `CHUNK_BYTES`, or what the group's packed Gram matrix of `width` takes, in float32: of a larger read more
+    pieces are on their way at once.
+    """
     rows, columns = linear.output.shape
-    step = max(CHUNK_BYTES // max(columns * DTYPE_BYTES["F32"], 1), 1)
+    most = max(CHUNK_BYTES, packed_length(width) * DTYPE_BYTES["F32"])
+    step = max(most // max(columns * DTYPE_BYTES["F32"], 1), 1)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
@@ -93,7 +98,7 @@ def _reads_of_group(step: GramStep) -> Iterator[Read]:
 def _weights_of(step: GramStep, source: Source) -> Iterator[Read]:
     for linear in step.linears:
         columns = linear.output.shape[1]
-        for start, stop in row_ranges(linear):
+        for start, stop in row_ranges(linear, step.width):
             yield Read(source, linear.output.name, start * columns, stop * columns)
 
 
