@@ -29,5 +29,6 @@ MAX_ROWS: Final = 2**53 - 1  # exact in JSON's doubles
 
 MAX_COHORT: Final = 1_000
 MAX_PATTERNS: Final = 1_000
+MAX_SEED: Final = 2**53 - 1
 MAX_PAGE_ITEMS: Final = 200
 DEFAULT_PAGE_ITEMS: Final = 50

@@ -1,15 +1,18 @@
 """Commands about jobs: submit, wait, show, logs, cancel, retry, list."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, get_args
 
 import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.policy import MergeMethod
 from gramfuse_shared.contract.recipe import Recipe, parse_recipe
 from gramfuse_shared.errors import ConfigurationError, RecipeInvalidError
+
+_METHODS: Final = ", ".join(get_args(MergeMethod))
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
@@ -20,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Submit, watc
 def submit(
     project: ProjectArgument,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe, YAML or JSON.")] = None,
-    method: Annotated[str | None, typer.Option("--method", help="linear or regmean, with default parameters.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help=f"{_METHODS}, with default parameters.")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="RegMean's alpha, 0 to 1; default 0.9.")] = None,
     identifier: Annotated[
         str | None, typer.Option("--id", help="The job's id: the same id again is the same job. Default: made up.")
@@ -126,7 +129,7 @@ def choose_recipe(path: Path | None, method: str | None, alpha: float | None) ->
         RecipeInvalidError: an unknown method, or values out of range.
     """
     if (path is None) == (method is None):
-        msg = "give either --recipe FILE or --method linear|regmean"
+        msg = f"give either --recipe FILE or --method METHOD, one of {_METHODS}"
         raise ConfigurationError(msg)
     if path is not None:
         if alpha is not None:

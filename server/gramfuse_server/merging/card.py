@@ -8,12 +8,28 @@ from typing import Any, Final
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_shared.contract.recipe import Overridable
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod
 from gramfuse_shared.version import __version__
 
 MAX_ROWS: Final = 400
 """Rows of the table of layers; diagnostics.json has them all."""
 
 _METHODS: Final = {
+    "task_arithmetic": (
+        "task arithmetic (Ilharco et al., ICLR 2023): the base and λ times the weighted sum of the contributions' "
+        "differences from it"
+    ),
+    "ties": (
+        "TIES-Merging (Yadav et al., NeurIPS 2023): the base and λ times the mean of the largest differences from it "
+        "that agree with the elected sign"
+    ),
+    "dare_linear": (
+        "DARE (Yu et al., ICML 2024): task arithmetic on a random part of each difference, scaled up for what is missing"
+    ),
+    "dare_ties": (
+        "DARE (Yu et al., ICML 2024) with the signs elected as in TIES-Merging: a random part of each difference, scaled "
+        "up for what is missing, where it agrees with the elected sign"
+    ),
     "linear": "the weighted mean of the contributions, parameter by parameter",
     "regmean": (
         "regression mean (RegMean, Jin et al., ICLR 2023): each linear layer is the least-squares answer to all "
@@ -81,6 +97,12 @@ def _parameters(inputs: MergeInputs) -> list[str]:
         lines.append(f"- α (share of a Gram matrix's off-diagonal): {_weight(recipe.parameters.alpha)}")
         counted = {"equal": "organizations count alike", "rows": "organizations count by their rows"}
         lines.append(f"- normalisation: {recipe.parameters.normalize}, {counted[recipe.parameters.normalize]}")
+    if isinstance(METHODS[recipe.merge_method], DeltaMethod):
+        lines.append(f"- λ (what is added to the base, times): {_weight(recipe.parameters.lambda_)}")
+    if recipe.merge_method in {"ties", "dare_linear", "dare_ties"}:
+        lines.append(f"- density (share of each difference that is kept): {_weight(recipe.parameters.density)}")
+    if recipe.merge_method in {"dare_linear", "dare_ties"}:
+        lines.append(f"- seed of what is left to chance: {recipe.parameters.seed}")
     if recipe.parameters.exclude:
         lines.append(f"- excluded, so the base's: {', '.join(f'`{name}`' for name in recipe.parameters.exclude)}")
     lines.append(f"- written as {recipe.out_dtype or 'the base stores it'}")

@@ -42,7 +42,9 @@ _KINDS: Final = {
 class Document(BaseModel):
     """A value of the contract. Unknown keys are refused: a document means the same to both parties or nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False, serialize_by_alias=True
+    )
 
     @classmethod
     def parse(cls, raw: bytes | str) -> Self:

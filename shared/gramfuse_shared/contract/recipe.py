@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
@@ -71,12 +71,19 @@ class ModelEntry(Document):
 
 
 class MethodParameters(Document):
-    """Parameters of the method. `alpha` scales a Gram matrix's off-diagonal (RegMean); `normalize` says whether
-    organizations count alike (`equal`, as published) or by their rows.
+    """Parameters of the method. RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether
+    organizations count alike (`equal`, as published) or by their rows. Methods that add differences to the base:
+    `lambda` scales what is added, `density` is the share of each difference that `ties` and `dare_…` keep, `seed` begins
+    what `dare_…` leave to chance.
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     alpha: Overridable = 0.9
     normalize: Literal["equal", "rows"] = "equal"
+    lambda_: Overridable = Field(default=1.0, alias="lambda")
+    density: Overridable = 0.5
+    seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED)] = 0
     exclude: Patterns = ()
 
     @field_validator("alpha")
@@ -86,6 +93,14 @@ class MethodParameters(Document):
             msg = "alpha lies between 0 and 1"
             raise ValueError(msg)
         return alpha
+
+    @field_validator("density")
+    @classmethod
+    def _density_is_a_positive_share(cls, density: Overridable) -> Overridable:
+        if any(not 0 < value <= 1 for value in _values(density)):
+            msg = "density is above 0 and at most 1"
+            raise ValueError(msg)
+        return density
 
 
 class TokenizerSource(Document):

@@ -1,4 +1,4 @@
-"""Carry out the two steps that compute: the mean of a parameter, and the solution of a group of linears."""
+"""Carry out the steps that compute: a parameter's mean, what is added to the base, the solution of a group of linears."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -8,16 +8,17 @@ import torch
 
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.fusion.least_squares import Diagnosis
-from gramfuse_shared.fusion.methods import Method
-from gramfuse_shared.fusion.methods.method import Gram
+from gramfuse_shared.fusion.methods import DeltaMethod, PrecisionMethod
+from gramfuse_shared.fusion.methods.method import Delta, Gram
 from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.reading import Inputs
 from gramfuse_shared.merging.schedule import element_ranges, row_ranges
-from gramfuse_shared.merging.steps import AverageStep, GramStep, Linear, ReadySum, Source, Term
+from gramfuse_shared.merging.steps import AverageStep, DeltaStep, GramStep, Linear, ReadySum, Source, Term
 
 _TORCH: Final[Mapping[str, torch.dtype]] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 
@@ -47,8 +48,33 @@ def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator
         yield _moved(origin, accumulator.solve())
 
 
+def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: Workspace) -> torch.Tensor:
+    """Return W_base + f(D₁, …, Dₙ), flat, in the step's compute dtype; valid until the workspace is used again.
+
+    The parameter is whole in memory, since a method may look at all of a difference at once.
+    """
+    name, dtype = step.output.name, _TORCH[step.compute]
+    count = torch.Size(step.output.shape).numel()
+    origin = workspace.take("origin", (count,), dtype)
+    for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
+        origin[start:stop].copy_(inputs.read(None, name, start, stop))
+    total = method.begin(count, dtype, step.settings, workspace)
+    for turn in range(step.turns):
+        for term in step.terms:
+            difference = workspace.take("difference", (count,), dtype)
+            for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
+                _subtract(inputs.read(term.key, name, start, stop), origin[start:stop], difference[start:stop])
+            total.add(Delta(difference, term.weight, _seed(step.settings.seed, term.key, name)), turn)
+    return origin.add_(total.result())
+
+
+def _seed(begin: int, key: str, name: str) -> int:
+    """Return what a contribution's chance begins with at a parameter: the same on every worker and in every order."""
+    return int(sha256_hex(f"{begin}\n{key}\n{name}".encode())[:15], 16)
+
+
 def solve_group(
-    step: GramStep, inputs: Inputs, method: Method, workspace: Workspace
+    step: GramStep, inputs: Inputs, method: PrecisionMethod, workspace: Workspace
 ) -> tuple[list[torch.Tensor], Diagnosis]:
     """Solve a group of linears as right-hand sides of one factorization.
 
@@ -74,7 +100,7 @@ def _accumulate(
     terms: tuple[Term, ...],
     origin: torch.Tensor,
     inputs: Inputs,
-    method: Method,
+    method: PrecisionMethod,
     workspace: Workspace,
 ) -> Solution:
     shape = (step.height, step.width)

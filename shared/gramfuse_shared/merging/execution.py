@@ -10,14 +10,14 @@ import torch
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
-from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
-from gramfuse_shared.merging.combining import average, solve_group
+from gramfuse_shared.merging.combining import add_deltas, average, solve_group
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, ReadySum, Step
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, ReadySum, Step
 from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 
@@ -108,15 +108,19 @@ def _execute_step(
     step: Step, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """Yield the step's tensors in order, each in one or several chunks."""
-    if isinstance(step, GramStep):
-        weights, diagnosis = solve_group(step, inputs, METHODS[plan.method], workspace)
+    method = METHODS[plan.method]
+    if isinstance(step, DeltaStep) and isinstance(method, DeltaMethod):
+        yield step.output, add_deltas(step, inputs, method, workspace)
+        return
+    if isinstance(step, GramStep) and not isinstance(method, DeltaMethod):
+        weights, diagnosis = solve_group(step, inputs, method, workspace)
         diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
         yield from zip(step.outputs, weights, strict=True)
         return
     if step.reason is not None:
-        method, fallback = ("base", "none") if isinstance(step, CopyStep) else (plan.method, "average")
+        name, fallback = ("base", "none") if isinstance(step, CopyStep) else (plan.method, "average")
         diagnostics.append(
-            {"parameters": [step.output.name], "method": method, "fallback": fallback, "reason": step.reason}
+            {"parameters": [step.output.name], "method": name, "fallback": fallback, "reason": step.reason}
         )
     chunks = average(step, inputs, workspace) if isinstance(step, AverageStep) else _copy(step, inputs)
     for chunk in chunks:

@@ -13,13 +13,14 @@ from gramfuse_shared.contract.recipe import Recipe, resolve
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
-from gramfuse_shared.fusion.methods import METHODS, Method
-from gramfuse_shared.fusion.methods.method import MethodSettings
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, Method, PrecisionMethod
+from gramfuse_shared.fusion.methods.method import DeltaSettings, MethodSettings
 from gramfuse_shared.merging.plan import Member, MergePlan
 from gramfuse_shared.merging.sharding import plan_tasks
 from gramfuse_shared.merging.steps import (
     AverageStep,
     CopyStep,
+    DeltaStep,
     GramStep,
     Linear,
     Precision,
@@ -30,6 +31,8 @@ from gramfuse_shared.merging.steps import (
 
 DEFAULT_ALPHA: Final = 0.9
 DEFAULT_WEIGHT: Final = 1.0
+DEFAULT_LAMBDA: Final = 1.0
+DEFAULT_DENSITY: Final = 0.5
 DEFAULT_SHARD_BYTES: Final = 2 * 2**30
 
 _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -56,10 +59,11 @@ def plan_merge(
       2. not floating-point: the base's, else the first member's,
       3. fewer than `minimum_holders` members with a positive weight store it: the base's. The service sets the policy's
          minimum cohort, because the merge of a parameter that one member alone sent is that member's own,
-      4. one does: its own value,
-      5. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
+      4. the method adds differences to the base, and the base stores it: so,
+      5. one does: its own value,
+      6. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
          share the tap in each of them and have the same weights and α,
-      6. else: the weighted mean; also where only some sent the tap, since a precision that one lacks cannot be made up.
+      7. else: the weighted mean; also where only some sent the tap, since a precision that one lacks cannot be made up.
 
     Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
     two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
@@ -67,8 +71,8 @@ def plan_merge(
     Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
 
     Raises:
-        RecipeInvalidError: no member has a weight, a parameter is excluded without a base, or α is too large for
-            rounded statistics.
+        RecipeInvalidError: no member has a weight, there is no base for a method or a parameter that needs it, or α is
+            too large for rounded statistics.
         ArchitectureMismatchError: shapes or kinds of dtype differ, or a tap does not fit the weight that reads it.
     """
     chosen = tuple(
@@ -82,6 +86,9 @@ def plan_merge(
         raise RecipeInvalidError(msg)
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
+        raise RecipeInvalidError(msg)
+    if isinstance(METHODS[recipe.merge_method], DeltaMethod) and base is None:
+        msg = f"{recipe.merge_method} adds differences to the base model, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
     planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders, embedding_parameters)
     steps = planner.plan_steps()
@@ -166,6 +173,8 @@ class _Planner:
                 )
                 raise RecipeInvalidError(msg)
             return copy
+        if isinstance(self.method, DeltaMethod) and self._base_tensor(name) is not None:
+            return self._plan_delta(self.method, output, stored, holders, weights)
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
         terms = tuple(Term(member.key, weights[member.key]) for member in holders)
@@ -173,14 +182,44 @@ class _Planner:
         # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
         reference = holders[0].key
         stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
-        coarse = all(member.tensors[name].dtype != "F64" for member in holders) and stored.dtype != "F64"
-        compute: Precision = "float32" if coarse and self.recipe.dtype != "float64" else "float64"
+        compute = self._compute(stored, holders)
+        if isinstance(self.method, DeltaMethod):
+            reason = "the base does not store it, so nothing can be added to it"
+            return AverageStep(output, terms, reference, compute, stored_bytes, reason)
         if not self.method.reads_taps or len(fed) < len(holders):
             return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(output, holders))
-        return self._plan_linear(output, terms, fed, reference, compute, stored_bytes)
+        return self._plan_linear(self.method, output, terms, fed, reference, compute, stored_bytes)
+
+    def _plan_delta(
+        self,
+        method: DeltaMethod,
+        output: TensorInfo,
+        stored: TensorInfo,
+        holders: list[Member],
+        weights: Mapping[str, float],
+    ) -> DeltaStep:
+        parameters = self.recipe.parameters
+        return DeltaStep(
+            output=output,
+            terms=tuple(Term(member.key, weights[member.key]) for member in holders),
+            stored=stored,
+            settings=DeltaSettings(
+                scale=resolve(parameters.lambda_, output.name, default=DEFAULT_LAMBDA),
+                density=resolve(parameters.density, output.name, default=DEFAULT_DENSITY),
+                seed=parameters.seed,
+            ),
+            turns=method.turns,
+            compute=self._compute(stored, holders),
+            members_bytes=sum(tensor_bytes(member.tensors[output.name]) for member in holders),
+        )
+
+    def _compute(self, stored: TensorInfo, holders: list[Member]) -> Precision:
+        coarse = stored.dtype != "F64" and all(member.tensors[stored.name].dtype != "F64" for member in holders)
+        return "float32" if coarse and self.recipe.dtype != "float64" else "float64"
 
     def _plan_linear(
         self,
+        method: PrecisionMethod,
         output: TensorInfo,
         terms: tuple[Term, ...],
         fed: list[tuple[TapInfo, LayerInfo]],
@@ -202,7 +241,7 @@ class _Planner:
         settings = MethodSettings(alpha, self.recipe.parameters.normalize)
         tapped = tuple(replace(term, tap=tap) for term, (tap, _) in zip(terms, fed, strict=True))
         width = fed[0][0].width
-        if self.method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed)):
+        if method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed)):
             compute = "float64"
         return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
 

@@ -8,7 +8,7 @@ from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
 from gramfuse_shared.merging import ready_sums
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Linear, ReadySum, Source, Step, Task
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, Linear, ReadySum, Source, Step, Task
 
 CHUNK_BYTES: Final = 16 * 2**20
 """Bytes of one read where a tensor need not be whole; bounds the memory that weights take."""
@@ -62,6 +62,10 @@ def _reads_of_step(step: Step) -> Iterator[Read]:
             yield Read(step.source, step.stored.name, start, stop)
     elif isinstance(step, AverageStep):
         yield from _reads_of_average(step)
+    elif isinstance(step, DeltaStep):
+        for source in (None, *(term.key for _ in range(step.turns) for term in step.terms)):
+            for start, stop in element_ranges(_count(step.output), DTYPE_BYTES["F32"]):
+                yield Read(source, step.output.name, start, stop)
     else:
         yield from _reads_of_group(step)
 

@@ -6,7 +6,7 @@ from typing import Final, Literal, TypeAlias
 from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
-from gramfuse_shared.fusion.methods.method import MethodSettings
+from gramfuse_shared.fusion.methods.method import DeltaSettings, MethodSettings
 
 Source: TypeAlias = str | None
 """A member's key, or None for the base model."""
@@ -87,6 +87,32 @@ class AverageStep:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaStep:
+    """A parameter to which a method adds what the members' differences from the base make together.
+
+    `stored` is the base's tensor; every member's is read in each of the method's turns.
+    """
+
+    output: TensorInfo
+    terms: tuple[Term, ...]
+    stored: TensorInfo
+    settings: DeltaSettings
+    turns: int
+    compute: Precision
+    members_bytes: int
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor that comes out."""
+        return (self.output,)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read."""
+        return tensor_bytes(self.stored) + self.turns * self.members_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """A linear weight in a group: the tensor that comes out and how it is stored."""
 
@@ -130,7 +156,7 @@ class GramStep:
         return self.stored_bytes + len(self.terms) * gram * DTYPE_BYTES["F32"]
 
 
-Step: TypeAlias = CopyStep | AverageStep | GramStep
+Step: TypeAlias = CopyStep | AverageStep | DeltaStep | GramStep
 
 
 @dataclass(frozen=True, slots=True)

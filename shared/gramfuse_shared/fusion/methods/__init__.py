@@ -1,15 +1,25 @@
-"""Merge methods: each says what its precision is, in one small file."""
+"""Merge methods: each says in one small file what its precision is, or what it adds to the base."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gramfuse_shared.fusion.methods import linear, regmean
-from gramfuse_shared.fusion.methods.method import Method
+from gramfuse_shared.fusion.methods import dare, linear, regmean, task_arithmetic, ties
+from gramfuse_shared.fusion.methods.method import DeltaMethod, Method, PrecisionMethod
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
-    {method.name: method for method in (linear.Linear(), regmean.RegMean())}
+    {
+        method.name: method
+        for method in (
+            linear.Linear(),
+            regmean.RegMean(),
+            task_arithmetic.TaskArithmetic(),
+            ties.Ties(),
+            dare.DareLinear(),
+            dare.DareTies(),
+        )
+    }
 )
 """Every method by its name in a recipe."""
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "DeltaMethod", "Method", "PrecisionMethod"]
