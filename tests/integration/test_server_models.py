@@ -246,3 +246,27 @@ def test_what_a_killed_writer_left_is_never_shown_and_swept_after_a_day(tmp_path
     assert list(blobs.keys("sha256/")) == ["sha256/whole"]
     assert blobs.delete_unfinished(now - timedelta(hours=24)) == 1
     assert sorted(path.name for path in (tmp_path / "sha256").iterdir()) == ["half#2", "whole"]
+
+
+def test_a_method_of_differences_runs_through_the_service_and_its_card_says_how(world, settings):
+    policy = OPEN_POLICY.model_copy(update={"methods": ("dare_ties",)})
+    project = world.project(*MEMBERS, policy=policy)
+    for seed, member in enumerate(MEMBERS):
+        contribute(world, project, member, seed)
+    worker = InProcessWorker(world, settings)
+    assert worker.inspect_all() == ["accepted"] * len(MEMBERS)
+    refused = world.coordinator("acme").put(
+        f"/v1/projects/{PROJECT}/jobs/other", json={"recipe": {"merge_method": "regmean"}}
+    )
+    problem(refused, 422, "policy-violation")
+    parameters = {"lambda": 0.5, "density": 0.25, "seed": 7}
+    merge(world, worker, {"merge_method": "dare_ties", "parameters": parameters})
+    recipe = yaml.safe_load(download(world, "recipe.yaml"))
+    assert {key: recipe["parameters"][key] for key in parameters} == parameters
+    signed = SignedReceipt.parse(download(world, "receipt.json"))
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.public_key))
+    key.verify(base64.b64decode(signed.signature), signed.receipt.canonical())
+    card = download(world, "README.md").decode()
+    assert "DARE" in card
+    assert "- density (share of each difference that is kept): 0.25" in card
+    assert "- seed of what is left to chance: 7" in card

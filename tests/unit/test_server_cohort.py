@@ -74,6 +74,27 @@ def test_a_cohort_below_the_minimum_is_refused():
         submit(recipe(models=["acme", "globex"]), policy=Policy(minimum_cohort=3))
 
 
+@pytest.mark.parametrize("sparse", ["ties", "dare_linear", "dare_ties"])
+def test_beside_a_method_that_drops_elements_no_other_merge_of_its_members_is_released(sparse):
+    policy = Policy(
+        minimum_cohort=2, methods=("linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+    )
+    submit(recipe(sparse), released(recipe(sparse)), policy=policy)
+    submit(recipe(sparse, **{"lambda": 0.3}), released(recipe(sparse)), policy=policy)
+    for other in (recipe("regmean"), recipe("linear"), recipe(sparse, density=0.1), recipe(sparse, seed=1)):
+        for first, second in ((recipe(sparse), other), (other, recipe(sparse))):
+            with pytest.raises(CohortFrozenError, match="would show single members' values"):
+                submit(second, released(first), policy=policy)
+    open_policy = policy.model_copy(update={"cohorts": "open"})
+    submit(recipe(sparse, seed=1), released(recipe(sparse)), policy=open_policy)
+
+
+def test_task_arithmetic_says_no_more_than_a_mean_does():
+    policy = Policy(minimum_cohort=2, methods=("linear", "task_arithmetic"))
+    submit(recipe("task_arithmetic", **{"lambda": 0.3}), released(recipe("linear")), policy=policy)
+    submit(recipe("task_arithmetic", **{"lambda": 0.3}), released(recipe("task_arithmetic")), policy=policy)
+
+
 def test_the_same_cohort_again_is_allowed_by_either_method():
     submit(recipe(), released(recipe()))
     submit(recipe("linear"), released(recipe()))

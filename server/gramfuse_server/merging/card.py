@@ -24,11 +24,12 @@ _METHODS: Final = {
         "that agree with the elected sign"
     ),
     "dare_linear": (
-        "DARE (Yu et al., ICML 2024): task arithmetic on a random part of each difference, scaled up for what is missing"
+        "DARE (Yu et al., ICML 2024): task arithmetic on a random part of each difference, scaled up for what is "
+        "missing"
     ),
     "dare_ties": (
-        "DARE (Yu et al., ICML 2024) with the signs elected as in TIES-Merging: a random part of each difference, scaled "
-        "up for what is missing, where it agrees with the elected sign"
+        "DARE (Yu et al., ICML 2024) with the signs elected as in TIES-Merging: a random part of each difference, "
+        "scaled up for what is missing, where it agrees with the elected sign"
     ),
     "linear": "the weighted mean of the contributions, parameter by parameter",
     "regmean": (

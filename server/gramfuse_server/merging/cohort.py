@@ -8,6 +8,9 @@ from gramfuse_shared.contract.policy import MergeMethod, Policy
 from gramfuse_shared.contract.recipe import ModelParameters, Overridable, Recipe
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
 
+SPARSE_METHODS: Final[frozenset[MergeMethod]] = frozenset({"ties", "dare_linear", "dare_ties"})
+"""Methods that drop elements of the differences, so that some of the result comes from one member alone."""
+
 MAX_WEIGHT_RATIO: Final = 100.0
 """In a frozen project no organization may outweigh another by more: the merge would be its own model."""
 
@@ -104,7 +107,9 @@ def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
 def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], release: Release) -> None:
     """Two merges that differ by a member, a member's weight, α or the normalisation reveal that member.
 
-    Linear merges have neither α nor normalisation, so these count between two regmean merges only.
+    α and normalisation count between two regmean merges only: no other method has them. λ scales what is known already.
+    Where a method drops elements, some come from one member alone; another merge of the same members, which drops
+    others or none, tells whose.
     """
     if weights.keys().isdisjoint(release.weights):
         return
@@ -122,6 +127,14 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
         raise CohortFrozenError(msg, job=release.job, differs=changed)
     both: tuple[MergeMethod, ...] = (recipe.merge_method, release.recipe.merge_method)
     mine, theirs = recipe.parameters, release.recipe.parameters
+    sparse = SPARSE_METHODS.intersection(both)
+    if sparse and (len(set(both)) > 1 or (mine.density, mine.seed) != (theirs.density, theirs.seed)):
+        msg = (
+            f"job {release.job} merges {before} by {release.recipe.merge_method}; beside another merge of the same "
+            f"members, what {' and '.join(sorted(sparse))} drop would show single members' values. Repeat it as it was, "
+            "or agree on a policy with `cohorts: open`"
+        )
+        raise CohortFrozenError(msg, job=release.job, differs=["merge_method", "density", "seed"])
     if both == ("regmean", "regmean") and (mine.alpha, mine.normalize) != (theirs.alpha, theirs.normalize):
         msg = (
             f"job {release.job} merges {before} with alpha {theirs.alpha} and normalize {theirs.normalize}; "

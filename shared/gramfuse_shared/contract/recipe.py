@@ -71,19 +71,21 @@ class ModelEntry(Document):
 
 
 class MethodParameters(Document):
-    """Parameters of the method. RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether
-    organizations count alike (`equal`, as published) or by their rows. Methods that add differences to the base:
-    `lambda` scales what is added, `density` is the share of each difference that `ties` and `dare_…` keep, `seed` begins
-    what `dare_…` leave to chance.
+    """Parameters of the method.
+
+    RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether organizations count alike (`equal`,
+    as published) or by their rows. Methods that add differences to the base: `lambda` scales what is added, `density`
+    is the share of each difference that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. These
+    three are written only where they are not the default: what was signed before they came keeps its bytes.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     alpha: Overridable = 0.9
     normalize: Literal["equal", "rows"] = "equal"
-    lambda_: Overridable = Field(default=1.0, alias="lambda")
-    density: Overridable = 0.5
-    seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED)] = 0
+    lambda_: Overridable = Field(default=1.0, alias="lambda", exclude_if=lambda value: value == 1.0)
+    density: Overridable = Field(default=0.5, exclude_if=lambda value: value == 0.5)  # noqa: PLR2004 - the default
+    seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED, exclude_if=lambda value: value == 0)] = 0
     exclude: Patterns = ()
 
     @field_validator("alpha")

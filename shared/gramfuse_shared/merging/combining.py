@@ -1,4 +1,4 @@
-"""Carry out the steps that compute: a parameter's mean, what is added to the base, the solution of a group of linears."""
+"""Carry out the steps that compute: means, what is added to the base, and solutions of groups of linears."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType

@@ -10,7 +10,7 @@ import torch
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
-from gramfuse_shared.fusion.methods import METHODS, DeltaMethod
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, PrecisionMethod
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
 from gramfuse_shared.merging.combining import add_deltas, average, solve_group
 from gramfuse_shared.merging.exact_products import exact_products
@@ -109,22 +109,31 @@ def _execute_step(
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """Yield the step's tensors in order, each in one or several chunks."""
     method = METHODS[plan.method]
-    if isinstance(step, DeltaStep) and isinstance(method, DeltaMethod):
-        yield step.output, add_deltas(step, inputs, method, workspace)
-        return
-    if isinstance(step, GramStep) and not isinstance(method, DeltaMethod):
-        weights, diagnosis = solve_group(step, inputs, method, workspace)
-        diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
-        yield from zip(step.outputs, weights, strict=True)
-        return
-    if step.reason is not None:
-        name, fallback = ("base", "none") if isinstance(step, CopyStep) else (plan.method, "average")
-        diagnostics.append(
-            {"parameters": [step.output.name], "method": name, "fallback": fallback, "reason": step.reason}
-        )
-    chunks = average(step, inputs, workspace) if isinstance(step, AverageStep) else _copy(step, inputs)
-    for chunk in chunks:
-        yield step.output, chunk
+    match step, method:
+        case GramStep(), PrecisionMethod():
+            weights, diagnosis = solve_group(step, inputs, method, workspace)
+            diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
+            yield from zip(step.outputs, weights, strict=True)
+        case DeltaStep(), DeltaMethod():
+            yield step.output, add_deltas(step, inputs, method, workspace)
+        case AverageStep(), _:
+            diagnostics += _describe_exception(step, plan.method, "average")
+            for chunk in average(step, inputs, workspace):
+                yield step.output, chunk
+        case CopyStep(), _:
+            diagnostics += _describe_exception(step, "base", "none")
+            for chunk in _copy(step, inputs):
+                yield step.output, chunk
+        case _:  # pragma: no cover - a plan holds its own method's steps
+            msg = f"{plan.method} has no {type(step).__name__}"
+            raise TypeError(msg)
+
+
+def _describe_exception(step: AverageStep | CopyStep, method: str, fallback: str) -> list[dict[str, Any]]:
+    """Describe a parameter that is not merged as the method would; nothing is said of the others."""
+    if step.reason is None:
+        return []
+    return [{"parameters": [step.output.name], "method": method, "fallback": fallback, "reason": step.reason}]
 
 
 def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:

@@ -8,7 +8,17 @@ from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
 from gramfuse_shared.merging import ready_sums
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, Linear, ReadySum, Source, Step, Task
+from gramfuse_shared.merging.steps import (
+    AverageStep,
+    CopyStep,
+    DeltaStep,
+    GramStep,
+    Linear,
+    ReadySum,
+    Source,
+    Step,
+    Task,
+)
 
 CHUNK_BYTES: Final = 16 * 2**20
 """Bytes of one read where a tensor need not be whole; bounds the memory that weights take."""

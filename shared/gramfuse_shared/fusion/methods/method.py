@@ -41,6 +41,7 @@ class DeltaSettings:
     seed: int
 
 
+@runtime_checkable
 class PrecisionMethod(Protocol):
     """What a method of the precision form must say: W = (Σ Wᵢ Pᵢ)(Σ Pᵢ)⁻¹.
 
