@@ -131,7 +131,7 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
     if sparse and (len(set(both)) > 1 or (mine.density, mine.seed) != (theirs.density, theirs.seed)):
         msg = (
             f"job {release.job} merges {before} by {release.recipe.merge_method}; beside another merge of the same "
-            f"members, what {' and '.join(sorted(sparse))} drop would show single members' values. Repeat it as it was, "
+            f"members, what {' and '.join(sorted(sparse))} drop would show single members' values. Repeat that one, "
             "or agree on a policy with `cohorts: open`"
         )
         raise CohortFrozenError(msg, job=release.job, differs=["merge_method", "density", "seed"])
