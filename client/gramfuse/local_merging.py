@@ -153,7 +153,9 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
         if reads_taps:
             path = start / entry.model / STATISTICS_FILE
             metadata = open_statistics_file(path).metadata
-            member = replace(member, taps=metadata.taps, encoding=metadata.encoding)
+            member = replace(
+                member, taps=metadata.taps, encoding=metadata.encoding, weighting=metadata.collector.weighting
+            )
             statistics = decode_statistics(_open_file(path, stack), metadata.encoding)
         members.append(member)
         readers[key] = MemberReader(weights, statistics)

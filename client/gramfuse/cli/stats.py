@@ -19,7 +19,7 @@ from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.manifest import TapInfo
+from gramfuse_shared.contract.manifest import TapInfo, Weighting
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import CancelledError, FileUnwritableError
 
@@ -65,6 +65,11 @@ def collect_command(
     share_inputs: Annotated[
         bool, typer.Option(help="One sum for layers that read the same input; off: one for each layer.")
     ] = True,
+    weighting: Annotated[
+        Weighting,
+        typer.Option(help="output_gradient: a row counts by the loss's gradient at its layer's output; slower."),
+    ] = "none",
+    seed: Annotated[int, typer.Option(help="What the labels that weighting draws begin with.")] = 0,
     checkpoint_every: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints; the same command resumes from the last one.")
     ] = 60.0,
@@ -87,6 +92,8 @@ def collect_command(
                 base=None if base is None else build_base_manifest(base).content_digest(),
                 padding="counted" if count_padding else "dropped",
                 share_inputs=share_inputs,
+                weighting=weighting,
+                seed=seed,
                 checkpoint=checkpoint,
                 checkpoint_every=timedelta(seconds=checkpoint_every),
                 on_progress=show_progress,
@@ -151,7 +158,8 @@ def _render(metadata: StatisticsMetadata, console: Console) -> None:
     output.table(columns, rows, right=(2, 3, 4))(console)
     settings = metadata.collector
     console.print(
-        f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, base "
+        f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, weighting "
+        f"{settings.weighting}, base "
         f"{metadata.base or 'not noted'}"
     )
 

@@ -18,7 +18,7 @@ from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.errors import ConflictError, StateError, StatisticsMalformedError
 
 _KEY: Final = "gramfuse.measuring.checkpoint"
-_FORMAT: Final = "gramfuse/checkpoint/1"
+_FORMAT: Final = "gramfuse/checkpoint/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "settings": statistics.settings.model_dump(mode="json"),
         "layouts": statistics.layouts,
         "streams": [
-            {"readers": names, "width": stream.width, "rows": stream.rows, "source": stream.source}
+            {
+                "readers": names,
+                "width": stream.width,
+                "rows": stream.rows,
+                "source": stream.source,
+                "weights": None if stream.weights is None else stream.weights.tolist(),
+            }
             for names, stream in statistics.streams.items()
         ],
         "anonymous": [[number[names], count] for names, count in statistics.distinct.anonymous.items()],
@@ -105,6 +111,9 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint | None:
         )
         for index, known in enumerate(document["streams"])
     }
+    for known, restored in zip(document["streams"], streams.values(), strict=True):
+        if known["weights"] is not None:
+            restored.weights = torch.tensor(known["weights"], dtype=torch.float64)
     readers = list(streams)
     profiles = [frozenset((readers[index], count) for index, count in profile) for profile in document["profiles"]]
     hashes, numbers = content["examples"], np.frombuffer(content["profile_of"], dtype="<i4")

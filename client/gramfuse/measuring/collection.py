@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -17,7 +18,8 @@ from gramfuse.measuring.masking import Frame, frame_of, select
 from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.stream import worst_source
-from gramfuse_shared.contract.manifest import CollectorSettings
+from gramfuse.measuring.weighting import GradientWeighting
+from gramfuse_shared.contract.manifest import CollectorSettings, Weighting
 from gramfuse_shared.errors import StateError
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.version import __version__
@@ -40,6 +42,8 @@ class Collector:
         padding: "counted" keeps padded rows, as the published RegMean code does.
         share_inputs: False measures each layer for itself; needed only where layers share their inputs in some
             forward passes and not in others.
+        weighting: "output_gradient" lets each row count by ‖∂ℓ/∂y‖², y its layer's output, ℓ what the loop calls
+            `backward` on: the sum of its examples' losses, not their mean. Measures each layer for itself.
         resume: statistics to go on with, as returned by an earlier run on the same model.
     """
 
@@ -50,15 +54,17 @@ class Collector:
         base: str | None = None,
         padding: Literal["dropped", "counted"] = "dropped",
         share_inputs: bool = True,
+        weighting: Weighting = "none",
         resume: Statistics | None = None,
     ) -> None:
         self.layers = find_layers(model)
-        settings = CollectorSettings(collector_version=__version__, padding=padding)
+        settings = CollectorSettings(collector_version=__version__, padding=padding, weighting=weighting)
         self.statistics = Statistics(settings=settings, base=base) + (resume or Statistics())
         self.statistics.layouts |= {layer.weight: layer.layout for layer in self.layers}
         self._model = model
         self._drop_padding = padding == "dropped"
-        self._share_inputs = share_inputs
+        self._share_inputs = share_inputs and weighting == "none"
+        self._weighting = None if weighting == "none" else GradientWeighting(self.statistics)
         self._wiring = Wiring()
         self._probe = Probe()
         self._calls: list[tuple[nn.Module, Frame]] = []
@@ -75,6 +81,8 @@ class Collector:
             if module in layer_of:
                 hook = _LayerHook(self, layer_of[module])
                 self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                if self._weighting is not None:
+                    self._hooks.append(module.register_forward_hook(self._weighting.follow))
             elif any(inner in layer_of for inner in module.modules()):
                 enter = _EnterHook(self, tuple(inspect.signature(module.forward).parameters))
                 self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -89,6 +97,8 @@ class Collector:
         self._hooks.clear()
         self._calls.clear()
         self._pass = None
+        if self._weighting is not None:
+            self._weighting.forget()
         self.statistics.settle()
 
     # --- what the hooks call -------------------------------------------------------------------------------------
@@ -120,23 +130,29 @@ class Collector:
             if output is not None:  # None: the call raised an error, and not every reader was reached
                 self._finish(finished)
 
-    def _read(self, layer: Layer, tensor: torch.Tensor) -> None:
+    def _read(self, module: nn.Module, layer: Layer, tensor: torch.Tensor) -> None:
         if self._pass is not None:
-            self._measure(self._pass, layer, tensor, self._calls[-1][1])
+            self._measure(self._pass, module, layer, tensor, self._calls[-1][1])
         else:  # a layer that is called by itself
             alone = self._begin(Examples(0))
-            self._measure(alone, layer, tensor, Frame(batch=None))
+            self._measure(alone, module, layer, tensor, Frame(batch=None))
             self._finish(alone)
 
     def _begin(self, examples: Examples) -> ForwardPass:
         return ForwardPass(self.statistics, self._wiring, examples, share_inputs=self._share_inputs)
 
-    def _measure(self, current: ForwardPass, layer: Layer, tensor: torch.Tensor, frame: Frame) -> None:
+    def _measure(
+        self, current: ForwardPass, module: nn.Module, layer: Layer, tensor: torch.Tensor, frame: Frame
+    ) -> None:
         if current.find(layer, tensor):
             return
         # Autocast would take the products in half precision, and no gradient flows through a sum.
         with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False), exact_products():
-            current.add(layer, tensor, select(tensor.detach(), frame, drop_padding=self._drop_padding))
+            selection = select(tensor.detach(), frame, drop_padding=self._drop_padding)
+            if self._weighting is not None:  # the rows are counted now, and added when it is known what they weigh
+                self._weighting.expect(module, layer, selection)
+                selection = replace(selection, rows=selection.rows[:0])
+            current.add(layer, tensor, selection)
 
     def _finish(self, finished: ForwardPass) -> None:
         with torch.no_grad():
@@ -184,10 +200,10 @@ class _LayerHook:
         self._collector = collector
         self._layer = layer
 
-    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not _is_in_backward():
             tensor = arguments[0] if arguments else next(iter(keywords.values()))
-            self._collector._read(self._layer, tensor)  # noqa: SLF001 - its own hook
+            self._collector._read(module, self._layer, tensor)  # noqa: SLF001 - its own hook
 
 
 def _has_dropout(module: nn.Module) -> bool:

@@ -17,8 +17,10 @@ from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_che
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.layers import require_saved_layers
 from gramfuse.measuring.model_loading import load_model, load_tokenizer
+from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.texts import Text
+from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.errors import CancelledError, ConfigurationError
 
 DEFAULT_MAX_TOKENS: Final = 512
@@ -57,12 +59,14 @@ def collect(
     base: str | None = None,
     padding: Literal["dropped", "counted"] = "dropped",
     share_inputs: bool = True,
+    weighting: Weighting = "none",
+    seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_every: timedelta = timedelta(minutes=1),
     on_progress: Callable[[Progress], None] = lambda _: None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Statistics:
-    """Run the model over the texts, without gradients and longest first, and return the statistics.
+    """Run the model over the texts, longest first, and return the statistics.
 
     Args:
         model: a `from_pretrained` folder, or a transformers model in memory (moved to `device` and back).
@@ -75,12 +79,16 @@ def collect(
         base: fingerprint of the project's base model, written into the file.
         padding: "counted" keeps padded rows, as the published RegMean code does.
         share_inputs: False measures each layer for itself.
+        weighting: "output_gradient" lets a row count by the square of the loss's gradient at its layer's output, with
+            labels drawn from the model's predictions; takes a backward pass, and measures each layer for itself.
+        seed: what the drawing of labels begins with.
         checkpoint: file to go on from, and to keep the progress in; remove it once the statistics are saved.
         checkpoint_every: how often it is written.
         on_progress: called after each batch.
         is_cancelled: asked after each batch; if so, the checkpoint is written and the call ends.
 
     Raises:
+        ConfigurationError: gradients are to weigh the rows of a model without a head or without embeddings.
         CancelledError: `is_cancelled` said so; the message names the checkpoint.
         ArchitectureMismatchError: the folder's weights are named otherwise than the loaded model's.
         ConflictError: the checkpoint belongs to another run.
@@ -96,13 +104,18 @@ def collect(
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples.sort(key=lambda example: (len(example.ids), len(example.target or ())), reverse=True)
     path = Path(checkpoint) if checkpoint is not None else None
-    run = _run_digest(folder, loaded, examples, [batch_size, base, padding, share_inputs]) if path is not None else ""
+    run = (
+        _run_digest(folder, loaded, examples, [batch_size, base, padding, share_inputs, weighting, seed])
+        if path is not None
+        else ""
+    )
     known = read_checkpoint(path, run) if path is not None else None
     collector = Collector(
         loaded,
         base=base,
         padding=padding,
         share_inputs=share_inputs,
+        weighting=weighting,
         resume=known.statistics if known is not None else None,
     )
     if folder is not None:
@@ -112,9 +125,15 @@ def collect(
     tokens = resumed = sum(example.tokens for example in examples[: done * batch_size])
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     written = time.monotonic()
-    with collector as statistics, _ready_for_forward(loaded, target, _pad_token(tokenizer)):
+    gradients = weighting != "none"
+    with collector as statistics, _ready_for_forward(loaded, target, _pad_token(tokenizer), gradients=gradients):
         for number, batch in enumerate(batches[done:], start=done + 1):
-            loaded(**_batch(loaded, batch, _pad_token(tokenizer), target))
+            inputs = _batch(loaded, batch, _pad_token(tokenizer), target)
+            predicted = loaded(**inputs)
+            if gradients:
+                drawn = torch.Generator(target).manual_seed(_chance(seed, number))
+                problem = getattr(loaded.config, "problem_type", None)
+                sampled_loss(predicted, inputs, drawn, problem=problem).backward()  # type: ignore[no-untyped-call] # torch's own
             tokens += sum(example.tokens for example in batch)
             on_progress(Progress(tokens=tokens, total=total, resumed=resumed))
             cancelled = is_cancelled()
@@ -126,6 +145,11 @@ def collect(
                 msg = f"the measurement was interrupted{kept}"
                 raise CancelledError(msg)
     return statistics
+
+
+def _chance(seed: int, batch: int) -> int:
+    """Return what a batch's drawing begins with, so that a resumed run draws as one that was not interrupted."""
+    return int(hashlib.sha256(f"{seed} {batch}".encode()).hexdigest()[:8], 16)  # generators take 32 bits
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[Text], max_tokens: int, *, generates: bool) -> list[_Example]:  # noqa: ANN401 - any transformers tokenizer
@@ -190,8 +214,12 @@ def _generates(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _ready_for_forward(model: nn.Module, device: torch.device, pad: int) -> Iterator[None]:
-    """On the device, in evaluation mode, without gradients, without the product with the vocabulary; then as before."""
+def _ready_for_forward(model: nn.Module, device: torch.device, pad: int, *, gradients: bool) -> Iterator[None]:
+    """On the device, in evaluation mode; then as before.
+
+    Without gradients also without the product with the vocabulary. With them, they flow through the layers' outputs
+    and stop at the embeddings: no parameter gets one.
+    """
     before = next(model.parameters()).device
     training = [module for module in model.modules() if module.training]
     config: Any = model.config
@@ -200,20 +228,45 @@ def _ready_for_forward(model: nn.Module, device: torch.device, pad: int) -> Iter
     model.to(device).eval()
     if no_padding:
         config.pad_token_id = pad
-    if isinstance(output, nn.Linear):
+    spared = output if isinstance(output, nn.Linear) and not gradients else None
+    if spared is not None:
         # Its input is measured by a hook; what it would compute is thrown away.
-        output.forward = _computing_nothing  # type: ignore[method-assign] # for this pass
+        spared.forward = _computing_nothing  # type: ignore[method-assign] # for this pass
     try:
-        with torch.no_grad():
+        with _gradients_of_layers(model) if gradients else torch.no_grad():
             yield
     finally:
-        if isinstance(output, nn.Linear):
-            del output.forward
+        if spared is not None:
+            del spared.forward
         if no_padding:
             config.pad_token_id = None
         for module in training:
             module.training = True
         model.to(before)
+
+
+@contextmanager
+def _gradients_of_layers(model: nn.Module) -> Iterator[None]:
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if not embeddings:
+        msg = f"{type(model).__name__} has no embeddings, where gradients could end; measure without weighting"
+        raise ConfigurationError(msg)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = False
+    hooks = [module.register_forward_hook(_ask_for_gradient) for module in embeddings]
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def _ask_for_gradient(_module: nn.Module, _arguments: object, embedded: torch.Tensor) -> torch.Tensor:
+    return embedded.detach().requires_grad_().clone()  # a copy: models write into what they embedded
 
 
 def _computing_nothing(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name for it

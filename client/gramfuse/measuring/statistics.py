@@ -213,13 +213,21 @@ class Statistics:
     def _rows(self, layer: str) -> int:
         return sum(self.streams[readers].rows * times for readers, times in self._streams_of(layer))
 
+    def _distinct(self, readers: Readers, distinct: Counter[Readers]) -> int:
+        """Return the rows of distinct examples; of weighted ones no more than say as much as rows of equal weight."""
+        effective = self.streams[readers].effective_rows
+        if effective is None:
+            return distinct[readers]
+        loaded = self.distinct.anonymous[readers]  # counted so when they were saved
+        return min(distinct[readers] - loaded, int(effective)) + loaded
+
     def _info(self, layers: tuple[str, ...], distinct: Counter[Readers]) -> TapInfo:
         read = [(readers, self.streams[readers], times) for readers, times in self._streams_of(layers[0])]
         return TapInfo(
             name=layers[0].removesuffix(".weight"),
             width=read[0][1].width,
             rows=min(sum(stream.rows * times for _, stream, times in read), limits.MAX_ROWS),
-            distinct_rows=min(sum(distinct[readers] for readers, _, _ in read), limits.MAX_ROWS),
+            distinct_rows=min(sum(self._distinct(readers, distinct) for readers, _, _ in read), limits.MAX_ROWS),
             source=worst_source(stream.source for _, stream, _ in read if stream.rows),
             layers=tuple(LayerInfo(weight=layer, layout=self.layouts.get(layer, "out_in")) for layer in layers),
         )

@@ -28,11 +28,13 @@ class Stream:
         width: features of a row.
         rows: how many were added.
         source: where the rows come from.
+        weights: Σw and Σw² of weighted rows, float64; None where rows count alike, or where it is not known.
     """
 
     width: int
     rows: int = 0
     source: Source = "unknown"
+    weights: torch.Tensor | None = None
     _settled: torch.Tensor | None = None
     """Packed, fp32."""
     _growing: torch.Tensor | None = None
@@ -41,7 +43,7 @@ class Stream:
     @classmethod
     def of(cls, width: int, gram: torch.Tensor, *, rows: int, source: Source) -> Self:
         """Return a stream of a packed sum."""
-        return cls(width, rows, source, gram)
+        return cls(width, rows, source, None, gram)
 
     @property
     def gram(self) -> torch.Tensor:
@@ -67,6 +69,20 @@ class Stream:
             self._growing = _ordinary_zeros(self.width, rows.device, block=packing.COARSE_BLOCK)
         packing.accumulate_rows(self._growing, rows, block=packing.COARSE_BLOCK)
 
+    def add_weights(self, weights: torch.Tensor) -> None:
+        """Note what rows that were added weigh, [n, 1]."""
+        weights = weights.double()
+        part = torch.stack([weights.sum(), weights.square().sum()])
+        self.weights = part if self.weights is None else self.weights.to(part.device) + part
+
+    @property
+    def effective_rows(self) -> float | None:
+        """How many rows of equal weight say as much: (Σw)²/Σw² (Kish, 1965); None where that is not known."""
+        if self.weights is None:
+            return None
+        total, squares = self.weights.tolist()
+        return total**2 / squares if squares > 0 else 0.0
+
     def adopt(self, other: "Stream") -> None:
         """Take over the sum, but not the count, of another stream of the same layers."""
         self._settled = self.gram.add_(other.gram.to(self.gram.device))
@@ -77,11 +93,16 @@ class Stream:
             raise StatisticsMalformedError(msg)
         gram = self.gram + other.gram.to(self.gram.device)
         source = worst_source((self.source, other.source))
-        return type(self).of(self.width, gram, rows=self.rows + other.rows, source=source)
+        total = type(self).of(self.width, gram, rows=self.rows + other.rows, source=source)
+        known = [stream.weights.cpu() for stream in (self, other) if stream.weights is not None]
+        total.weights = torch.stack(known).sum(dim=0) if known else None
+        return total
 
     def copy(self) -> Self:
         """Return a stream of the same rows with memory of its own."""
-        return type(self).of(self.width, self.gram.clone(), rows=self.rows, source=self.source)
+        copied = type(self).of(self.width, self.gram.clone(), rows=self.rows, source=self.source)
+        copied.weights = self.weights  # never changed in place
+        return copied
 
 
 def _ordinary_zeros(width: int, device: torch.device, *, block: int = packing.BLOCK) -> torch.Tensor:

@@ -151,4 +151,5 @@ def _member(member: CohortMember, manifest: ContributionManifest) -> Member:
         tensors=decoded_tensors(manifest.weights.tensors, manifest.weights.encoding),
         taps=manifest.statistics.taps if manifest.statistics else (),
         encoding=manifest.statistics.encoding if manifest.statistics else "float32",
+        weighting=manifest.statistics.collector.weighting if manifest.statistics else "none",
     )

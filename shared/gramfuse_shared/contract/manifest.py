@@ -112,12 +112,20 @@ class PolicyReference(Document):
     digest: Digest
 
 
+Weighting = Literal["none", "output_gradient"]
+"""How rows count: all alike, or each by the square of the loss's gradient at its layer's output."""
+
+
 class CollectorSettings(Document):
-    """How statistics were measured; numbers and fixed words only, never free text."""
+    """How statistics were measured; numbers and fixed words only, never free text.
+
+    `weighting` is written only where it is not the default: what was sent before it came keeps its bytes.
+    """
 
     collector_version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     precision: Literal["float32", "bfloat16"] = "float32"
     padding: Literal["dropped", "counted"] = "dropped"
+    weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
 
 
 StatisticsEncoding = Literal["float32", "int16"]

@@ -70,7 +70,7 @@ def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: 
 
 def _seed(begin: int, key: str, name: str) -> int:
     """Return what a contribution's chance begins with at a parameter: the same on every worker and in every order."""
-    return int(sha256_hex(f"{begin}\n{key}\n{name}".encode())[:15], 16)
+    return int(sha256_hex(f"{begin}\n{key}\n{name}".encode())[:8], 16)  # generators take 32 bits
 
 
 def solve_group(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, Weighting
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.steps import AverageStep, GramStep, Task
@@ -21,6 +21,7 @@ class Member:
         tensors: its weights by checkpoint name.
         taps: its statistics; empty where it sent none.
         encoding: how its statistics travelled.
+        weighting: how their rows count.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Member:
     tensors: Mapping[str, TensorInfo]
     taps: tuple[TapInfo, ...] = ()
     encoding: StatisticsEncoding = "float32"
+    weighting: Weighting = "none"
 
 
 @dataclass(frozen=True, slots=True)

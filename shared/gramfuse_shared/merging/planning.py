@@ -72,7 +72,7 @@ def plan_merge(
 
     Raises:
         RecipeInvalidError: no member has a weight, there is no base for a method or a parameter that needs it, or α is
-            too large for rounded statistics.
+            too large for rounded statistics, or statistics are weighted in different ways.
         ArchitectureMismatchError: shapes or kinds of dtype differ, or a tap does not fit the weight that reads it.
     """
     chosen = tuple(
@@ -84,6 +84,8 @@ def plan_merge(
     if len({member.key for member in chosen}) != len(chosen):
         msg = "two models of the merge have the same content; name each once and raise its weight instead"
         raise RecipeInvalidError(msg)
+    if METHODS[recipe.merge_method].reads_taps:
+        _require_alike_statistics(chosen)
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
@@ -278,6 +280,18 @@ class _Planner:
 
     def _label(self, key: str) -> str:
         return next(member.label for member in self.members if member.key == key)
+
+
+def _require_alike_statistics(members: Sequence[Member]) -> None:
+    """Statistics of weighted rows and of rows that count alike are of different magnitude: the larger would decide."""
+    labels: dict[str, list[str]] = {}
+    for member in members:
+        if member.taps:
+            labels.setdefault(member.weighting, []).append(member.label)
+    if len(labels) > 1:
+        found = "; ".join(f"{weighting}: {', '.join(sorted(names))}" for weighting, names in sorted(labels.items()))
+        msg = f"the statistics are weighted in different ways ({found}); collect all of them with the same weighting"
+        raise RecipeInvalidError(msg)
 
 
 def _require_same_kind(expected: TensorInfo, member: Member) -> None:
