@@ -177,43 +177,35 @@ def merge_flops(layers: int, members: int) -> float:
     return layers * total
 
 
-def measure_batching() -> dict[str, Any]:
+def measure_batching(width: int) -> dict[str, float]:
     """Measure the solves of twelve layers of one shape, one after the other as the merge does, and as one batch."""
-    found: dict[str, Any] = {}
-    for width in BATCHED_WIDTHS:
-        rows = torch.randn(BATCHED, 2 * width, width, device=DEVICE)
-        grams = rows.mT @ rows / (2 * width)
-        products = torch.randn(BATCHED, 3 * width, width, device=DEVICE)
-        del rows
-        beside = torch.empty_like(products[0])
-        # a factor and a solution overwrite what they are given, so both ways begin with the same copies
-        square, right = torch.empty_like(grams), torch.empty_like(products)
+    rows = torch.randn(BATCHED, 2 * width, width, device=DEVICE)
+    grams = rows.mT @ rows / (2 * width)
+    products = torch.randn(BATCHED, 3 * width, width, device=DEVICE)
+    del rows
+    beside = torch.empty_like(products[0])
+    # a factor and a solution overwrite what they are given, so both ways begin with the same copies
+    square, right = torch.empty_like(grams), torch.empty_like(products)
 
-        def in_turn(square: torch.Tensor = square, right: torch.Tensor = right, beside: torch.Tensor = beside) -> None:
-            for gram, product in zip(square, right, strict=True):
-                factor = Factor.of(gram)
-                assert factor is not None  # noqa: S101 - rows enough
-                factor.solve_(product, beside)
+    def begin() -> None:
+        square.copy_(grams)
+        right.copy_(products)
 
-        def at_once(square: torch.Tensor = square, right: torch.Tensor = right) -> None:
-            lower, info = torch.linalg.cholesky_ex(square)
-            assert not bool(info.any())  # noqa: S101 - rows enough
-            torch.cholesky_solve(right.mT, lower)
+    def in_turn() -> None:
+        for gram, product in zip(square, right, strict=True):
+            factor = Factor.of(gram)
+            assert factor is not None  # noqa: S101 - rows enough
+            factor.solve_(product, beside)
 
-        def begin(
-            square: torch.Tensor = square,
-            right: torch.Tensor = right,
-            grams: torch.Tensor = grams,
-            products: torch.Tensor = products,
-        ) -> None:
-            square.copy_(grams)
-            right.copy_(products)
+    def at_once() -> None:
+        lower, info = torch.linalg.cholesky_ex(square)
+        assert not bool(info.any())  # noqa: S101 - rows enough
+        torch.cholesky_solve(right.mT, lower)
 
-        found[str(width)] = {
-            "in_turn_ms_per_layer": round(median_seconds(in_turn, before=begin) / BATCHED * 1e3, 3),
-            "batched_ms_per_layer": round(median_seconds(at_once, before=begin) / BATCHED * 1e3, 3),
-        }
-    return found
+    return {
+        f"{name}_ms_per_layer": round(median_seconds(run, before=begin) / BATCHED * 1e3, 3)
+        for name, run in (("in_turn", in_turn), ("batched", at_once))
+    }
 
 
 def measure_merging(folder: Path, gemm_tflops: float) -> dict[str, Any]:
@@ -260,7 +252,7 @@ def main() -> None:
         "full": measure_collecting(padded=False),
         "padded": measure_collecting(padded=True),
     }
-    result["solve_layers_of_one_shape"] = measure_batching()
+    result["solve_layers_of_one_shape"] = {str(width): measure_batching(width) for width in BATCHED_WIDTHS}
     with TemporaryDirectory(dir=options.folder) as folder:
         result["merge"] = measure_merging(Path(folder), result["machine"]["gemm_fp32_tflops"])
     text = json.dumps(result, indent=2)

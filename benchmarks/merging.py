@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def flop_bound(members: list[Path]) -> float:
 
 def measure(folder: Path, effort: Effort) -> dict[str, Any]:
     """Measure against the published merge, against the bound of its products, and without the second CPU route."""
-    size = {"width": 48, "layers": 1} if effort.is_smoke else {"width": WIDTH, "layers": LAYERS}
+    size = size_of(effort)
     ratios, shares, seconds_of = {}, {}, {}
     for count in (2, 4, 8, 16):
         members = write_members(folder, count, **size)
@@ -144,19 +144,37 @@ def measure(folder: Path, effort: Effort) -> dict[str, Any]:
 
 def measure_memory(folder: Path, effort: Effort) -> dict[str, float]:
     """Return the peak of resident memory above that after the imports, MB, each in a process of its own."""
-    size = {"width": 48, "layers": 1} if effort.is_smoke else {"width": WIDTH, "layers": LAYERS}
+    size = size_of(effort)
     found = {}
     for count in (2, 4, 8, 16):
         members = write_members(folder, count, **size)
-        command = [sys.executable, __file__, str(folder / "memory"), *map(str, members)]
-        ran = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this file
-        found[f"n{count}"] = json.loads(ran.stdout)
+        found[f"n{count}"] = peak_of(__file__, str(folder / "memory"), *map(str, members))
     return found
+
+
+def peak_of(program: str, *arguments: str) -> float:
+    """Run a program that calls `print_peak`, and return what it printed."""
+    command = [sys.executable, program, *arguments]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - a file beside this one
+    return float(json.loads(ran.stdout))
+
+
+def print_peak(run: Callable[[], object]) -> None:
+    """Print by how much a run raised the peak of this process's resident memory above what it began with, MB."""
+    torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # what the libraries allocate at their first use
+    before = _memory_mb("VmRSS")
+    run()
+    print(json.dumps(_memory_mb("VmHWM") - before))
+
+
+def size_of(effort: Effort, *, layers: int = LAYERS) -> dict[str, int]:
+    """Return the width and the number of layers that are measured."""
+    return {"width": 48, "layers": 1} if effort.is_smoke else {"width": WIDTH, "layers": layers}
 
 
 def measure_cold(folder: Path, effort: Effort) -> dict[str, float]:
     """Return the seconds of a merge of 4 whose files the page cache does not hold, over those of one that it holds."""
-    size = {"width": 48, "layers": 1} if effort.is_smoke else {"width": WIDTH, "layers": LAYERS}
+    size = size_of(effort)
     members = write_members(folder, 4, **size)
 
     def cold() -> None:
@@ -211,7 +229,7 @@ def _taps(member: Path) -> tuple[TapInfo, ...]:
     return open_statistics_file(member / "statistics.safetensors").metadata.taps
 
 
-def memory_mb(kind: str) -> float:
+def _memory_mb(kind: str) -> float:
     """Return VmRSS or VmHWM, its peak, of this process. `getrusage` would begin with the parent's peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024 / 1e6
@@ -219,7 +237,4 @@ def memory_mb(kind: str) -> float:
 
 if __name__ == "__main__":
     folder, *paths = map(Path, sys.argv[1:])
-    torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # what the libraries allocate at their first use
-    before = memory_mb("VmRSS")
-    merge_ours(paths, folder)
-    print(json.dumps(memory_mb("VmHWM") - before))
+    print_peak(lambda: merge_ours(paths, folder))

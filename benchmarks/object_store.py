@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import merging
 import obstore
@@ -30,18 +30,14 @@ FILES = ("model.safetensors", "statistics.safetensors")
 
 def measure_memory(folder: Path, effort: Effort) -> dict[str, float]:
     """Return the peak of resident memory above that after the imports, MB, each in a process of its own."""
-    size = {"width": 48, "layers": 1} if effort.is_smoke else {"width": merging.WIDTH, "layers": 1}
     found = {}
-    with s3(folder / "s3.log") as variables:
-        os.environ |= variables
+    with s3(folder / "s3.log") as variables, patch.dict(os.environ, variables):
         blobs = open_blobs(URL)
-        members = [_put(blobs, member) for member in merging.write_members(folder, 8, **size)]
+        written = merging.write_members(folder, 8, **merging.size_of(effort, layers=1))
+        members = [_put(blobs, member) for member in written]
         for count in (2, 8):
-            command = [sys.executable, __file__, str(folder / "merged.safetensors"), json.dumps(members[:count])]
-            ran = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this file
-            found[f"n{count}"] = json.loads(ran.stdout)
-        for name in variables:
-            del os.environ[name]
+            target = str(folder / "merged.safetensors")
+            found[f"n{count}"] = merging.peak_of(__file__, target, json.dumps(members[:count]))
     return found
 
 
@@ -75,8 +71,5 @@ def _put(blobs: Blobs, member: Path) -> list[tuple[str, int]]:
 
 if __name__ == "__main__":
     target, members = Path(sys.argv[1]), json.loads(sys.argv[2])
-    torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # what the libraries allocate at their first use
     opened = open_blobs(URL)
-    before = merging.memory_mb("VmRSS")
-    merge(opened, members, target)
-    print(json.dumps(merging.memory_mb("VmHWM") - before))
+    merging.print_peak(lambda: merge(opened, members, target))

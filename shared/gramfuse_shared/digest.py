@@ -17,6 +17,11 @@ def sha256_hex(content: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def seed_of(text: str) -> int:
+    """Return what a random generator begins with, from a text that says what it is for; generators take 32 bits."""
+    return int(sha256_hex(text.encode())[:8], 16)
+
+
 def sha256_hex_of_chunks(chunks: Iterable[bytes]) -> str:
     """Return the SHA-256 of a stream of bytes, one chunk in memory at a time."""
     digest = hashlib.sha256()

@@ -46,7 +46,7 @@ def measured(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]])
     return statistics
 
 
-def definition(model: nn.Sequential, rows: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def definition(rows: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Σ ‖∂ℓ/∂y‖² x xᵀ, example by example, in float64."""
     model = classifier().double()
     grams = {"0": torch.zeros(6, 6).double(), "2": torch.zeros(8, 8).double()}
@@ -63,7 +63,7 @@ def definition(model: nn.Sequential, rows: torch.Tensor, labels: torch.Tensor) -
 
 def test_every_row_counts_by_the_square_of_its_outputs_gradient():
     model, (rows, labels) = classifier(), examples()
-    expected = definition(model, rows, labels)
+    expected = definition(rows, labels)
     for tap in measured(model, [(rows, labels)]).taps:
         error = torch.linalg.norm(tap.unpacked().double() - expected[tap.info.name])
         assert error < 2e-6 * torch.linalg.norm(expected[tap.info.name]), tap.info.name

@@ -159,8 +159,7 @@ def _render(metadata: StatisticsMetadata, console: Console) -> None:
     settings = metadata.collector
     console.print(
         f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, weighting "
-        f"{settings.weighting}, base "
-        f"{metadata.base or 'not noted'}"
+        f"{settings.weighting}, base {metadata.base or 'not noted'}"
     )
 
 

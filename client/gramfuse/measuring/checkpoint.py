@@ -108,12 +108,10 @@ def read_checkpoint(path: Path, run: str) -> Checkpoint | None:
             torch.frombuffer(bytearray(content[f"stream.{index}"]), dtype=torch.float32),
             rows=known["rows"],
             source=known["source"],
+            weights=None if known["weights"] is None else torch.tensor(known["weights"], dtype=torch.float64),
         )
         for index, known in enumerate(document["streams"])
     }
-    for known, restored in zip(document["streams"], streams.values(), strict=True):
-        if known["weights"] is not None:
-            restored.weights = torch.tensor(known["weights"], dtype=torch.float64)
     readers = list(streams)
     profiles = [frozenset((readers[index], count) for index, count in profile) for profile in document["profiles"]]
     hashes, numbers = content["examples"], np.frombuffer(content["profile_of"], dtype="<i4")

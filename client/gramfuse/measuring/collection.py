@@ -17,11 +17,10 @@ from gramfuse.measuring.layers import Layer, find_layers
 from gramfuse.measuring.masking import Frame, frame_of, select
 from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
 from gramfuse.measuring.statistics import Statistics
-from gramfuse.measuring.stream import worst_source
+from gramfuse.measuring.stream import exact_sums, worst_source
 from gramfuse.measuring.weighting import GradientWeighting
 from gramfuse_shared.contract.manifest import CollectorSettings, Weighting
 from gramfuse_shared.errors import StateError
-from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.version import __version__
 
 _DECODER_INPUT: Final = "decoder_input_ids"
@@ -146,8 +145,7 @@ class Collector:
     ) -> None:
         if current.find(layer, tensor):
             return
-        # Autocast would take the products in half precision, and no gradient flows through a sum.
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False), exact_products():
+        with exact_sums(tensor.device):
             selection = select(tensor.detach(), frame, drop_padding=self._drop_padding)
             if self._weighting is not None:  # the rows are counted now, and added when it is known what they weigh
                 self._weighting.expect(module, layer, selection)

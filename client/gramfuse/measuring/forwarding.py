@@ -21,6 +21,7 @@ from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.manifest import Weighting
+from gramfuse_shared.digest import seed_of
 from gramfuse_shared.errors import CancelledError, ConfigurationError
 
 DEFAULT_MAX_TOKENS: Final = 512
@@ -131,7 +132,8 @@ def collect(
             inputs = _batch(loaded, batch, _pad_token(tokenizer), target)
             predicted = loaded(**inputs)
             if gradients:
-                drawn = torch.Generator(target).manual_seed(_chance(seed, number))
+                # by batch, so that a resumed run draws as one that was not interrupted
+                drawn = torch.Generator(target).manual_seed(seed_of(f"{seed} {number}"))
                 problem = getattr(loaded.config, "problem_type", None)
                 sampled_loss(predicted, inputs, drawn, problem=problem).backward()  # type: ignore[no-untyped-call] # torch's own
             tokens += sum(example.tokens for example in batch)
@@ -145,11 +147,6 @@ def collect(
                 msg = f"the measurement was interrupted{kept}"
                 raise CancelledError(msg)
     return statistics
-
-
-def _chance(seed: int, batch: int) -> int:
-    """Return what a batch's drawing begins with, so that a resumed run draws as one that was not interrupted."""
-    return int(hashlib.sha256(f"{seed} {batch}".encode()).hexdigest()[:8], 16)  # generators take 32 bits
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[Text], max_tokens: int, *, generates: bool) -> list[_Example]:  # noqa: ANN401 - any transformers tokenizer

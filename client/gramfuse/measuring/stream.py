@@ -1,6 +1,7 @@
 """One sum over the rows that a set of layers reads: how it grows, and where the rows come from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -8,6 +9,7 @@ import torch
 
 from gramfuse_shared.errors import StatisticsMalformedError
 from gramfuse_shared.fusion import packing
+from gramfuse_shared.merging.exact_products import exact_products
 
 Source = Literal["embeddings", "mixed", "unknown"]
 
@@ -18,6 +20,13 @@ _WORST_LAST: Final[tuple[Source, ...]] = ("mixed", "unknown", "embeddings")
 def worst_source(sources: Iterable[Source]) -> Source:
     """Return the most revealing of the sources; `unknown` of none."""
     return max(sources, key=_WORST_LAST.index, default="unknown")
+
+
+@contextmanager
+def exact_sums(device: torch.device) -> Iterator[None]:
+    """Add up within: no gradient flows through a sum, and autocast would take its products in half precision."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), exact_products():
+        yield
 
 
 @dataclass(slots=True)
@@ -41,9 +50,11 @@ class Stream:
     """What was added on a CUDA device since, packed in coarse blocks."""
 
     @classmethod
-    def of(cls, width: int, gram: torch.Tensor, *, rows: int, source: Source) -> Self:
+    def of(
+        cls, width: int, gram: torch.Tensor, *, rows: int, source: Source, weights: torch.Tensor | None = None
+    ) -> Self:
         """Return a stream of a packed sum."""
-        return cls(width, rows, source, None, gram)
+        return cls(width, rows, source, weights, gram)
 
     @property
     def gram(self) -> torch.Tensor:
@@ -69,8 +80,9 @@ class Stream:
             self._growing = _ordinary_zeros(self.width, rows.device, block=packing.COARSE_BLOCK)
         packing.accumulate_rows(self._growing, rows, block=packing.COARSE_BLOCK)
 
-    def add_weights(self, weights: torch.Tensor) -> None:
-        """Note what rows that were added weigh, [n, 1]."""
+    def add_weighted_rows(self, rows: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add Σ wxxᵀ of rows [n, width] with weights [n, 1], none of them negative."""
+        self.add_rows(rows * weights.sqrt())
         weights = weights.double()
         part = torch.stack([weights.sum(), weights.square().sum()])
         self.weights = part if self.weights is None else self.weights.to(part.device) + part
@@ -93,16 +105,14 @@ class Stream:
             raise StatisticsMalformedError(msg)
         gram = self.gram + other.gram.to(self.gram.device)
         source = worst_source((self.source, other.source))
-        total = type(self).of(self.width, gram, rows=self.rows + other.rows, source=source)
         known = [stream.weights.cpu() for stream in (self, other) if stream.weights is not None]
-        total.weights = torch.stack(known).sum(dim=0) if known else None
-        return total
+        weights = torch.stack(known).sum(dim=0) if known else None
+        return type(self).of(self.width, gram, rows=self.rows + other.rows, source=source, weights=weights)
 
     def copy(self) -> Self:
         """Return a stream of the same rows with memory of its own."""
-        copied = type(self).of(self.width, self.gram.clone(), rows=self.rows, source=self.source)
-        copied.weights = self.weights  # never changed in place
-        return copied
+        gram = self.gram.clone()  # the weights are never changed in place
+        return type(self).of(self.width, gram, rows=self.rows, source=self.source, weights=self.weights)
 
 
 def _ordinary_zeros(width: int, device: torch.device, *, block: int = packing.BLOCK) -> torch.Tensor:

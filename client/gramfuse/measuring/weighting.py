@@ -14,9 +14,8 @@ from torch import nn
 from gramfuse.measuring.layers import Layer
 from gramfuse.measuring.masking import Selection
 from gramfuse.measuring.statistics import Statistics
-from gramfuse.measuring.stream import Stream
+from gramfuse.measuring.stream import Stream, exact_sums
 from gramfuse_shared.errors import StateError
-from gramfuse_shared.merging.exact_products import exact_products
 
 NO_GRADIENT: Final = (
     "gradient weighting needs a backward pass, and no gradient reaches the output of {}: run the forward pass with "
@@ -57,11 +56,10 @@ class GradientWeighting:
         self._expected.clear()
 
     def _add(self, layer: Layer, selection: Selection, gradient: torch.Tensor) -> None:
-        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False), exact_products():
+        with exact_sums(gradient.device):
             weights = gradient.detach().float().square().sum(dim=-1).reshape(-1, 1)  # [n, 1]
             mask = selection.count.mask
             if mask is not None:
                 weights = mask.drop_padding(weights, selection.count.positions)
             stream = self._statistics.streams.setdefault((layer.weight,), Stream(layer.width))
-            stream.add_rows(selection.rows * weights.sqrt())
-            stream.add_weights(weights)
+            stream.add_weighted_rows(selection.rows, weights)

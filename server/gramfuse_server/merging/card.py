@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.inputs import MergeInputs
-from gramfuse_shared.contract.recipe import Overridable
-from gramfuse_shared.fusion.methods import METHODS, DeltaMethod
+from gramfuse_shared.contract.recipe import PARAMETERS_OF, Overridable
 from gramfuse_shared.version import __version__
 
 MAX_ROWS: Final = 400
@@ -93,17 +92,16 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
 
 
 def _parameters(inputs: MergeInputs) -> list[str]:
-    recipe, lines = inputs.recipe, []
-    if recipe.merge_method == "regmean":
-        lines.append(f"- α (share of a Gram matrix's off-diagonal): {_weight(recipe.parameters.alpha)}")
-        counted = {"equal": "organizations count alike", "rows": "organizations count by their rows"}
-        lines.append(f"- normalisation: {recipe.parameters.normalize}, {counted[recipe.parameters.normalize]}")
-    if isinstance(METHODS[recipe.merge_method], DeltaMethod):
-        lines.append(f"- λ (what is added to the base, times): {_weight(recipe.parameters.lambda_)}")
-    if recipe.merge_method in {"ties", "dare_linear", "dare_ties"}:
-        lines.append(f"- density (share of each difference that is kept): {_weight(recipe.parameters.density)}")
-    if recipe.merge_method in {"dare_linear", "dare_ties"}:
-        lines.append(f"- seed of what is left to chance: {recipe.parameters.seed}")
+    recipe, parameters = inputs.recipe, inputs.recipe.parameters
+    counted = {"equal": "organizations count alike", "rows": "organizations count by their rows"}
+    told = {
+        "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",
+        "normalize": f"normalisation: {parameters.normalize}, {counted[parameters.normalize]}",
+        "lambda": f"λ (what is added to the base, times): {_weight(parameters.lambda_)}",
+        "density": f"density (share of each difference that is kept): {_weight(parameters.density)}",
+        "seed": f"seed of what is left to chance: {parameters.seed}",
+    }
+    lines = [f"- {told[parameter]}" for parameter in PARAMETERS_OF[recipe.merge_method]]
     if recipe.parameters.exclude:
         lines.append(f"- excluded, so the base's: {', '.join(f'`{name}`' for name in recipe.parameters.exclude)}")
     lines.append(f"- written as {recipe.out_dtype or 'the base stores it'}")

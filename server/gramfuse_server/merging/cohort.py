@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from gramfuse_shared.contract.policy import MergeMethod, Policy
-from gramfuse_shared.contract.recipe import ModelParameters, Overridable, Recipe
+from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Overridable, Recipe
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
 
-SPARSE_METHODS: Final[frozenset[MergeMethod]] = frozenset({"ties", "dare_linear", "dare_ties"})
+SPARSE_METHODS: Final = frozenset(method for method, reads in PARAMETERS_OF.items() if "density" in reads)
 """Methods that drop elements of the differences, so that some of the result comes from one member alone."""
 
 MAX_WEIGHT_RATIO: Final = 100.0

@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
@@ -11,6 +12,11 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
 from gramfuse_shared.contract.policy import MergeMethod, Patterns
 from gramfuse_shared.errors import RecipeInvalidError, TooLargeError
+
+DEFAULT_ALPHA: Final = 0.9
+DEFAULT_WEIGHT: Final = 1.0
+DEFAULT_LAMBDA: Final = 1.0
+DEFAULT_DENSITY: Final = 0.5
 
 ComputeDtype = Literal["float32", "float64"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
@@ -52,7 +58,7 @@ def _values(value: Overridable) -> list[float]:
 class ModelParameters(Document):
     """Parameters of one model of the merge."""
 
-    weight: Overridable = 1.0
+    weight: Overridable = DEFAULT_WEIGHT
 
     @field_validator("weight")
     @classmethod
@@ -81,10 +87,12 @@ class MethodParameters(Document):
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
-    alpha: Overridable = 0.9
+    alpha: Overridable = DEFAULT_ALPHA
     normalize: Literal["equal", "rows"] = "equal"
-    lambda_: Overridable = Field(default=1.0, alias="lambda", exclude_if=lambda value: value == 1.0)
-    density: Overridable = Field(default=0.5, exclude_if=lambda value: value == 0.5)  # noqa: PLR2004 - the default
+    lambda_: Overridable = Field(
+        default=DEFAULT_LAMBDA, alias="lambda", exclude_if=lambda value: value == DEFAULT_LAMBDA
+    )
+    density: Overridable = Field(default=DEFAULT_DENSITY, exclude_if=lambda value: value == DEFAULT_DENSITY)
     seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED, exclude_if=lambda value: value == 0)] = 0
     exclude: Patterns = ()
 
@@ -103,6 +111,19 @@ class MethodParameters(Document):
             msg = "density is above 0 and at most 1"
             raise ValueError(msg)
         return density
+
+
+PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
+    {
+        "linear": (),
+        "regmean": ("alpha", "normalize"),
+        "task_arithmetic": ("lambda",),
+        "ties": ("lambda", "density"),
+        "dare_linear": ("lambda", "density", "seed"),
+        "dare_ties": ("lambda", "density", "seed"),
+    }
+)
+"""The parameters that each method reads, beside `exclude`, which all do."""
 
 
 class TokenizerSource(Document):

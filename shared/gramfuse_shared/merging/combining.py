@@ -8,10 +8,10 @@ import torch
 
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
-from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.digest import seed_of
 from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.fusion.methods import DeltaMethod, PrecisionMethod
-from gramfuse_shared.fusion.methods.method import Delta, Gram
+from gramfuse_shared.fusion.methods.method import Gram
 from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
 from gramfuse_shared.fusion.workspace import Workspace
@@ -49,7 +49,7 @@ def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator
 
 
 def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: Workspace) -> torch.Tensor:
-    """Return W_base + f(D₁, …, Dₙ), flat, in the step's compute dtype; valid until the workspace is used again.
+    """Return W_base + λ·sum(s(D₁), …, s(Dₙ)), flat, in the compute dtype. Valid until the workspace is used again.
 
     The parameter is whole in memory, since a method may look at all of a difference at once.
     """
@@ -58,19 +58,16 @@ def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: 
     origin = workspace.take("origin", (count,), dtype)
     for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
         origin[start:stop].copy_(inputs.read(None, name, start, stop))
-    total = method.begin(count, dtype, step.settings, workspace)
+    total = method.combine.begin(count, dtype, workspace)
     for turn in range(step.turns):
         for term in step.terms:
             difference = workspace.take("difference", (count,), dtype)
             for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
                 _subtract(inputs.read(term.key, name, start, stop), origin[start:stop], difference[start:stop])
-            total.add(Delta(difference, term.weight, _seed(step.settings.seed, term.key, name)), turn)
-    return origin.add_(total.result())
-
-
-def _seed(begin: int, key: str, name: str) -> int:
-    """Return what a contribution's chance begins with at a parameter: the same on every worker and in every order."""
-    return int(sha256_hex(f"{begin}\n{key}\n{name}".encode())[:8], 16)  # generators take 32 bits
+            # chance is of the contribution, the parameter and the recipe: the same on every worker and in every order
+            seed = seed_of(f"{step.settings.seed}\n{term.key}\n{name}")
+            total.add(method.sparsify(difference, step.settings.density, seed), term.weight, turn)
+    return origin.add_(total.result().mul_(step.settings.scale))
 
 
 def solve_group(

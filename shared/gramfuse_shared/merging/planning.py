@@ -9,7 +9,14 @@ from typing import Final
 
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import DEFAULT_EMBEDDING_PARAMETERS, matches_any
-from gramfuse_shared.contract.recipe import Recipe, resolve
+from gramfuse_shared.contract.recipe import (
+    DEFAULT_ALPHA,
+    DEFAULT_DENSITY,
+    DEFAULT_LAMBDA,
+    DEFAULT_WEIGHT,
+    Recipe,
+    resolve,
+)
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
@@ -29,10 +36,6 @@ from gramfuse_shared.merging.steps import (
     tensor_bytes,
 )
 
-DEFAULT_ALPHA: Final = 0.9
-DEFAULT_WEIGHT: Final = 1.0
-DEFAULT_LAMBDA: Final = 1.0
-DEFAULT_DENSITY: Final = 0.5
 DEFAULT_SHARD_BYTES: Final = 2 * 2**30
 
 _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -175,44 +178,27 @@ class _Planner:
                 )
                 raise RecipeInvalidError(msg)
             return copy
+        terms = tuple(Term(member.key, weights[member.key]) for member in holders)
+        stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
+        compute = self._compute(stored, holders)
         if isinstance(self.method, DeltaMethod) and self._base_tensor(name) is not None:
-            return self._plan_delta(self.method, output, stored, holders, weights)
+            settings, turns = self._delta_settings(name), self.method.combine.turns
+            return DeltaStep(output, terms, stored, settings, turns, compute, stored_bytes)
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
-        terms = tuple(Term(member.key, weights[member.key]) for member in holders)
         fed = [self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]]
         # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
         reference = holders[0].key
-        stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
-        compute = self._compute(stored, holders)
-        if isinstance(self.method, DeltaMethod):
-            reason = "the base does not store it, so nothing can be added to it"
-            return AverageStep(output, terms, reference, compute, stored_bytes, reason)
-        if not self.method.reads_taps or len(fed) < len(holders):
+        if isinstance(self.method, DeltaMethod) or not self.method.reads_taps or len(fed) < len(holders):
             return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(output, holders))
         return self._plan_linear(self.method, output, terms, fed, reference, compute, stored_bytes)
 
-    def _plan_delta(
-        self,
-        method: DeltaMethod,
-        output: TensorInfo,
-        stored: TensorInfo,
-        holders: list[Member],
-        weights: Mapping[str, float],
-    ) -> DeltaStep:
+    def _delta_settings(self, name: str) -> DeltaSettings:
         parameters = self.recipe.parameters
-        return DeltaStep(
-            output=output,
-            terms=tuple(Term(member.key, weights[member.key]) for member in holders),
-            stored=stored,
-            settings=DeltaSettings(
-                scale=resolve(parameters.lambda_, output.name, default=DEFAULT_LAMBDA),
-                density=resolve(parameters.density, output.name, default=DEFAULT_DENSITY),
-                seed=parameters.seed,
-            ),
-            turns=method.turns,
-            compute=self._compute(stored, holders),
-            members_bytes=sum(tensor_bytes(member.tensors[output.name]) for member in holders),
+        return DeltaSettings(
+            scale=resolve(parameters.lambda_, name, default=DEFAULT_LAMBDA),
+            density=resolve(parameters.density, name, default=DEFAULT_DENSITY),
+            seed=parameters.seed,
         )
 
     def _compute(self, stored: TensorInfo, holders: list[Member]) -> Precision:
@@ -258,7 +244,9 @@ class _Planner:
             raise RecipeInvalidError(msg)
 
     def _why_average(self, output: TensorInfo, holders: list[Member]) -> str | None:
-        """Say why a linear weight is averaged that the method could solve; None where an average is all that it has."""
+        """Say why a parameter is averaged that the method would treat; None where an average is all that it has."""
+        if isinstance(self.method, DeltaMethod):
+            return "the base does not store it, so nothing can be added to it"
         if not self.method.reads_taps:
             return None
         without = [member for member in holders if output.name not in self.feeds[member.key]]

@@ -99,7 +99,7 @@ class DeltaStep:
     settings: DeltaSettings
     turns: int
     compute: Precision
-    members_bytes: int
+    stored_bytes: int
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
@@ -109,7 +109,7 @@ class DeltaStep:
     @property
     def input_bytes(self) -> int:
         """Bytes that are read."""
-        return tensor_bytes(self.stored) + self.turns * self.members_bytes
+        return tensor_bytes(self.stored) + self.turns * self.stored_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         for method in (
             linear.Linear(),
             regmean.RegMean(),
-            task_arithmetic.TaskArithmetic(),
-            ties.Ties(),
-            dare.DareLinear(),
-            dare.DareTies(),
+            task_arithmetic.TASK_ARITHMETIC,
+            ties.TIES,
+            dare.DARE_LINEAR,
+            dare.DARE_TIES,
         )
     }
 )

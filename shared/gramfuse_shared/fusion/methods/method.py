@@ -1,7 +1,8 @@
-"""The interfaces of merge methods: those of the precision form, and those that combine differences from the base."""
+"""What merge methods are: of the precision form, or a way to combine differences from the base."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 
@@ -41,12 +42,8 @@ class DeltaSettings:
     seed: int
 
 
-@runtime_checkable
-class PrecisionMethod(Protocol):
-    """What a method of the precision form must say: W = (Σ Wᵢ Pᵢ)(Σ Pᵢ)⁻¹.
-
-    `version` changes whenever the same inputs would give another model.
-    """
+class AnyMethod(Protocol):
+    """What every method says. `version` changes whenever the same inputs would give another model."""
 
     @property
     def name(self) -> str:
@@ -60,8 +57,13 @@ class PrecisionMethod(Protocol):
 
     @property
     def reads_taps(self) -> bool:
-        """Whether a linear weight's precision needs the Gram matrix of its tap."""
+        """Whether a linear weight's value needs the Gram matrix of its tap."""
         ...
+
+
+@runtime_checkable
+class PrecisionMethod(AnyMethod, Protocol):
+    """What a method of the precision form must say: W = (Σ Wᵢ Pᵢ)(Σ Pᵢ)⁻¹."""
 
     def needs_float64(self, settings: MethodSettings, *, width: int, rows: int) -> bool:
         """Tell whether float32 is too coarse to solve linear weights of this width on `rows` rows of all members."""
@@ -72,63 +74,45 @@ class PrecisionMethod(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """One contribution's difference Dᵢ = Wᵢ − W_base of a parameter, flat, in the dtype of the computation.
+class DeltaSum(Protocol):
+    """What the differences of one parameter, flat, add up to.
 
-    Attributes:
-        values: Dᵢ; may be overwritten.
-        weight: cᵢ > 0.
-        seed: what chance is drawn from; of this contribution, parameter and recipe alone.
+    In each of its `turns` every contribution's is added once, in the same order.
     """
 
-    values: torch.Tensor
-    weight: float
-    seed: int
+    turns: ClassVar[int]
 
+    @classmethod
+    def begin(cls, count: int, dtype: torch.dtype, workspace: Workspace) -> Self:
+        """Return the sum of nothing, for differences of `count` elements."""
+        ...
 
-class DeltaSum(Protocol):
-    """What the differences of one parameter add up to."""
-
-    def add(self, delta: Delta, turn: int) -> None:
-        """Add a contribution's difference. In each turn every contribution is added once, in the same order."""
+    def add(self, values: torch.Tensor, weight: float, turn: int) -> None:
+        """Add a contribution's difference with its cᵢ > 0."""
         ...
 
     def result(self) -> torch.Tensor:
-        """Return what is added to the base, of the shape of the differences."""
+        """Return the sum; this is used up."""
         ...
 
 
-@runtime_checkable
-class DeltaMethod(Protocol):
-    """What a method must say that is no least squares: W = W_base + f(D₁, …, Dₙ), parameter by parameter.
+@dataclass(frozen=True, slots=True)
+class DeltaMethod:
+    """A method that is no least squares: W = W_base + λ·sum(s(D₁), …, s(Dₙ)), parameter by parameter.
 
-    `version` changes whenever the same inputs would give another model.
+    Attributes:
+        name: in a recipe.
+        version: of the arithmetic, for receipts; see `AnyMethod`.
+        sparsify: s: makes a difference sparse in place, given its density and a seed, and returns it.
+        combine: the sum.
     """
 
-    @property
-    def name(self) -> str:
-        """Name in a recipe."""
-        ...
+    reads_taps: ClassVar[bool] = False
 
-    @property
-    def version(self) -> str:
-        """Version of the arithmetic, for receipts."""
-        ...
-
-    @property
-    def reads_taps(self) -> bool:
-        """Never: False."""
-        ...
-
-    @property
-    def turns(self) -> int:
-        """How often it looks at every difference."""
-        ...
-
-    def begin(self, count: int, dtype: torch.dtype, settings: DeltaSettings, workspace: Workspace) -> DeltaSum:
-        """Return the sum of nothing, for differences of `count` elements."""
-        ...
+    name: str
+    version: str
+    sparsify: Callable[[torch.Tensor, float, int], torch.Tensor]
+    combine: type[DeltaSum]
 
 
 Method: TypeAlias = PrecisionMethod | DeltaMethod
