@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -65,7 +66,9 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer'
         ExtraMissingError: it needs a part of the distribution that is not installed.
     """
     lazy = COMMANDS[name]
-    with requiring_extras(f"`gramfuse {name}`", EXTRAS), imports_kept():
+    # once: by the second time something was computed, which would be kept too
+    kept = nullcontext() if lazy.module in sys.modules else imports_kept()
+    with requiring_extras(f"`gramfuse {name}`", EXTRAS), kept:
         module = importlib.import_module(lazy.module)
     command: Any = typer.main.get_command(module.app)
     if lazy.command is not None:
