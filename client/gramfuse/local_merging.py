@@ -1,6 +1,7 @@
 """Merge local folders by a recipe with the engine that the service runs: `gramfuse.merge` and `gramfuse merge`.
 
-Each model of the recipe is a `from_pretrained` folder, for methods that read taps with `statistics.safetensors` in it.
+Each model of the recipe is a `from_pretrained` folder, for methods that read taps with `statistics.safetensors` in it;
+where the recipe estimates `missing_statistics`, some may do without.
 """
 
 import hashlib
@@ -143,15 +144,16 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
         msg = "the recipe names no models; add `models:` with a list of `- model: FOLDER`"
         raise RecipeInvalidError(msg)
     reads_taps = METHODS[recipe.merge_method].reads_taps
+    estimates = recipe.parameters.missing_statistics == "estimate"
     members: list[Member] = []
     readers: dict[str, MemberReader] = {}
-    keys = _keys_of(recipe.models, start, reads_taps=reads_taps)
+    keys = _keys_of(recipe.models, start, reads_taps=reads_taps, estimates=estimates)
     for entry, key in zip(recipe.models, keys, strict=True):
         weights = _open_weights(start / entry.model, stack)
         member = Member(key, entry.model, entry.parameters.weight, _tensors_of(weights))
         statistics = None
-        if reads_taps:
-            path = start / entry.model / STATISTICS_FILE
+        path = start / entry.model / STATISTICS_FILE
+        if reads_taps and (path.is_file() or not estimates):
             metadata = open_statistics_file(path).metadata
             member = replace(
                 member, taps=metadata.taps, encoding=metadata.encoding, weighting=metadata.collector.weighting
@@ -163,31 +165,35 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
     return _Inputs(tuple(members), readers, base)
 
 
-def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool) -> list[str]:
+def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool, estimates: bool) -> list[str]:
     """Name each model by its content, so that neither the recipe's order nor a folder's name can change the result.
 
-    By the statistics, or the weights where none are read. Where samples are alike, by all of both.
+    By the statistics, or the weights where none are read or there. Where samples are alike, by all of both.
     """
-    files = [_files_of(start / entry.model, reads_taps=reads_taps) for entry in entries]
-    samples = [_digest(paths[:1] if reads_taps else paths, sample=True) for paths in files]
+    folders = [start / entry.model for entry in entries]
+    weights = [[folder / name for name in weight_file_names(folder)] for folder in folders]
+    found = [_statistics_of(folder, estimates=estimates) if reads_taps else [] for folder in folders]
+    samples = [_digest(first or rest, sample=True) for first, rest in zip(found, weights, strict=True)]
+    files = [first + rest for first, rest in zip(found, weights, strict=True)]
     return [
         sample if samples.count(sample) == 1 else f"{sample}-{_digest(paths, sample=False)}"
         for sample, paths in zip(samples, files, strict=True)
     ]
 
 
-def _files_of(folder: Path, *, reads_taps: bool) -> list[Path]:
-    weights = [folder / name for name in weight_file_names(folder)]
-    if not reads_taps:
-        return weights
+def _statistics_of(folder: Path, *, estimates: bool) -> list[Path]:
+    """Return the statistics file; none where estimates may take its place."""
     path = folder / STATISTICS_FILE
-    if not path.is_file():
-        msg = (
-            f"{folder} holds no {STATISTICS_FILE}, which this method reads: "
-            f"gramfuse stats collect --model {folder} --texts FILE --out {path}"
-        )
-        raise FileUnreadableError(msg)
-    return [path, *weights]
+    if path.is_file():
+        return [path]
+    if estimates:
+        return []
+    msg = (
+        f"{folder} holds no {STATISTICS_FILE}, which this method reads: "
+        f"gramfuse stats collect --model {folder} --texts FILE --out {path}; "
+        "or have what is missing estimated, with missing_statistics: estimate among the recipe's parameters"
+    )
+    raise FileUnreadableError(msg)
 
 
 def _digest(paths: Sequence[Path], *, sample: bool) -> str:

@@ -228,6 +228,8 @@ def test_an_unsafe_rule_is_called_unsafe_before_it_is_accepted():
     unsafe = Policy(embeddings="average", embedding_taps="send", cohorts="open")
     assert sum("UNSAFE" in sentence for sentence in describe_policy(unsafe)) == 3
     assert any("at least 7 organizations" in sentence for sentence in describe_policy(Policy(minimum_cohort=7)))
+    estimating = describe_policy(Policy(missing_statistics="estimate"))
+    assert any("the merged model is close to your own" in sentence for sentence in estimating)
 
 
 # --- what leaves, in words -------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ def test_the_defaults_are_the_safe_settings():
         "private",
         "frozen",
     )
+    assert policy.missing_statistics == "average"
     assert (policy.minimum_rows_per_dimension, policy.advised_rows_per_dimension, policy.minimum_cohort) == (20, 200, 3)
 
 
@@ -222,6 +223,7 @@ def test_where_no_filter_selects_a_parameter_the_default_applies():
         ("merge_method: magic", "merge_method"),
         ("merge_method: regmean\nparameters: {alpha: 1.1}", "alpha lies between 0 and 1"),
         ("merge_method: regmean\nparameters: {alpha: .nan}", "alpha"),
+        ("merge_method: regmean\nparameters: {missing_statistics: guess}", "missing_statistics must be 'average' or"),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: -1}}]", "not negative"),
         ("merge_method: linear\nmodels: [{model: a}, {model: a}]", "named twice"),
         ("merge_method: linear\nslices: []", "slices is not a key that is known here"),

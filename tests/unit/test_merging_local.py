@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,37 @@ def test_the_command_names_layers_that_fell_back(workshop, capsys):
     assert main(["merge", str(workshop / "recipe.yaml"), str(workshop / "out")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "average: conv.weight: 1 of 3 contributions sent no statistics" in printed
+
+
+def test_a_model_without_statistics_joins_where_the_recipe_estimates_them(workshop, tmp_path, capsys):
+    base, models = random_models(5)
+    (workshop / "m01" / "statistics.safetensors").unlink()
+    models[1] = replace(models[1], taps={})
+    estimating = {"alpha": 0.9, "missing_statistics": "estimate"}
+    write_recipe(workshop, parameters=estimating)
+    assert main(["merge", str(workshop / "recipe.yaml"), str(workshop / "out")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 linear weights by least squares" in printed
+    assert "of 3 of them the precision of m01 is an estimate from the weights" in printed
+    expected = merge_models(tmp_path / "engine", models, base, recipe_of(**estimating))
+    found = load_file(workshop / "out" / "model.safetensors")
+    assert all(torch.allclose(found[name], w, rtol=1e-5, atol=1e-6) for name, w in expected.tensors.items())
+    report = json.loads((workshop / "out" / REPORT_FILE).read_text())
+    assert [entry["estimated"] for entry in report["diagnostics"]] == [["m01"], ["m01"]]
+
+
+def test_a_model_without_statistics_is_refused_by_default_and_the_way_out_is_named(workshop):
+    (workshop / "m01" / "statistics.safetensors").unlink()
+    with pytest.raises(FileUnreadableError, match="missing_statistics: estimate among the recipe's parameters"):
+        merge(workshop / "recipe.yaml", workshop / "out")
+
+
+def test_where_no_model_has_statistics_there_is_nothing_to_take_an_estimates_size_from(workshop):
+    for index in range(3):
+        (workshop / f"m0{index}" / "statistics.safetensors").unlink()
+    recipe = write_recipe(workshop, parameters={"missing_statistics": "estimate"})
+    with pytest.raises(RecipeInvalidError, match="regmean would be an average"):
+        merge(recipe, workshop / "out")
 
 
 def test_ctrl_c_leaves_nothing_and_exits_130(workshop, monkeypatch):

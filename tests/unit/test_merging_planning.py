@@ -68,6 +68,42 @@ def test_a_linear_whose_tap_one_member_withholds_is_averaged_and_the_reason_is_t
     assert steps["c.weight"].reason == "no contribution sent statistics of its inputs"
 
 
+def test_where_the_recipe_says_so_the_precision_of_a_member_without_statistics_is_estimated():
+    plan = plan_merge(
+        [member("1"), member("2", AB), member("3", AB)], tensors(), recipe_of(missing_statistics="estimate")
+    )
+    step = steps_of(plan)["a.weight"]
+    assert isinstance(step, GramStep)
+    assert step is steps_of(plan)["b.weight"]
+    assert [(term.key, term.tap) for term in step.terms] == [("2", AB), ("3", AB), ("1", None)]
+    assert (step.estimated, step.reference) == (("1",), None)
+    assert step.stored_bytes == (3 + 1) * (4 + 3) * 8 * 4  # three members and the base
+    assert str(plan.layers) == (
+        "2 of 3 linear layers are solved, 2 of them with a precision estimated from the difference to the base: model "
+        "1; 1 averaged: no contribution sent statistics of its inputs"
+    )
+
+
+def test_a_layer_that_everybody_measured_is_planned_alike_whether_what_is_missing_is_estimated_or_not():
+    members = [member("1", AB), member("2", AB)]
+    assert plan_merge(members, tensors(), recipe_of()) == plan_merge(
+        members, tensors(), recipe_of(missing_statistics="estimate")
+    )
+
+
+def test_an_estimate_needs_a_base_to_differ_from():
+    members = [member("1", AB), member("2")]
+    with pytest.raises(RecipeInvalidError, match="differences to the base model, and the recipe names none"):
+        plan_merge(members, None, recipe_of(missing_statistics="estimate"))
+    plan_merge(members, None, recipe_of("linear", missing_statistics="estimate"))  # which does not read it
+
+
+def test_a_tap_that_fits_no_weight_is_refused_beside_an_estimate_too():
+    members = [member("1", tap("x", "a.weight", width=5)), member("2")]
+    with pytest.raises(ArchitectureMismatchError, match="statistics of model 1 describe it"):
+        plan_merge(members, tensors(), recipe_of(missing_statistics="estimate"))
+
+
 def test_the_plan_counts_what_is_solved_and_what_is_averaged_for_want_of_statistics():
     plan = plan_merge([member("1", AB), member("2"), member("3", AB)], tensors(), recipe_of())
     assert plan.layers is not None

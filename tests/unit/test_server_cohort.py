@@ -132,10 +132,23 @@ def test_another_weight_after_a_release_is_refused():
     submit(changed, released(recipe()), policy=OPEN)
 
 
-@pytest.mark.parametrize("parameters", [{"alpha": 0.5}, {"normalize": "rows"}])
-def test_another_alpha_or_normalisation_after_a_regmean_release_is_refused(parameters):
-    with pytest.raises(CohortFrozenError, match="alpha"):
-        submit(recipe(**parameters), released(recipe()))
+@pytest.mark.parametrize("parameters", [{"alpha": 0.5}, {"normalize": "rows"}, {"missing_statistics": "estimate"}])
+def test_another_parameter_of_regmean_after_a_release_is_refused(parameters):
+    policy = FROZEN.model_copy(update={"missing_statistics": "estimate"})
+    for first, second in ((recipe(), recipe(**parameters)), (recipe(**parameters), recipe())):
+        submit(second, policy=policy)
+        with pytest.raises(CohortFrozenError, match=f"another .*{next(iter(parameters))}"):
+            submit(second, released(first), policy=policy)
+        submit(second, released(first), policy=policy.model_copy(update={"cohorts": "open"}))
+
+
+@pytest.mark.parametrize("policy", [FROZEN, OPEN])
+def test_missing_statistics_are_estimated_only_where_the_policy_says_so(policy):
+    with pytest.raises(PolicyViolationError, match="leave out `missing_statistics`"):
+        submit(recipe(missing_statistics="estimate"), policy=policy)
+    submit(recipe(missing_statistics="estimate"), policy=policy.model_copy(update={"missing_statistics": "estimate"}))
+    submit(recipe(missing_statistics="average"), policy=policy)
+    submit(recipe("linear", missing_statistics="estimate"), policy=policy)  # which does not read it
 
 
 def test_alpha_does_not_count_between_a_linear_and_a_regmean_merge():

@@ -50,7 +50,8 @@ def merge_command(
 ) -> None:
     """Merge local models by a recipe into a folder that from_pretrained loads.
 
-    Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it.
+    Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it, or in
+    some of them and missing_statistics: estimate in the recipe.
     """
     start = time.monotonic()
     with bars.reading("Merging") as show_progress:
@@ -78,6 +79,11 @@ def _render(console: Console, model: MergedModel, seconds: float) -> None:
     solved = sum(len(entry["parameters"]) for entry in model.diagnostics if "width" in entry)
     if solved:
         console.print(f"{solved} linear weights by least squares, everything else by the mean", markup=False)
+    estimated = [entry for entry in model.diagnostics if "estimated" in entry]
+    if estimated:
+        count = sum(len(entry["parameters"]) for entry in estimated)
+        labels = ", ".join(sorted({label for entry in estimated for label in entry["estimated"]}))
+        console.print(f"  of {count} of them the precision of {labels} is an estimate from the weights", markup=False)
     for entry in model.fallbacks:
         names = ", ".join(entry["parameters"])
         console.print(f"  {entry['fallback']}: {names}: {entry['reason']}", markup=False)

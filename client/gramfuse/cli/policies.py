@@ -25,6 +25,13 @@ _HEADS: Final = {
     "private": "Task heads never leave; the merged model has the base's.",
     "shared": "Task heads leave and are merged. They say what your labels look like to your model.",
 }
+_MISSING_STATISTICS: Final = {
+    "average": "A linear layer of which one organization lacks statistics is averaged.",
+    "estimate": (
+        "A linear layer of which you send no statistics may be merged by what changed in your weights. Where they "
+        "moved in few directions, as adapters do, the merged model is close to your own in these."
+    ),
+}
 _COHORTS: Final = {
     "frozen": (
         "After a release you are merged only with the same organizations, weights, alpha and normalisation: two merges "
@@ -67,6 +74,7 @@ def describe_policy(policy: Policy) -> list[str]:
             f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension "
             f"on; below {policy.advised_rows_per_dimension:g} you are warned."
         ),
+        _MISSING_STATISTICS[policy.missing_statistics],
         f"A merge takes at least {policy.minimum_cohort} organizations.",
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],

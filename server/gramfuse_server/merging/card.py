@@ -38,6 +38,15 @@ _METHODS: Final = {
 }
 
 
+_MISSING: Final = {
+    "average": "averaged",
+    "estimate": (
+        "its precision is estimated from its difference to the base (Hameed et al., arXiv 2604.01329), in the size of "
+        "the measured ones"
+    ),
+}
+
+
 def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapping[str, Any]], now: datetime) -> str:
     """Write README.md."""
     recipe = inputs.recipe
@@ -85,7 +94,7 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
         "",
         "- Nobody has evaluated this model yet: measure it on your own data before you use it.",
         "- It inherits the biases and the licence of the base model and of what the organizations trained on.",
-        "- Layers without statistics from every contribution are plain means; the table says which and why.",
+        "- Layers without statistics from every contribution are plain means or rest on estimates; see the table.",
         "- The merge is not differentially private. Whoever holds the model may learn something about the cohort.",
     ]
     return "\n".join(lines) + "\n"
@@ -97,6 +106,9 @@ def _parameters(inputs: MergeInputs) -> list[str]:
     told = {
         "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",
         "normalize": f"normalisation: {parameters.normalize}, {counted[parameters.normalize]}",
+        "missing_statistics": (
+            f"linear layers of which a contribution lacks statistics: {_MISSING[parameters.missing_statistics]}"
+        ),
         "lambda": f"λ (what is added to the base, times): {_weight(parameters.lambda_)}",
         "density": f"density (share of each difference that is kept): {_weight(parameters.density)}",
         "seed": f"seed of what is left to chance: {parameters.seed}",
@@ -129,9 +141,10 @@ def _layer(entry: Mapping[str, Any]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     rows = f"{entry['rows']:,} ({entry['fewest_rows']:,})" if "rows" in entry else ""
     method = entry["method"] if entry["fallback"] in {"none", None} else f"{entry['method']} → {entry['fallback']}"
-    return (
-        f"| `{names[0]}`{more} | {method} | {rows} | {entry.get('dead_features', '')} | {entry.get('reason') or ''} |"
-    )
+    notes = [entry["reason"]] if entry.get("reason") else []
+    if "estimated" in entry:
+        notes.append(f"precision estimated of {', '.join(entry['estimated'])}")
+    return f"| `{names[0]}`{more} | {method} | {rows} | {entry.get('dead_features', '')} | {'; '.join(notes)} |"
 
 
 def _weight(value: Overridable) -> str:

@@ -79,6 +79,10 @@ def require_allowed(
     if recipe.merge_method not in policy.methods:
         msg = f"the policy allows {', '.join(policy.methods)}, not {recipe.merge_method}"
         raise PolicyViolationError(msg, method=recipe.merge_method)
+    may_estimate = "missing_statistics" in PARAMETERS_OF[recipe.merge_method]
+    if may_estimate and recipe.parameters.missing_statistics == "estimate" and policy.missing_statistics != "estimate":
+        msg = "the policy wants layers of which somebody lacks statistics averaged; leave out `missing_statistics`"
+        raise PolicyViolationError(msg, missing_statistics=recipe.parameters.missing_statistics)
     if len(cohort) < policy.minimum_cohort:
         names = ", ".join(sorted(member.organization for member in cohort)) or "none"
         msg = (
@@ -105,9 +109,9 @@ def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
 
 
 def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], release: Release) -> None:
-    """Two merges that differ by a member, a member's weight, α or the normalisation reveal that member.
+    """Two merges that differ by a member, a member's weight, α or another parameter reveal that member.
 
-    α and normalisation count between two regmean merges only: no other method has them. λ scales what is known already.
+    What a method reads counts between two merges by that method. λ scales what is known already.
     Where a method drops elements, some come from one member alone; another merge of the same members, which drops
     others or none, tells whose.
     """
@@ -135,12 +139,14 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
             "or agree on a policy with `cohorts: open`"
         )
         raise CohortFrozenError(msg, job=release.job, differs=["merge_method", "density", "seed"])
-    if both == ("regmean", "regmean") and (mine.alpha, mine.normalize) != (theirs.alpha, theirs.normalize):
+    read = [name for name in PARAMETERS_OF[recipe.merge_method] if name != "lambda"]
+    if len(set(both)) == 1 and any(getattr(mine, name) != getattr(theirs, name) for name in read):
+        had = " and ".join(f"{name} {getattr(theirs, name)}" for name in read)
         msg = (
-            f"job {release.job} merges {before} with alpha {theirs.alpha} and normalize {theirs.normalize}; "
-            "another alpha or normalisation over the same members would reveal them"
+            f"job {release.job} merges {before} with {had}; another {' or '.join(read)} over the same members would "
+            "reveal them"
         )
-        raise CohortFrozenError(msg, job=release.job, differs=["alpha", "normalize"])
+        raise CohortFrozenError(msg, job=release.job, differs=read)
 
 
 def _values(weight: Overridable) -> list[float]:

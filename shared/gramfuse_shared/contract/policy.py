@@ -13,6 +13,7 @@ from gramfuse_shared.contract.document import Document
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
 MergeMethod = Literal["linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
 
 DEFAULT_EMBEDDING_PARAMETERS: Final = (
@@ -73,6 +74,13 @@ class Policy(Document):
     )
     advised_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=200.0, description="a tap with fewer distinct rows than this times its width is warned about"
+    )
+    missing_statistics: MissingStatistics = Field(
+        default="average",
+        exclude_if=lambda value: value == "average",
+        description="average: a linear layer of which a contribution lacks statistics is averaged. estimate: a recipe "
+        "may take its precision from its difference to the base; where this moved in few directions, the merge is "
+        "close to that contribution's own in them",
     )
     minimum_cohort: Annotated[int, Field(ge=2, le=limits.MAX_COHORT)] = Field(
         default=3, description="a job merges at least this many organizations"

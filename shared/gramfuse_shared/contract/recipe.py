@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
-from gramfuse_shared.contract.policy import MergeMethod, Patterns
+from gramfuse_shared.contract.policy import MergeMethod, MissingStatistics, Patterns
 from gramfuse_shared.errors import RecipeInvalidError, TooLargeError
 
 DEFAULT_ALPHA: Final = 0.9
@@ -80,9 +80,11 @@ class MethodParameters(Document):
     """Parameters of the method.
 
     RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether organizations count alike (`equal`,
-    as published) or by their rows. Methods that add differences to the base: `lambda` scales what is added, `density`
-    is the share of each difference that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. These
-    three are written only where they are not the default: what was signed before they came keeps its bytes.
+    as published) or by their rows, `missing_statistics` what becomes of a linear layer whose inputs some of them did
+    not measure: an `average`, or their precision is an `estimate` from their difference to the base. Methods that add
+    differences to the base: `lambda` scales what is added, `density` is the share of each difference that `ties` and
+    `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize` is written only
+    where it is not the default: what was signed before keeps its bytes.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -94,6 +96,7 @@ class MethodParameters(Document):
     )
     density: Overridable = Field(default=DEFAULT_DENSITY, exclude_if=lambda value: value == DEFAULT_DENSITY)
     seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED, exclude_if=lambda value: value == 0)] = 0
+    missing_statistics: MissingStatistics = Field(default="average", exclude_if=lambda value: value == "average")
     exclude: Patterns = ()
 
     @field_validator("alpha")
@@ -116,7 +119,7 @@ class MethodParameters(Document):
 PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
     {
         "linear": (),
-        "regmean": ("alpha", "normalize"),
+        "regmean": ("alpha", "normalize", "missing_statistics"),
         "task_arithmetic": ("lambda",),
         "ties": ("lambda", "density"),
         "dare_linear": ("lambda", "density", "seed"),

@@ -9,6 +9,7 @@ import torch
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
 from gramfuse_shared.digest import seed_of
+from gramfuse_shared.fusion.estimation import Measured
 from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.fusion.methods import DeltaMethod, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import Gram
@@ -102,16 +103,23 @@ def _accumulate(
 ) -> Solution:
     shape = (step.height, step.width)
     accumulator = Accumulator[Precision](shape, dtype=origin.dtype, workspace=workspace)
+    estimates = any(term.tap is None for term in terms)
+    measured = Measured()
     for term in terms:
-        if term.tap is None:
-            msg = f"{step.outputs[0].name}: a term of a Gram step has a tap"
-            raise ValueError(msg)
         difference = None
         if term.key != step.reference:  # that was read as the origin
             difference = workspace.take("difference", shape, origin.dtype)
             for rows, chunk, origins in _read_weights(step, inputs, term.key, difference, origin):
                 _subtract(chunk, origins, rows)
-        gram = Gram(inputs.read_gram(term.key, term.tap.name, step.width), step.width, term.tap.rows)
+        if term.tap is not None:
+            gram = Gram(inputs.read_gram(term.key, term.tap.name, step.width), step.width, term.tap.rows)
+            if estimates:
+                measured.add(gram)
+        elif difference is not None and step.reference is None:
+            gram = measured.estimate(difference)
+        else:
+            msg = f"{step.outputs[0].name}: an estimate is of a difference to the base"
+            raise ValueError(msg)
         accumulator.add(difference, method.precision(gram, term.weight, step.settings), term.weight)
     return accumulator.solve()
 

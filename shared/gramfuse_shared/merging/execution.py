@@ -37,7 +37,8 @@ class ShardResult:
         diagnostics: JSON values; one entry per group of linears that was solved, and one per parameter that was not
             merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
             groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`,
-            `smallest_eigenvalue`, `dead_features`.
+            `smallest_eigenvalue`, `dead_features`, and `estimated`, the labels of the members whose precision is, where
+            there are any: their rows are not counted.
     """
 
     file: FileEntry
@@ -169,6 +170,8 @@ def _describe_group(step: GramStep, plan: MergePlan) -> dict[str, Any]:
     if isinstance(step.terms, ReadySum):
         return description
     rows = [term.tap.rows for term in step.terms if term.tap is not None]
+    if step.estimated:
+        description["estimated"] = [plan.labels[key] for key in step.estimated]
     return description | {
         "alpha": step.settings.alpha,
         "members": len(step.terms),

@@ -35,15 +35,23 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class LayerCount:
-    """Matrices that a method of statistics solves, those that it has to average, and why."""
+    """Matrices that a method of statistics solves, those that it has to average, and why.
+
+    `estimated` counts those among the solved that lack statistics of the members `estimated_for`.
+    """
 
     solved: int
     averaged: int
     reasons: tuple[str, ...]
+    estimated: int = 0
+    estimated_for: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Tell it in a line."""
         counts = f"{self.solved} of {self.solved + self.averaged} linear layers are solved"
+        if self.estimated:
+            labels = ", ".join(self.estimated_for)
+            counts += f", {self.estimated} of them with a precision estimated from the difference to the base: {labels}"
         return f"{counts}; {self.averaged} averaged: {'; '.join(self.reasons)}" if self.averaged else counts
 
 
@@ -64,7 +72,14 @@ class MergePlan:
         steps = [step for task in self.tasks for step in task.steps]
         solved = sum(len(step.linears) for step in steps if isinstance(step, GramStep))
         averaged = [step for step in steps if isinstance(step, AverageStep) and step.reason is not None]
-        return LayerCount(solved, len(averaged), tuple(sorted({str(step.reason) for step in averaged})))
+        estimated = [step for step in steps if isinstance(step, GramStep) and step.estimated]
+        return LayerCount(
+            solved,
+            len(averaged),
+            tuple(sorted({str(step.reason) for step in averaged})),
+            sum(len(step.linears) for step in estimated),
+            tuple(sorted({self.labels[key] for step in estimated for key in step.estimated})),
+        )
 
     @property
     def input_bytes(self) -> int:

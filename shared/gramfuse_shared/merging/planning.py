@@ -31,6 +31,7 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Linear,
     Precision,
+    Source,
     Step,
     Term,
     tensor_bytes,
@@ -66,7 +67,9 @@ def plan_merge(
       5. one does: its own value,
       6. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
          share the tap in each of them and have the same weights and α,
-      7. else: the weighted mean; also where only some sent the tap, since a precision that one lacks cannot be made up.
+      7. one whose tap some of them sent, where the recipe says `missing_statistics: estimate` and the base stores it:
+         alike, with the others' precisions estimated from their differences to the base,
+      8. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
 
     Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
     two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
@@ -89,6 +92,9 @@ def plan_merge(
         raise RecipeInvalidError(msg)
     if METHODS[recipe.merge_method].reads_taps:
         _require_alike_statistics(chosen)
+        if recipe.parameters.missing_statistics == "estimate" and base is None:
+            msg = "an estimate is made from differences to the base model, and the recipe names none; add base_model"
+            raise RecipeInvalidError(msg)
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
@@ -115,7 +121,7 @@ def output_tensor(stored: TensorInfo, recipe: Recipe) -> TensorInfo:
     return stored.model_copy(update={"dtype": _OUT_DTYPES[recipe.out_dtype]})
 
 
-_Feeds = Mapping[str, tuple[TapInfo, LayerInfo]]
+_Feed = tuple[TapInfo, LayerInfo]
 _GroupKey = tuple[object, ...]
 
 
@@ -127,7 +133,7 @@ class _Planner:
     method: Method
     minimum_holders: int
     embedding_parameters: Sequence[str]
-    feeds: dict[str, _Feeds] = field(init=False)
+    feeds: dict[str, dict[str, _Feed]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.feeds = {
@@ -186,12 +192,21 @@ class _Planner:
             return DeltaStep(output, terms, stored, settings, turns, compute, stored_bytes)
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
-        fed = [self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]]
+        fed = {member.key: self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]}
         # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
-        reference = holders[0].key
-        if isinstance(self.method, DeltaMethod) or not self.method.reads_taps or len(fed) < len(holders):
+        reference: Source = holders[0].key
+        if isinstance(self.method, DeltaMethod) or not self._are_weighed(name, fed, holders):
             return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(output, holders))
+        if len(fed) < len(holders):
+            reference, stored_bytes = None, stored_bytes + tensor_bytes(stored)
         return self._plan_linear(self.method, output, terms, fed, reference, compute, stored_bytes)
+
+    def _are_weighed(self, name: str, fed: Mapping[str, _Feed], holders: list[Member]) -> bool:
+        """Tell whether the method has every holder's precision: measured, or estimated beside a measured one."""
+        if len(fed) == len(holders):
+            return self.method.reads_taps
+        estimates = self.recipe.parameters.missing_statistics == "estimate" and self._base_tensor(name) is not None
+        return self.method.reads_taps and bool(fed) and estimates
 
     def _delta_settings(self, name: str) -> DeltaSettings:
         parameters = self.recipe.parameters
@@ -210,32 +225,32 @@ class _Planner:
         method: PrecisionMethod,
         output: TensorInfo,
         terms: tuple[Term, ...],
-        fed: list[tuple[TapInfo, LayerInfo]],
-        reference: str,
+        fed: Mapping[str, _Feed],
+        reference: Source,
         compute: Precision,
         stored_bytes: int,
     ) -> GramStep:
-        layout = fed[0][1].layout
-        for term, (tap, layer) in zip(terms, fed, strict=True):
+        first, described = next(iter(fed.values()))
+        layout, width = described.layout, first.width
+        for key, (tap, layer) in fed.items():
             inputs = output.shape[1 if layer.layout == "out_in" else 0] if len(output.shape) == 2 else None  # noqa: PLR2004
             if inputs != tap.width or layer.layout != layout:
                 msg = (
-                    f"{output.name} is {list(output.shape)}, but the statistics of {self._label(term.key)} describe it "
+                    f"{output.name} is {list(output.shape)}, but the statistics of {self._label(key)} describe it "
                     f"as {layer.layout} with {tap.width} inputs; collect them again from the model that is merged"
                 )
                 raise ArchitectureMismatchError(msg)
         alpha = resolve(self.recipe.parameters.alpha, output.name, default=DEFAULT_ALPHA)
-        self._require_exact_statistics(output.name, alpha, terms)
+        self._require_exact_statistics(output.name, alpha, fed)
         settings = MethodSettings(alpha, self.recipe.parameters.normalize)
-        tapped = tuple(replace(term, tap=tap) for term, (tap, _) in zip(terms, fed, strict=True))
-        width = fed[0][0].width
-        if method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed)):
+        tapped = tuple(replace(term, tap=fed[term.key][0]) for term in terms if term.key in fed)
+        tapped += tuple(term for term in terms if term.key not in fed)
+        if method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed.values())):
             compute = "float64"
         return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
 
-    def _require_exact_statistics(self, name: str, alpha: float, terms: tuple[Term, ...]) -> None:
-        keys = {term.key for term in terms}
-        rounded = [member.label for member in self.members if member.key in keys and member.encoding == "int16"]
+    def _require_exact_statistics(self, name: str, alpha: float, fed: Mapping[str, _Feed]) -> None:
+        rounded = [member.label for member in self.members if member.key in fed and member.encoding == "int16"]
         if rounded and alpha > INT16_MOST_ALPHA:
             msg = (
                 f"alpha is {alpha:g} for {name}, but the statistics of {', '.join(rounded)} are rounded to int16 and "
@@ -253,7 +268,10 @@ class _Planner:
         if len(without) == len(holders):
             return "no contribution sent statistics of its inputs" if self._looks_linear(output) else None
         labels = ", ".join(member.label for member in without)
-        return f"{len(without)} of {len(holders)} contributions sent no statistics of its inputs: {labels}"
+        reason = f"{len(without)} of {len(holders)} contributions sent no statistics of its inputs: {labels}"
+        if self.recipe.parameters.missing_statistics == "estimate":
+            reason += "; and the base does not store it, so none are estimated"
+        return reason
 
     def _looks_linear(self, tensor: TensorInfo) -> bool:
         is_matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight")  # noqa: PLR2004 - rows and columns

@@ -28,7 +28,7 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One member of a merge with its weight cᵢ > 0; for linears also its tap."""
+    """One member of a merge with its weight cᵢ > 0; for linears also its tap, None where its precision is estimated."""
 
     key: str
     weight: float
@@ -127,7 +127,11 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class GramStep:
-    """Linear weights that every member feeds from one tap, with the same weights and α: one factorization."""
+    """Linear weights that every member feeds from one tap, with the same weights and α: one factorization.
+
+    Terms without a tap come last, and around the base: their precisions are estimated from their differences to it, in
+    the size of the measured ones.
+    """
 
     linears: tuple[Linear, ...]
     terms: tuple[Term, ...] | ReadySum
@@ -143,17 +147,23 @@ class GramStep:
         return tuple(linear.output for linear in self.linears)
 
     @property
+    def estimated(self) -> tuple[str, ...]:
+        """The keys of the members whose precision is estimated."""
+        return () if isinstance(self.terms, ReadySum) else tuple(term.key for term in self.terms if term.tap is None)
+
+    @property
     def height(self) -> int:
         """Rows of the stacked right-hand sides."""
         return sum(linear.height for linear in self.linears)
 
     @property
     def input_bytes(self) -> int:
-        """Bytes that are read: the weights, and per member one packed Gram matrix."""
+        """Bytes that are read: the weights, and one packed Gram matrix for each member that measured the tap."""
         gram = packed_length(self.width)
         if isinstance(self.terms, ReadySum):
             return self.stored_bytes + gram * SUM_BYTES
-        return self.stored_bytes + len(self.terms) * gram * DTYPE_BYTES["F32"]
+        measured = sum(term.tap is not None for term in self.terms)
+        return self.stored_bytes + measured * gram * DTYPE_BYTES["F32"]
 
 
 Step: TypeAlias = CopyStep | AverageStep | DeltaStep | GramStep
