@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gramfuse.contributing.compressing import compress
     from gramfuse.contributing.plan import ContributionPlan
     from gramfuse.contributing.planning import plan_contribution
+    from gramfuse.evaluating.evaluation import Evaluation, evaluate
+    from gramfuse.evaluating.predicting import predict
     from gramfuse.local_merging import merge
     from gramfuse.measuring.collection import Collector
     from gramfuse.measuring.forwarding import collect
@@ -40,6 +42,7 @@ __all__ = [
     "Client",
     "Collector",
     "ContributionPlan",
+    "Evaluation",
     "ExtraMissingError",
     "GramfuseError",
     "Policy",
@@ -51,8 +54,10 @@ __all__ = [
     "build_base_manifest",
     "collect",
     "compress",
+    "evaluate",
     "merge",
     "plan_contribution",
+    "predict",
     "verify",
 ]
 
@@ -60,6 +65,7 @@ _HOMES: Final = {
     "Client": "gramfuse.participation",
     "Collector": "gramfuse.measuring.collection",
     "ContributionPlan": "gramfuse.contributing.plan",
+    "Evaluation": "gramfuse.evaluating.evaluation",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
     "Statistics": "gramfuse.measuring.statistics",
@@ -68,8 +74,10 @@ _HOMES: Final = {
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
     "compress": "gramfuse.contributing.compressing",
+    "evaluate": "gramfuse.evaluating.evaluation",
     "merge": "gramfuse.local_merging",
     "plan_contribution": "gramfuse.contributing.planning",
+    "predict": "gramfuse.evaluating.predicting",
     "verify": "gramfuse.verification",
 }
 

@@ -16,7 +16,7 @@ from gramfuse.units import format_bytes
 from gramfuse_shared.contract.http_api import Job, JobLayers
 
 if TYPE_CHECKING:
-    from gramfuse.measuring.forwarding import Progress as Measured
+    from gramfuse.measuring.inference import Progress as Measured
 
 _TITLES: Final[dict[Stage, str]] = {"digest": "Reading", "upload": "Sending", "download": "Fetching"}
 
@@ -57,10 +57,10 @@ def reading(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def measurement() -> Iterator[Callable[["Measured"], None]]:
-    """Show the bar of a statistics pass: share of all tokens, tokens per second, time left."""
+def measurement(title: str = "Measuring") -> Iterator[Callable[["Measured"], None]]:
+    """Show the bar of a pass over texts: share of all tokens, tokens per second, time left."""
     columns = (
-        rich_progress.TextColumn("Measuring"),
+        rich_progress.TextColumn(title),
         rich_progress.BarColumn(),
         rich_progress.TextColumn("{task.percentage:>3.0f} %"),
         _TokenRate(),

@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
         "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
         "stats": LazyCommand("gramfuse.cli.stats", "Measure a model's layer inputs on your own texts."),
+        "evaluate": LazyCommand("gramfuse.cli.evaluate", "Score a model on your own labelled texts."),
         "audit": LazyCommand("gramfuse.cli.audit", "Report what your statistics reveal and what would leave."),
         "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),
         "job": LazyCommand("gramfuse.cli.jobs", "Submit, watch, cancel and retry merges."),

@@ -5,48 +5,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from gramfuse.measuring.batching import TokenizedText, batch_inputs, tokenize
 from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run
 from gramfuse.measuring.layers import require_saved_layers
-from gramfuse.measuring.model_loading import load_model, load_tokenizer
 from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.digest import seed_of
 from gramfuse_shared.errors import CancelledError, ConfigurationError
-
-DEFAULT_MAX_TOKENS: Final = 512
-_UNLIMITED: Final = 1_000_000
-"""Tokenizers without a limit of their own announce a huge one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a measurement is, in tokens; `resumed` of them were done by an earlier run."""
-
-    tokens: int
-    total: int
-    resumed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    ids: list[int]
-    types: list[int] | None
-    target: list[int] | None
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids) + len(self.target or ())
 
 
 def collect(
@@ -94,16 +70,11 @@ def collect(
         ArchitectureMismatchError: the folder's weights are named otherwise than the loaded model's.
         ConflictError: the checkpoint belongs to another run.
     """
-    folder = None if isinstance(model, nn.Module) else Path(model)
-    target = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    loaded = model if isinstance(model, nn.Module) else load_model(Path(model), target)
-    tokenizer = tokenizer or (load_tokenizer(folder) if folder is not None else None)
-    if tokenizer is None:
-        msg = "a model in memory needs its tokenizer: collect(model, texts, tokenizer=…)"
-        raise ConfigurationError(msg)
-    examples = _tokenize(tokenizer, texts, _max_tokens(loaded, tokenizer, max_length), generates=_generates(loaded))
+    opened = open_model(model, tokenizer=tokenizer, device=device)
+    loaded, folder = opened.model, opened.folder
+    examples = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
-    examples.sort(key=lambda example: (len(example.ids), len(example.target or ())), reverse=True)
+    examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
     path = Path(checkpoint) if checkpoint is not None else None
     run = (
         _run_digest(folder, loaded, examples, [batch_size, base, padding, share_inputs, weighting, seed])
@@ -127,13 +98,13 @@ def collect(
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     written = time.monotonic()
     gradients = weighting != "none"
-    with collector as statistics, _ready_for_forward(loaded, target, _pad_token(tokenizer), gradients=gradients):
+    with collector as statistics, _ready_to_measure(opened, gradients=gradients):
         for number, batch in enumerate(batches[done:], start=done + 1):
-            inputs = _batch(loaded, batch, _pad_token(tokenizer), target)
+            inputs = batch_inputs(loaded, batch, opened.pad, opened.device)
             predicted = loaded(**inputs)
             if gradients:
                 # by batch, so that a resumed run draws as one that was not interrupted
-                drawn = torch.Generator(target).manual_seed(seed_of(f"{seed} {number}"))
+                drawn = torch.Generator(opened.device).manual_seed(seed_of(f"{seed} {number}"))
                 problem = getattr(loaded.config, "problem_type", None)
                 sampled_loss(predicted, inputs, drawn, problem=problem).backward()  # type: ignore[no-untyped-call] # torch's own
             tokens += sum(example.tokens for example in batch)
@@ -149,97 +120,24 @@ def collect(
     return statistics
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[Text], max_tokens: int, *, generates: bool) -> list[_Example]:  # noqa: ANN401 - any transformers tokenizer
-    examples = []
-    for text in texts:
-        options: dict[str, Any] = {
-            "truncation": True,
-            "max_length": max_tokens,
-            "is_split_into_words": isinstance(text, list),
-        }
-        first, second = text if isinstance(text, tuple) else (text, None)
-        target = None
-        if generates:
-            target = tokenizer(text_target=second if second is not None else first, **options)["input_ids"]
-            second = None
-        encoded = tokenizer(first, second, **options) if second is not None else tokenizer(first, **options)
-        if encoded["input_ids"]:
-            examples.append(_Example(encoded["input_ids"], encoded.get("token_type_ids"), target))
-    return examples
-
-
-def _batch(model: nn.Module, batch: Sequence[_Example], pad: int, device: torch.device) -> dict[str, Any]:
-    inputs: dict[str, Any] = _padded([example.ids for example in batch], pad, device)
-    if all(example.types is not None for example in batch):
-        inputs["token_type_ids"] = _padded([example.types or [] for example in batch], 0, device)["input_ids"]
-    if batch[0].target is not None:
-        config: Any = model.config
-        shifted = _padded(
-            [[config.decoder_start_token_id, *(example.target or [])[:-1]] for example in batch], pad, device
-        )
-        inputs |= {f"decoder_{name}": tensor for name, tensor in shifted.items()}
-    if hasattr(model.config, "use_cache"):
-        inputs["use_cache"] = False
-    return inputs
-
-
-def _padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])  # [B, T]
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])  # [B, T]
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-
-
-def _pad_token(tokenizer: Any) -> int:  # noqa: ANN401 - any transformers tokenizer
-    # The mask says what padding is; a model without a padding token gets one that it knows.
-    return next((int(token) for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
-
-
-def _max_tokens(model: nn.Module, tokenizer: Any, wanted: int | None) -> int:  # noqa: ANN401 - any transformers tokenizer
-    if wanted is not None:
-        return wanted
-    config: Any = model.config
-    announced = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-    return min(DEFAULT_MAX_TOKENS, *(int(limit) for limit in announced if limit and 0 < limit < _UNLIMITED), _UNLIMITED)
-
-
-def _generates(model: nn.Module) -> bool:
-    """Tell whether a model writes a target text from a source text."""
-    return bool(getattr(model.config, "is_encoder_decoder", False)) and hasattr(
-        model, "prepare_decoder_input_ids_from_labels"
-    )
-
-
 @contextmanager
-def _ready_for_forward(model: nn.Module, device: torch.device, pad: int, *, gradients: bool) -> Iterator[None]:
-    """On the device, in evaluation mode; then as before.
+def _ready_to_measure(opened: OpenModel, *, gradients: bool) -> Iterator[None]:
+    """Without gradients, and without the product with the vocabulary; or with them.
 
-    Without gradients also without the product with the vocabulary. With them, they flow through the layers' outputs
-    and stop at the embeddings: no parameter gets one.
+    Gradients flow through the layers' outputs and stop at the embeddings: no parameter gets one.
     """
-    before = next(model.parameters()).device
-    training = [module for module in model.modules() if module.training]
-    config: Any = model.config
-    no_padding = getattr(config, "pad_token_id", None) is None
+    model = opened.model
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator] # transformers' method
-    model.to(device).eval()
-    if no_padding:
-        config.pad_token_id = pad
     spared = output if isinstance(output, nn.Linear) and not gradients else None
-    if spared is not None:
-        # Its input is measured by a hook; what it would compute is thrown away.
-        spared.forward = _computing_nothing  # type: ignore[method-assign] # for this pass
-    try:
-        with _gradients_of_layers(model) if gradients else torch.no_grad():
-            yield
-    finally:
+    with ready_to_run(opened), _gradients_of_layers(model) if gradients else torch.no_grad():
         if spared is not None:
-            del spared.forward
-        if no_padding:
-            config.pad_token_id = None
-        for module in training:
-            module.training = True
-        model.to(before)
+            # Its input is measured by a hook; what it would compute is thrown away.
+            spared.forward = _computing_nothing  # type: ignore[method-assign] # for this pass
+        try:
+            yield
+        finally:
+            if spared is not None:
+                del spared.forward
 
 
 @contextmanager
@@ -270,7 +168,7 @@ def _computing_nothing(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.
     return input.new_zeros(*input.shape[:-1], 1)
 
 
-def _run_digest(folder: Path | None, model: nn.Module, examples: Sequence[_Example], settings: list[Any]) -> str:
+def _run_digest(folder: Path | None, model: nn.Module, examples: Sequence[TokenizedText], settings: list[Any]) -> str:
     """Identify a run by model, tokens and settings, so that a checkpoint of another one is not continued."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     if folder is not None:

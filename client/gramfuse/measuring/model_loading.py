@@ -18,7 +18,7 @@ def load_model(folder: Path, device: torch.device) -> transformers.PreTrainedMod
         ConfigurationError: the config names no class, or one that this transformers does not have.
         ArchitectureMismatchError: the folder lacks weights of that class.
     """
-    name = _architecture(folder)
+    name = architecture_of(folder)
     kind = getattr(transformers, name, None)
     if kind is None:
         msg = f"{folder}/config.json names the class {name}, which transformers {transformers.__version__} lacks"
@@ -54,7 +54,13 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - any transformers toke
         raise FileUnreadableError(msg) from error
 
 
-def _architecture(folder: Path) -> str:
+def architecture_of(folder: Path) -> str:
+    """Return the class that a folder's config names.
+
+    Raises:
+        FileUnreadableError: no config, or one that is not JSON.
+        ConfigurationError: it names no class.
+    """
     path = folder / "config.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

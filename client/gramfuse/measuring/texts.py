@@ -48,24 +48,32 @@ def read_texts(
         DocumentMalformedError: a record is not an object or lacks the field; the message names the line.
         ConfigurationError: a split or field must be named.
     """
-    texts = list(islice(_texts(path, fields or Fields(), split), limit))
+    chosen = fields or Fields()
+    found = (text_of(record, chosen, where) for where, record in read_records(path, split=split))
+    texts = list(islice((text for text in found if text), limit))
     if not texts:
         msg = f"{path} holds no text"
         raise DocumentMalformedError(msg)
     return texts
 
 
-def _texts(path: Path, fields: Fields, split: str | None) -> Iterator[Text]:
+def read_records(path: Path, *, split: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Read where a record stands, in words, and what it is: any JSON value, or the text of a line.
+
+    Raises:
+        FileUnreadableError, DocumentMalformedError, ConfigurationError: see `read_texts`.
+    """
     if path.is_dir():
-        yield from _from_records(_saved_records(path, split), fields, f"record {{}} of {path}")
+        for number, record in enumerate(_saved_records(path, split), start=1):
+            yield f"record {number} of {path}", record
         return
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     with _open(path) as stream:
         try:
             if suffixes and suffixes[-1] in {".jsonl", ".json", ".ndjson"}:
-                yield from _from_records(_json_records(stream, path), fields, f"line {{}} of {path}")
+                yield from _json_records(stream, path)
             else:
-                yield from (line.strip() for line in stream if line.strip())
+                yield from ((f"line {number} of {path}", line.strip()) for number, line in enumerate(stream, start=1))
         except (OSError, UnicodeDecodeError, EOFError) as error:
             msg = f"{path} cannot be read as UTF-8 text: {error}"
             raise FileUnreadableError(msg) from error
@@ -81,14 +89,15 @@ def _open(path: Path) -> IO[str]:
         raise FileUnreadableError(msg) from error
 
 
-def _json_records(stream: Iterable[str], path: Path) -> Iterator[Any]:
+def _json_records(stream: Iterable[str], path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
                 msg = f"line {number} of {path} is not JSON: {error}"
                 raise DocumentMalformedError(msg) from error
+            yield f"line {number} of {path}", record
 
 
 def _saved_records(path: Path, split: str | None) -> Iterable[Any]:
@@ -108,17 +117,17 @@ def _saved_records(path: Path, split: str | None) -> Iterable[Any]:
     return saved[chosen]  # type: ignore[no-any-return] # datasets is untyped
 
 
-def _from_records(records: Iterable[Any], fields: Fields, where: str) -> Iterator[Text]:
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, Mapping):
-            msg = f"{where.format(number)} is not an object with fields"
-            raise DocumentMalformedError(msg)
-        text = _text_of(record, fields, where.format(number))
-        if text:
-            yield text
+def text_of(record: Any, fields: Fields, where: str) -> Text:  # noqa: ANN401 - any JSON value
+    """Return the text of a record, which may be empty.
 
-
-def _text_of(record: Mapping[str, Any], fields: Fields, where: str) -> Text:
+    Raises:
+        DocumentMalformedError, ConfigurationError: see `read_texts`.
+    """
+    if isinstance(record, str):
+        return record.strip()
+    if not isinstance(record, Mapping):
+        msg = f"{where} is not an object with fields"
+        raise DocumentMalformedError(msg)
     words = fields.tokens or (None if fields.text else next((name for name in _WORD_FIELDS if name in record), None))
     text = fields.text or (None if words else next((name for name in _TEXT_FIELDS if name in record), None))
     if words is not None:

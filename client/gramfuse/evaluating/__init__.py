@@ -1,0 +1,1 @@
+"""Scores models on an organization's own labelled texts. Nothing here opens a connection."""
