@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gramfuse.contributing.planning import plan_contribution
     from gramfuse.evaluating.evaluation import Evaluation, evaluate
     from gramfuse.evaluating.predicting import predict
+    from gramfuse.heads.attaching import PersonalModel, attach_head
     from gramfuse.local_merging import merge
     from gramfuse.measuring.collection import Collector
     from gramfuse.measuring.forwarding import collect
@@ -45,11 +46,13 @@ __all__ = [
     "Evaluation",
     "ExtraMissingError",
     "GramfuseError",
+    "PersonalModel",
     "Policy",
     "Recipe",
     "Statistics",
     "Verification",
     "__version__",
+    "attach_head",
     "audit",
     "build_base_manifest",
     "collect",
@@ -66,10 +69,12 @@ _HOMES: Final = {
     "Collector": "gramfuse.measuring.collection",
     "ContributionPlan": "gramfuse.contributing.plan",
     "Evaluation": "gramfuse.evaluating.evaluation",
+    "PersonalModel": "gramfuse.heads.attaching",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
     "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",
+    "attach_head": "gramfuse.heads.attaching",
     "audit": "gramfuse.privacy.audit",
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from gramfuse.complete_folder import complete_folder
 from gramfuse.contributing.loading import open_statistics_file, read_document, weight_file_names
-from gramfuse.merged_folder import complete_folder, require_free, write_companions
+from gramfuse.merged_folder import require_free, write_companions
 from gramfuse.progress import ReadCount
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo

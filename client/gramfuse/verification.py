@@ -11,6 +11,7 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from gramfuse.companions import HEAD_NOTE_FILE
 from gramfuse.config import Home
 from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
@@ -62,6 +63,12 @@ def verify(
     folder = Path(folder)
     keys = (home or Home.default()).pinned_keys() if trusted_keys is None else trusted_keys
     # 1.
+    if (folder / HEAD_NOTE_FILE).exists() and not (folder / RECEIPT_FILE_NAME).exists():
+        msg = (
+            f"{folder} holds a head of your own ({HEAD_NOTE_FILE}), so no server signed it; verify the merged model's "
+            "folder, from which it was made"
+        )
+        raise FileUnreadableError(msg)
     if folder.is_dir() and not (folder / RECEIPT_FILE_NAME).exists():
         msg = f"{folder} holds no {RECEIPT_FILE_NAME}, so it is not a folder that `gramfuse model pull` wrote"
         raise FileUnreadableError(msg)

@@ -11,6 +11,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from support.client_models import tap, write_model, write_statistics
 from support.client_world import URL, Site
+from support.server_world import BASE_TENSORS, WIDTH
 from support.worker_world import InProcessWorker, contribute
 
 PROJECT = "acme.tweets"
@@ -241,3 +242,28 @@ def test_login_keeps_the_token_of_a_server_that_accepts_it(globex, monkeypatch):
     assert "signed in to http://127.0.0.1:1 as globex (participant)" in out
     endpoint = globex.site.home.endpoint(environment={})
     assert (endpoint.url, endpoint.token.reveal()) == (URL, token)
+
+
+def test_a_merged_model_gets_ones_own_head_by_pull_or_later_in_a_folder_of_its_own(acme, merged, tmp_path):
+    shapes = {name: (dtype, shape) for name, dtype, shape in BASE_TENSORS} | {"classifier.weight": ("F32", (7, WIDTH))}
+    tuned = write_model(tmp_path / "tuned", seed=4, shapes=shapes)
+    (tuned / "config.json").write_text('{"model_type": "tiny", "num_labels": 7}')
+    pull = ("model", "pull", PROJECT, merged, str(tmp_path / "merged"), "--head-from", str(tuned))
+    code, out, err = acme(*pull)
+    assert code == 0, err
+    assert f"{tmp_path / 'merged-with-head'} is the same model with your own classifier.weight" in out
+    assert acme.json(*pull)["with_head"]["own"] == ["classifier.weight"]
+    code, _, err = acme("model", "verify", str(tmp_path / "merged-with-head"))
+    assert code == 1
+    assert "head of your own" in err
+    assert acme("model", "verify", str(tmp_path / "merged"))[0] == 0
+    attach = ("model", "attach-head", str(tmp_path / "merged"), str(tmp_path / "mine"), "--head-from", str(tuned))
+    shown = acme.json(*attach)
+    assert (shown["folder"], shown["own"]) == (str(tmp_path / "mine"), ["classifier.weight"])
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "merged-with-head").iterdir()
+    }
+    (tmp_path / "other.yaml").write_text("heads: shared\n")
+    code, _, err = acme(*attach, "--policy", str(tmp_path / "other.yaml"), "--overwrite")
+    assert code == 3
+    assert "give that policy" in err

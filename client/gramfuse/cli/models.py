@@ -1,15 +1,29 @@
-"""Commands about merged models: list, show, pull, verify, delete."""
+"""Commands about merged models: list, pull, attach a head, verify, delete."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gramfuse.heads.attaching import PersonalModel
+    from gramfuse.participation import Client
+    from gramfuse_shared.contract.policy import Policy
+
+RECEIPT_FILE: Final = "receipt.json"
+
+HeadOption = Annotated[
+    Path | None,
+    typer.Option("--head-from", help="Your own fine-tuned from_pretrained folder, whose task head is attached."),
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, which is its job's.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, pull, verify and delete merged models.")
@@ -43,21 +57,61 @@ def pull(
     project: ProjectArgument,
     model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="A new folder, for from_pretrained.")],
+    head_from: HeadOption = None,
 ) -> None:
     """Fetch a merged model and verify it: receipt, signature by the pinned key, digests. Running it again resumes.
 
-    The folder appears only when everything in it is verified.
+    The folder appears only when everything in it is verified. With --head-from a second folder, FOLDER-with-head, gets
+    the same model with your own task head, which never left (heads: private).
 
-    Example: gramfuse model pull acme.tweets regmean-1 merged
+    Examples: gramfuse model pull acme.tweets regmean-1 merged · the same with --head-from tuned
     """
     from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
-    with session.open_client() as client, bars.transfer() as on_progress:
-        pulled = client.pull(project, model, folder, on_progress=on_progress)
-    output.show(
-        {"folder": str(pulled)},
-        lambda console: console.print(f"{model} verified in {pulled}; load it with from_pretrained", markup=False),
-    )
+    with session.open_client() as client:
+        with bars.transfer() as on_progress:
+            pulled = client.pull(project, model, folder, on_progress=on_progress)
+        personal = None
+        if head_from is not None:
+            out = pulled.with_name(f"{pulled.name}-with-head")
+            personal = _attach(pulled, head_from, out, _policy_of(client, pulled), overwrite=False)
+
+    def render(console: "Console") -> None:
+        console.print(f"{model} verified in {pulled}; load it with from_pretrained", markup=False)
+        if personal is not None:
+            console.print(_told(personal), markup=False)
+
+    output.show({"folder": str(pulled)} | ({} if personal is None else {"with_head": _json(personal)}), render)
+
+
+@app.command(name="attach-head")
+def attach_head(
+    merged: Annotated[Path, typer.Argument(help="The merged model's folder, as it was pulled.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, for from_pretrained.")],
+    head_from: Annotated[Path, typer.Option("--head-from", help="Your own fine-tuned from_pretrained folder.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="The project's policy, which says what a head is; default: asked of the server."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT where an earlier attach-head wrote it.")
+    ] = False,
+) -> None:
+    """Write a merged model with your own task head into a new folder. Offline, but for the policy; nothing leaves.
+
+    The merged folder is verified first and stays as it is: no receipt covers the new one, whose gramfuse-head.json says
+    what in it is yours. Class and labels are those of your own config.json: your task may be another than the base's.
+
+    Example: gramfuse model attach-head merged mine --head-from tuned
+    """
+    from gramfuse.cli.policies import read_policy  # noqa: PLC0415 - only where this command runs
+
+    rules = None if policy is None else read_policy(policy)
+    if rules is None and (merged / RECEIPT_FILE).exists():
+        with session.open_client() as client:
+            rules = _policy_of(client, merged)
+    done = _attach(merged, head_from, out, rules, overwrite=overwrite)
+    output.show(_json(done), lambda console: console.print(_told(done), markup=False))
 
 
 @app.command()
@@ -100,3 +154,30 @@ def delete(
     with session.open_client() as client:
         deleted = client.delete_model(project, model)
     output.show(deleted, lambda console: console.print(f"deleted: {model}; its receipt stays", markup=False))
+
+
+def _policy_of(client: "Client", merged: Path) -> "Policy":
+    """Ask for the policy that a pulled model's receipt names; attaching verifies both."""
+    from gramfuse.contributing.loading import read_document  # noqa: PLC0415 - only where these commands run
+    from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, SignedReceipt  # noqa: PLC0415
+
+    receipt = SignedReceipt.parse(read_document(merged / RECEIPT_FILE_NAME)).receipt
+    return client.policy(receipt.project, receipt.policy.version).policy
+
+
+def _attach(merged: Path, head_from: Path, out: Path, policy: "Policy | None", *, overwrite: bool) -> "PersonalModel":
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where these commands run
+    from gramfuse.heads.attaching import attach_head as attach  # noqa: PLC0415
+
+    with bars.reading("Attaching") as on_progress:
+        return attach(merged, head_from, out, policy=policy, overwrite=overwrite, on_progress=on_progress)
+
+
+def _told(done: "PersonalModel") -> str:
+    own = ", ".join(name_patterns(done.plan.own))
+    return f"{done.path} is the same model with your own {own}; load it with from_pretrained. It stays with you"
+
+
+def _json(done: "PersonalModel") -> dict[str, Any]:
+    plan = done.plan
+    return {"folder": str(done.path), "own": plan.own, "merged": plan.merged, "left_out": plan.left_out}

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from gramfuse.complete_folder import complete_folder
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.loading import (
     BASE_KEY,
@@ -19,7 +20,6 @@ from gramfuse.contributing.loading import (
     weight_file_names,
 )
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
-from gramfuse.merged_folder import complete_folder
 from gramfuse.progress import ReadCount
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES
