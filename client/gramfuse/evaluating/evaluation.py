@@ -1,6 +1,5 @@
 """Scores a model on an organization's own labelled texts: what `gramfuse evaluate` and `gramfuse.evaluate` do."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from gramfuse.evaluating.predicting import logits_of
 from gramfuse.evaluating.scoring import score_classes, score_label_sets, score_tags, score_texts
 from gramfuse.evaluating.tasks import LANGUAGE_TASKS, label_names_of, task_of
 from gramfuse.measuring.batching import TokenizedText, tokenize
-from gramfuse.measuring.distinct import example_hash
 from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.metrics import MetricName, Task
@@ -78,7 +76,8 @@ def evaluate(
     tokenized = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=task == "seq2seq-lm")
     run = {"batch_size": batch_size, "on_progress": on_progress, "is_cancelled": is_cancelled}
     metrics = score(tokenized, run)
-    return Evaluation(task, len(texts), _distinct(tokenized), MappingProxyType(metrics))
+    distinct = len({text.content_hash() for text in tokenized})
+    return Evaluation(task, len(texts), distinct, MappingProxyType(metrics))
 
 
 _Scoring = Callable[[Sequence[TokenizedText], Mapping[str, Any]], dict[MetricName, float]]
@@ -109,7 +108,3 @@ def _require_targets(task: Task, texts: Sequence[Text]) -> None:
     if task == "seq2seq-lm" and not all(isinstance(text, tuple) for text in texts):
         msg = "a model that writes a target from a source is scored on pairs of both (--pair-field)"
         raise ConfigurationError(msg)
-
-
-def _distinct(texts: Sequence[TokenizedText]) -> int:
-    return len({example_hash(json.dumps([text.ids, text.types, text.target]).encode()) for text in texts})

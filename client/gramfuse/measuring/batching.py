@@ -1,5 +1,6 @@
 """Turns texts into the token ids that a model reads, and these into padded batches."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from gramfuse.measuring.distinct import example_hash
 from gramfuse.measuring.texts import Text
 
 DEFAULT_MAX_TOKENS: Final = 512
@@ -35,6 +37,10 @@ class TokenizedText:
     def length(self) -> tuple[int, int]:
         """What texts are sorted by, so that a batch holds little padding."""
         return len(self.ids), len(self.target or ())
+
+    def content_hash(self) -> bytes:
+        """Return what the text is known again by: equal for texts that a model reads as the same."""
+        return example_hash(json.dumps([self.ids, self.types, self.target]).encode())
 
 
 def tokenize(

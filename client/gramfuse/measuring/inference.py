@@ -116,12 +116,14 @@ def run(
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     order = sorted((at for at, text in enumerate(texts) if text.ids), key=lambda at: texts[at].length, reverse=True)
     total, tokens = sum(text.tokens for text in texts), 0
-    with ready_to_run(opened), torch.no_grad():
+    with ready_to_run(opened):
         for start in range(0, len(order), batch_size):
             positions = tuple(order[start : start + batch_size])
             batch = [texts[at] for at in positions]
             inputs = batch_inputs(opened.model, batch, opened.pad, opened.device)
-            yield RunBatch(positions, inputs, opened.model(**inputs))
+            with torch.no_grad():  # not around the yield, where it would hold for the caller too
+                output = opened.model(**inputs)
+            yield RunBatch(positions, inputs, output)
             tokens += sum(text.tokens for text in batch)
             on_progress(Progress(tokens=tokens, total=total, resumed=0))
             if is_cancelled():

@@ -4,12 +4,16 @@ Packed are the block rows `G[s:e, :e]` of the raw sum G = XᵀX, blocks of 128 i
 other. `gram.<tap>` is that as F32 of one dimension. In the encoding `int16` it is I16 and holds 32767·D^-½GD^-½,
 rounded, and `diagonal.<tap>`, F32 [width], holds D = diag G; the diagonals stand before the matrices. The metadata
 key `gramfuse.statistics` holds `StatisticsMetadata`.
+
+A file of the kind `head` is never part of a contribution: its one tap is the head, whose width counts the constant 1
+behind the d features, and `product.<tap>`, F32 [d+1, labels], stands behind the matrix.
 """
 
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import CollectorSettings, StatisticsEncoding, TapInfo, Taps
 from gramfuse_shared.contract.safetensors_header import Header
@@ -22,6 +26,7 @@ BLOCK: Final = 128
 METADATA_KEY: Final = "gramfuse.statistics"
 GRAM_PREFIX: Final = "gram."
 DIAGONAL_PREFIX: Final = "diagonal."
+PRODUCT_PREFIX: Final = "product."
 
 INT16_ONE: Final = 32_767
 """What stands for 1 in the encoding int16."""
@@ -33,13 +38,24 @@ TensorLayout = tuple[str, str, tuple[int, ...]]
 """Name, dtype, shape."""
 
 
+StatisticsKind = Literal["gram", "head"]
+"""What a file holds: Gram matrices of layers' inputs for a merge, or what a head is refit from."""
+
+
 class StatisticsMetadata(Document):
-    """What the tensors of a statistics file mean. `base` is absent where statistics were measured without a project."""
+    """What the tensors of a statistics file mean. `base` is absent where statistics were measured without a project.
+
+    `kind` and `labels`, the columns of a head's product, are written for heads only.
+    """
 
     format: Literal["gramfuse/statistics/1"] = "gramfuse/statistics/1"
     base: Digest | None = None
     collector: CollectorSettings
     encoding: StatisticsEncoding = "float32"
+    kind: StatisticsKind = Field(default="gram", exclude_if=lambda value: value == "gram")
+    labels: Annotated[int, Field(ge=1, le=limits.MAX_TAP_WIDTH)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     taps: Annotated[Taps, Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -48,6 +64,21 @@ class StatisticsMetadata(Document):
         weights = [layer.weight for tap in self.taps for layer in tap.layers]
         if len(set(names)) != len(names) or len(set(weights)) != len(weights):
             msg = "a tap or a layer is named twice"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _a_head_is_one_layer(self) -> Self:
+        if (self.kind == "head") != (self.labels is not None):
+            msg = "labels are counted of a head, and only of one"
+            raise ValueError(msg)
+        if self.kind == "head" and (
+            len(self.taps) != 1
+            or len(self.taps[0].layers) != 1
+            or self.encoding != "float32"
+            or self.taps[0].width == 1
+        ):
+            msg = "head statistics are of one layer with at least one feature, in float32"
             raise ValueError(msg)
         return self
 
@@ -73,6 +104,19 @@ def diagonal_tensor_name(tap: str) -> str:
     return DIAGONAL_PREFIX + tap
 
 
+def product_tensor_name(tap: str) -> str:
+    """Name of the tensor that holds the product of a head's inputs and logits."""
+    return PRODUCT_PREFIX + tap
+
+
+def tensors_of_statistics(metadata: StatisticsMetadata) -> list[TensorLayout]:
+    """List the tensors of the file that a metadata document describes, in file order."""
+    products: list[TensorLayout] = []
+    if metadata.labels is not None:
+        products = [(product_tensor_name(tap.name), "F32", (tap.width, metadata.labels)) for tap in metadata.taps]
+    return tensors_of_taps(metadata.taps, metadata.encoding) + products
+
+
 def tensors_of_taps(taps: tuple[TapInfo, ...], encoding: StatisticsEncoding) -> list[TensorLayout]:
     """List the tensors of a statistics file in file order."""
     diagonals: list[TensorLayout] = []
@@ -82,11 +126,12 @@ def tensors_of_taps(taps: tuple[TapInfo, ...], encoding: StatisticsEncoding) -> 
     return diagonals + [(gram_tensor_name(tap.name), dtype, (packed_length(tap.width),)) for tap in taps]
 
 
-def parse_statistics_metadata(header: Header) -> StatisticsMetadata:
+def parse_statistics_metadata(header: Header, *, kind: StatisticsKind = "gram") -> StatisticsMetadata:
     """Read the metadata of a statistics file and check that its tensors are just the ones it describes.
 
     Raises:
-        StatisticsMalformedError: metadata missing or malformed, a tensor missing, spare, or of another shape or dtype.
+        StatisticsMalformedError: metadata missing or malformed, another kind of file, or a tensor missing, spare, or of
+            another shape or dtype.
     """
     raw = header.metadata.get(METADATA_KEY)
     if raw is None:
@@ -96,12 +141,15 @@ def parse_statistics_metadata(header: Header) -> StatisticsMetadata:
         metadata = StatisticsMetadata.parse(raw)
     except DocumentMalformedError as error:
         raise StatisticsMalformedError(error.message) from error
-    _require_tensors_of_taps(header, metadata)
+    if metadata.kind != kind:
+        msg = f"the file holds statistics of the kind {metadata.kind}, and {kind} is needed here"
+        raise StatisticsMalformedError(msg)
+    _require_tensors(header, metadata)
     return metadata
 
 
-def _require_tensors_of_taps(header: Header, metadata: StatisticsMetadata) -> None:
-    expected = tensors_of_taps(metadata.taps, metadata.encoding)
+def _require_tensors(header: Header, metadata: StatisticsMetadata) -> None:
+    expected = tensors_of_statistics(metadata)
     found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
     if found != expected:
         odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)

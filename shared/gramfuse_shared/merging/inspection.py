@@ -11,7 +11,13 @@ import torch
 
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.contract.statistics_file import INT16_ONE, StatisticsMetadata, gram_tensor_name, packed_length
+from gramfuse_shared.contract.statistics_file import (
+    INT16_ONE,
+    StatisticsMetadata,
+    gram_tensor_name,
+    packed_length,
+    product_tensor_name,
+)
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.least_squares import DEAD_BELOW
@@ -24,6 +30,9 @@ SYMMETRY_TOLERANCE: Final = 1e-5
 
 DEFINITENESS_TOLERANCE: Final = 1e-4
 """Added to the Jacobi-scaled matrix: an honest Gram matrix with fewer rows than features has eigenvalues of ±1e-6."""
+
+CONSTANT_TOLERANCE: Final = 1e-6
+"""Of the sum of ones, in units of the rows: a whole number, rounded to float32 once."""
 
 
 def definiteness_tolerance(metadata: StatisticsMetadata, width: int) -> float:
@@ -70,7 +79,9 @@ def inspect_statistics(
       1. packed, of the length that the width says, finite,
       2. the diagonal is not negative,
       3. the diagonal tiles are symmetric to `SYMMETRY_TOLERANCE`,
-      4. scaled to a unit diagonal and with `definiteness_tolerance` added, it factorizes.
+      4. scaled to a unit diagonal and with `definiteness_tolerance` added, it factorizes,
+      5. of a head: the constant's square is the number of rows; the product with the logits is finite, and zero where a
+         feature is.
 
     Args:
         statistics: the file, decoded.
@@ -98,6 +109,27 @@ def inspect_statistics(
         if reason is not None:
             msg = f"tap {tap.name}: {reason}; collect the statistics again"
             raise StatisticsInvalidError(msg, tap=tap.name)
+        if metadata.labels is not None:
+            _require_product(statistics, tap, gram, on_progress)
+
+
+def _require_product(
+    statistics: TensorReader, tap: TapInfo, gram: torch.Tensor, on_progress: Callable[[int], None]
+) -> None:
+    product = statistics.read(product_tensor_name(tap.name))
+    on_progress(product.numel() * product.element_size())
+    # 5.
+    energy = packing.diagonal(gram, tap.width)
+    if abs(float(energy[-1]) - tap.rows) > CONSTANT_TOLERANCE * tap.rows:
+        reason = f"the constant's square is {float(energy[-1]):g} with {tap.rows} rows"
+    elif not is_finite(product):
+        reason = "the product with the logits holds NaN or infinity"
+    elif bool((product[energy <= DEAD_BELOW] != 0).any()):
+        reason = "a feature that no row has has a product with the logits"
+    else:
+        return
+    msg = f"head {tap.name}: {reason}; collect its statistics again"
+    raise StatisticsInvalidError(msg, tap=tap.name)
 
 
 def _find_fault(gram: torch.Tensor, tap: TapInfo, tolerance: float) -> str | None:
