@@ -1,7 +1,7 @@
 """Take part in projects: the SDK's client, synchronous and typed."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gramfuse.connection import Connection, named
@@ -148,10 +148,16 @@ class Client(Connection):
     # --- contributions -----------------------------------------------------------------------------------------------
 
     def plan(
-        self, project: str, *, model: StrPath, statistics: StrPath | None = None, base: StrPath | None = None
+        self,
+        project: str,
+        *,
+        model: StrPath,
+        statistics: StrPath | None = None,
+        base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
     ) -> ContributionPlan:
         """Say what a push would send and what would stay, without sending anything."""
-        return self._prepare(project, model, statistics, base).plan
+        return self._prepare(project, model, statistics, base, labels).plan
 
     def push(
         self,
@@ -161,6 +167,7 @@ class Client(Connection):
         statistics: StrPath | None = None,
         confirm: Callable[[ContributionPlan], bool],
         base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
     ) -> ContributionDetail:
@@ -174,6 +181,7 @@ class Client(Connection):
             statistics: the statistics file, or None to contribute weights alone.
             confirm: shown what leaves and what stays; anything but True sends nothing.
             base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
+            labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
             on_progress: told the bytes that were read, then sent.
             timeout: seconds to wait for the server's checks; None: as long as they take.
 
@@ -183,7 +191,7 @@ class Client(Connection):
             ArchitectureMismatchError, StatisticsMalformedError, FileUnreadableError: the model or the statistics.
             ContributionRejectedError: the server's checks refused it.
         """
-        prepared = self._prepare(project, model, statistics, base)
+        prepared = self._prepare(project, model, statistics, base, labels)
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
@@ -297,7 +305,12 @@ class Client(Connection):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _prepare(
-        self, project: str, model: StrPath, statistics: StrPath | None, base: StrPath | None
+        self,
+        project: str,
+        model: StrPath,
+        statistics: StrPath | None,
+        base: StrPath | None,
+        labels: Sequence[int] | None,
     ) -> pushing.Prepared:
         found = self.project(project)
         pushing.require_ready(found)
@@ -309,6 +322,7 @@ class Client(Connection):
             model=Path(model),
             statistics=None if statistics is None else Path(statistics),
             base_folder=Path(base) if base is not None else self.home.base_folder(found.base),
+            labels=labels,
         )
 
     def _resolve_contribution(self, project: str, beginning: str) -> str:

@@ -40,6 +40,14 @@ def test_a_document_keeps_its_canonical_bytes_and_its_digest(name: str):
     assert document.content_digest() == json.loads((FOLDER / "digests.json").read_text())[name]
 
 
+def test_trained_labels_are_written_only_where_they_are_said():
+    """So a contribution that trained all labels keeps the bytes that it had before there were trained labels."""
+    plain = json.loads((FOLDER / "contribution.json").read_bytes())
+    said = ContributionManifest.model_validate(plain | {"labels": {"count": 7, "trained": [0, 2, 5]}})
+    assert json.loads(said.canonical()) == plain | {"labels": {"count": 7, "trained": [0, 2, 5]}}
+    assert said.model_copy(update={"labels": None}).canonical() == (FOLDER / "contribution.json").read_bytes()
+
+
 def test_the_default_policy_is_the_golden_one():
     assert Policy().canonical() == (FOLDER / "policy.json").read_bytes()
 

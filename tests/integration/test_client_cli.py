@@ -169,6 +169,26 @@ def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(glob
     assert globex.json("contribution", "withdraw", joined, sent.id[:8], "--yes")["state"] == "withdrawn"
 
 
+def test_a_push_names_the_labels_that_were_trained_and_the_plan_says_so(globex, joined, tmp_path):
+    tuned = write_model(tmp_path / "tuned", seed=1)
+    (tuned / "config.json").write_text('{"model_type": "bert", "num_labels": 5}')
+    push = ("contribution", "push", joined, "--model", str(tuned))
+    code, out, _ = globex(*push, "--labels", "4,0", "--dry-run")
+    assert code == 0
+    assert "you trained 0, 4 of the 5 label ids" in out
+    assert globex.json(*push, "--dry-run", "--labels", "0,4")["labels"] == {"count": 5, "trained": [0, 4]}
+    code, _, err = globex(*push, "--labels", "sports", "--dry-run")
+    assert code == 2
+    assert "no list of label ids" in err
+    code, _, err = globex(*push, "--labels", "5", "--dry-run")
+    assert code == 1
+    assert "the labels end at 4" in err
+    sent = globex.json(*push, "--labels", "0,4", "--yes")
+    with globex.site.client() as client:
+        (found,) = client.contributions(PROJECT)
+    assert (found.id, found.state) == (sent["id"], "accepted")
+
+
 def test_tuned_embeddings_are_told_where_the_base_was_pulled(globex, joined, tmp_path):
     assert globex("project", "base", "pull", joined, str(tmp_path / "pulled"))[0] == 0
     tuned = str(write_model(tmp_path / "tuned", seed=1))

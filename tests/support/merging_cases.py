@@ -14,7 +14,7 @@ from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.execution import MemberReader, ShardResult, execute_task
-from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 
@@ -42,6 +42,7 @@ class Model:
     weights: Mapping[str, torch.Tensor]
     taps: Mapping[str, Tap] = field(default_factory=dict)
     weight: Overridable = 1.0
+    labels: LabelRows | None = None
 
 
 def infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
@@ -70,7 +71,9 @@ def taps_of(model: Model) -> tuple[TapInfo, ...]:
 
 
 def member_of(model: Model) -> Member:
-    return Member(model.key, f"model {model.key}", model.weight, infos(model.weights), taps_of(model))
+    return Member(
+        model.key, f"model {model.key}", model.weight, infos(model.weights), taps_of(model), labels=model.labels
+    )
 
 
 def save_statistics(model: Model, path: Path) -> None:

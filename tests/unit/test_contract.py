@@ -280,6 +280,16 @@ def test_a_manifests_digest_does_not_depend_on_how_it_was_written():
         {"weights": {"file": {"name": "../w", "bytes": 1, "sha256": DIGEST}, "tensors": []}},
         {"weights": {"file": {"name": "w", "bytes": 2**63, "sha256": DIGEST}, "tensors": []}},
         {"weights": {"file": {"name": "w", "bytes": 8, "sha256": DIGEST}, "tensors": []}},
+        {"labels": {"count": 3, "trained": [0, 3]}},
+        {"labels": {"count": 3, "trained": [-1]}},
+        {"labels": {"count": 3, "trained": [1, 0]}},
+        {"labels": {"count": 3, "trained": [1, 1]}},
+        {"labels": {"count": 3, "trained": ["sports"]}},
+        {"labels": {"count": 3, "trained": [0.5]}},
+        {"labels": {"count": 3, "trained": [0], "names": ["sports"]}},
+        {"labels": {"count": 0, "trained": []}},
+        {"labels": {"count": 2**31, "trained": []}},
+        {"labels": [0, 1]},
     ],
 )
 def test_a_manifest_that_breaks_the_schema_is_refused(change: dict[str, object]):

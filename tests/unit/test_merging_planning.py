@@ -1,16 +1,18 @@
 """What is merged how: every case of the plan."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
 
+from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.recipe import Conditional, Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
-from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, Step
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, GramStep, RowsStep, Step
 from support.merging_cases import recipe_of
 
 SHAPES = {"a.weight": (4, 8), "b.weight": (3, 8), "c.weight": (8, 5), "norm.weight": (8,)}
@@ -336,3 +338,87 @@ def test_larger_items_come_first_in_a_file_so_that_every_tensor_is_aligned():
     stored |= tensors("b.weight", dtype="I64")
     plan = plan_merge([member("1", stored=stored)], None, recipe_of("linear"))
     assert plan.tasks[0].tensors == ("b.weight", "a.weight", "norm.weight")
+
+
+# --- rows of heads ---------------------------------------------------------------------------------------------------
+
+
+HEAD_TAP = tap("x", "a.weight")
+
+
+def labelled(key: str, *trained: int, names: tuple[str, ...] = ("a.weight",)) -> Member:
+    return replace(member(key, HEAD_TAP), labels=LabelRows(frozenset(names), frozenset(trained)))
+
+
+def test_rows_are_merged_in_sets_that_the_same_members_trained():
+    members = [labelled("1", 0, 1), labelled("2", 1, 2), member("3", HEAD_TAP)]
+    step = steps_of(plan_merge(members, tensors(), recipe_of()))["a.weight"]
+    assert isinstance(step, RowsStep)
+    found = {
+        part.rows: [term.key for term in part.step.terms] for part in step.parts if isinstance(part.step, GramStep)
+    }
+    assert found == {(0,): ["1", "3"], (1,): ["1", "2", "3"], (2,): ["2", "3"]}
+    assert step.parts[-1].rows == (3,)
+    assert step.parts[-1].step == CopyStep(tensors()["a.weight"], "3", tensors()["a.weight"])
+    assert step.reason == "3 of 4 label rows were trained by fewer than the 3 contributions that hold them"
+
+
+def test_a_row_that_too_few_trained_is_the_bases_like_a_parameter_that_too_few_sent():
+    members = [labelled("1", 0, 1), labelled("2", 0, 1), labelled("3", 0), member("4", HEAD_TAP)]
+    step = steps_of(plan_merge(members, tensors(), recipe_of("linear"), minimum_holders=3))["a.weight"]
+    assert isinstance(step, RowsStep)
+    (all_of_them, three, nobody) = step.parts
+    assert (all_of_them.rows, three.rows, nobody.rows) == ((0,), (1,), (2, 3))
+    assert isinstance(three.step, AverageStep)
+    assert nobody.step == CopyStep(tensors()["a.weight"], None, tensors()["a.weight"], nobody.step.reason)
+    assert step.reason.endswith("; 2 have the base's values")
+
+
+def test_a_row_that_nobody_trained_needs_a_base():
+    with pytest.raises(RecipeInvalidError, match=r"too few models give a\.weight"):
+        plan_merge([labelled("1", 0), labelled("2", 0)], None, recipe_of("linear"))
+
+
+def test_a_member_of_weight_zero_trained_no_row():
+    weight = (Conditional(filter="a.", value=0.0),)
+    members = [labelled("1", 0, 1, 2, 3), replace(labelled("2", 0), weight=weight), labelled("3", 0, 1, 2, 3)]
+    assert isinstance(steps_of(plan_merge(members, tensors(), recipe_of()))["a.weight"], GramStep)
+
+
+def test_an_excluded_head_is_the_bases_whatever_was_trained():
+    recipe = recipe_of("linear", exclude=["a.*"])
+    assert isinstance(steps_of(plan_merge([labelled("1", 0), member("2")], tensors(), recipe))["a.weight"], CopyStep)
+
+
+@pytest.mark.parametrize(
+    ("trained", "taps", "counts"),
+    [
+        (((0, 1), (1, 2)), (HEAD_TAP,), (1, 0)),
+        (((0, 1), (1, 2)), (), (0, 1)),
+        (((), ()), (HEAD_TAP,), (0, 0)),
+    ],
+)
+def test_a_head_merged_in_sets_counts_as_one_layer(trained, taps, counts):
+    head = tensors("a.weight")
+    members = [replace(labelled(str(n), *rows), tensors=head, taps=taps) for n, rows in enumerate(trained)]
+    layers = plan_merge(members, head, recipe_of()).layers
+    assert layers is not None
+    assert (layers.solved, layers.averaged) == counts
+
+
+def test_there_is_a_bound_on_sets_of_rows():
+    count = limits.MAX_LABEL_SETS
+    wide = {"h.weight": TensorInfo(name="h.weight", dtype="F32", shape=(count, 8))}
+    members = [
+        replace(
+            member(f"{number:03d}", stored=wide), labels=LabelRows(frozenset(wide), frozenset(range(number, count)))
+        )
+        for number in range(count)
+    ]
+    step = steps_of(plan_merge(members, wide, recipe_of("linear")))["h.weight"]
+    assert isinstance(step, RowsStep)
+    assert len(step.parts) == count
+    wider = {"h.weight": TensorInfo(name="h.weight", dtype="F32", shape=(count + 1, 8))}
+    members = [replace(member, tensors=wider) for member in members]
+    with pytest.raises(RecipeInvalidError, match=f"{count + 1} different sets of contributions"):
+        plan_merge(members, wider, recipe_of("linear"))

@@ -1,5 +1,7 @@
 """Which contributions a job merges, and whether it may: pure decisions."""
 
+from dataclasses import replace
+
 import pytest
 
 from gramfuse_server.merging.cohort import (
@@ -36,6 +38,19 @@ def released(made, job="earlier"):
 
 def submit(made, *releases, policy=FROZEN):
     require_allowed(made, resolve_cohort(made, CANDIDATES), policy, releases)
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, (0, 1)), ((0, 1), None), ((0, 1), (1,)), ((0,), ())])
+def test_a_frozen_member_keeps_its_trained_labels_because_a_row_too_has_a_cohort(before, now):
+    release = replace(released(recipe()), labels={"acme": before})
+    cohort = [
+        replace(member, labels=now if member.organization == "acme" else None)
+        for member in resolve_cohort(recipe(), CANDIDATES)
+    ]
+    with pytest.raises(CohortFrozenError, match="acme with other trained labels"):
+        require_allowed(recipe(), cohort, FROZEN, [release])
+    require_allowed(recipe(), cohort, FROZEN, [replace(release, labels={"acme": now})])
+    require_allowed(recipe(), cohort, OPEN, [release])
 
 
 def test_no_models_mean_everybody():

@@ -35,6 +35,13 @@ def push(
             help="The base's folder, to see whether embeddings were tuned; default: where it was pulled to.",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            help="The label ids that you trained, e.g. 0,2,5; default: all. Other rows of a shared head are left out.",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Send without being asked.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, and send nothing.")] = False,
 ) -> None:
@@ -43,13 +50,14 @@ def push(
     The policy is enforced here first: what it forbids stays at home. Texts never leave.
 
     Examples: gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors · the same with
-    --dry-run · the same with --yes
+    --dry-run · the same with --labels 0,2,5 --yes
     """
     from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
+    trained = None if labels is None else _label_ids(labels)
     with session.open_client() as client:
         if dry_run:
-            plan = client.plan(project, model=model, statistics=statistics, base=base)
+            plan = client.plan(project, model=model, statistics=statistics, base=base, labels=trained)
             output.show(plan.to_json(), lambda console: console.print(str(plan), markup=False))
             return
         with bars.transfer() as on_progress:
@@ -59,12 +67,27 @@ def push(
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
             sent = client.push(
-                project, model=model, statistics=statistics, base=base, confirm=confirm, on_progress=on_progress
+                project,
+                model=model,
+                statistics=statistics,
+                base=base,
+                labels=trained,
+                confirm=confirm,
+                on_progress=on_progress,
             )
     output.show(
         sent.model_copy(update={"manifest": None}),
         lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
     )
+
+
+def _label_ids(text: str) -> list[int]:
+    """Read `0,2,5`; nothing between commas is no label at all."""
+    try:
+        return [int(label) for label in text.split(",") if label.strip()]
+    except ValueError as error:
+        msg = f"{text!r} is no list of label ids such as 0,2,5"
+        raise typer.BadParameter(msg, param_hint="--labels") from error
 
 
 @app.command()

@@ -1,10 +1,11 @@
 """A contribution as it lies on the disk: opens model, statistics and base, compares them, and plans what leaves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from gramfuse.contributing.labelling import declare_labels, untouched_labels
 from gramfuse.contributing.loading import (
     ModelFolder,
     StatisticsFile,
@@ -14,7 +15,7 @@ from gramfuse.contributing.loading import (
 )
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.contributing.planning import embedding_names, plan_contribution
-from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
+from gramfuse.contributing.virtual_files import content_of
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 
@@ -29,9 +30,17 @@ class Draft:
 
 
 def draft_contribution(
-    model: Path, statistics: Path | None, base: BaseManifest, policy: Policy, *, base_folder: Path | None
+    model: Path,
+    statistics: Path | None,
+    base: BaseManifest,
+    policy: Policy,
+    *,
+    base_folder: Path | None,
+    labels: Sequence[int] | None = None,
 ) -> Draft:
-    """Plan a contribution from headers; embeddings are compared with the base's where its folder is known.
+    """Plan a contribution from headers; embeddings and heads are compared with the base's where its folder is known.
+
+    `labels` are the label ids that were trained; None: all.
 
     Raises:
         FileUnreadableError, HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: a file.
@@ -51,6 +60,8 @@ def draft_contribution(
         differs_from=folder.base,
         changed=changed,
         outdated=measured is not None and _is_newer(folder, measured),
+        labels=None if labels is None else declare_labels(labels, folder, base_folder),
+        untouched_labels=untouched_labels(folder, base_folder, base, policy),
     )
     return Draft(folder, measured, plan)
 
@@ -63,7 +74,9 @@ def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path)
         HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
     """
     if model.encoding == "bf16-delta":
-        return frozenset(name for name in names if any(any(chunk) for chunk in _content(model.tensors[name]).chunks()))
+        return frozenset(
+            name for name in names if any(any(chunk) for chunk in content_of(model.tensors[name]).chunks())
+        )
     base = open_model_folder(base_folder)
     return frozenset(
         name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])
@@ -73,12 +86,8 @@ def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path)
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:
     if one.info != other.info:
         return True
-    pairs = zip_longest(_content(one).chunks(), _content(other).chunks())
+    pairs = zip_longest(content_of(one).chunks(), content_of(other).chunks())
     return any(mine != theirs for mine, theirs in pairs)
-
-
-def _content(tensor: StoredTensor) -> VirtualFile:
-    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
 
 
 def _is_newer(model: ModelFolder, statistics: StatisticsFile) -> bool:

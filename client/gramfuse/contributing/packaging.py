@@ -104,6 +104,8 @@ def build_package(
             "taps": [decision.info.model_dump() for decision in plan.leaving_taps],
             "collector": measured.collector.model_dump(),
         }
+    if plan.labels is not None:
+        document["labels"] = plan.labels.model_dump(mode="json")
     manifest = ContributionManifest.model_validate(document)
     require_architecture(manifest, base)
     require_policy(manifest, base, policy)

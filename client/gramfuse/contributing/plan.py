@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
@@ -70,6 +70,7 @@ class ContributionPlan:
     weights: tuple[TensorDecision, ...]
     taps: tuple[TapDecision, ...]
     warnings: tuple[str, ...]
+    labels: TrainedLabels | None = None
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -118,6 +119,8 @@ class ContributionPlan:
             lines.append(f"  {name}, {format_bytes(sum(group.bytes for group in groups))}")
             for group in groups:
                 lines += [f"    {line}" for line in _group_lines(group)]
+        if self.labels is not None:
+            lines.append(f"  manifest: {_labels_told(self.labels)}")
         staying = self.staying()
         lines.append("Stays here:" if staying else "Stays here: your texts, and nothing else of these files")
         for group in staying:
@@ -132,7 +135,8 @@ class ContributionPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {
+        labels = {} if self.labels is None else {"labels": self.labels.model_dump(mode="json")}
+        return labels | {
             "leaves": [_summary_json(group) for group in self.leaving()],
             "stays": [_summary_json(group) for group in self.staying()],
             "layers": {"measured": len(self.measured_layers), "regmean": len(self.fused_layers)},
@@ -150,6 +154,11 @@ class ContributionPlan:
             GroupSummary(group, reason, tuple(name for name, _ in items), sum(length for _, length in items))
             for (group, reason), items in members.items()
         ]
+
+
+def _labels_told(labels: TrainedLabels) -> str:
+    ids = ", ".join(map(str, labels.trained)) or "none"
+    return f"you trained {ids} of the {labels.count} label ids, which tells the server what your texts are about"
 
 
 def _layers_of(taps: Iterable[TapDecision]) -> Iterator[str]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
 from gramfuse.naming import few
-from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.labels import require_labels
+from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA, StatisticsMetadata
@@ -21,6 +22,8 @@ def plan_contribution(
     differs_from: str | None = None,
     changed: Collection[str] | None = None,
     outdated: bool = False,
+    labels: TrainedLabels | None = None,
+    untouched_labels: Collection[int] = (),
 ) -> ContributionPlan:
     """Decide what leaves: what the policy allows, the base model knows and the merge can use; nothing else.
 
@@ -32,10 +35,12 @@ def plan_contribution(
         differs_from: where the tensors are differences from a base model, its fingerprint.
         changed: names of the tensors whose values differ from the base's, where these could be compared.
         outdated: the model was written after the statistics were.
+        labels: the label ids that were trained; None: all, and nothing is said of them.
+        untouched_labels: label ids whose rows of the head have the base's values still.
 
     Raises:
         ArchitectureMismatchError: names, shapes, dtypes or statistics belong to another model.
-        PolicyViolationError: nothing may leave.
+        PolicyViolationError: nothing may leave, or not which labels were trained.
     """
     _require_same_base("the differences are those from", differs_from, base)
     expected = {tensor.name: tensor for tensor in base.tensors}
@@ -47,6 +52,8 @@ def plan_contribution(
     if not leaving:
         msg = "the policy lets no tensor of this model leave, so there is nothing to contribute"
         raise PolicyViolationError(msg)
+    if labels is not None:
+        require_labels(labels, leaving.keys(), base, policy)
     taps: tuple[TapDecision, ...] = ()
     if statistics is not None:
         _require_same_base("the statistics were measured for", statistics.base, base)
@@ -62,7 +69,10 @@ def plan_contribution(
         warnings.append("the weights leave as differences from the base, rounded to bfloat16")
     if outdated:
         warnings.append("the model was written after its statistics: if it was trained on since, measure it again")
-    return ContributionPlan(weights, taps, tuple(warnings))
+    untouched = sorted(set(untouched_labels) if labels is None else set(untouched_labels).intersection(labels.trained))
+    if untouched:
+        warnings.append(_untouched_told(untouched))
+    return ContributionPlan(weights, taps, tuple(warnings), labels)
 
 
 def embedding_names(tensors: Iterable[TensorInfo], base: BaseManifest, policy: Policy) -> tuple[str, ...]:
@@ -167,6 +177,14 @@ def _statistics_warnings(taps: Sequence[TapDecision], *, measured: bool) -> Iter
         return
     if all(tap.stays_because is not None for tap in taps):
         yield f"none of your statistics leaves: {needed}, so with yours every layer is averaged, for everybody"
+
+
+def _untouched_told(labels: Sequence[int]) -> str:
+    shown = ", ".join(map(str, labels[:10])) + (", …" if len(labels) > 10 else "")  # noqa: PLR2004 - enough to see
+    return (
+        f"the head's rows of label ids {shown} have the base's values still, and pull everybody's toward these: if you "
+        "did not train them, name those that you did (--labels)"
+    )
 
 
 def _embedding_warnings(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from gramfuse.contributing.loading import StoredTensor
 from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.limits import MIB
@@ -132,6 +133,15 @@ class VirtualFile:
     def part_digest(self, start: int, end: int) -> str:
         """Return the SHA-256 of the bytes [start, end): the one that `digest` took, else they are read for it."""
         return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
+
+
+def content_of(tensor: StoredTensor) -> VirtualFile:
+    """Present a tensor's bytes alone, without a header.
+
+    Raises:
+        FileUnreadableError: its file is missing.
+    """
+    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
 
 
 def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """Push a contribution: look, decide, ask, and only then read and send."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,6 +69,7 @@ def prepare(
     model: Path,
     statistics: Path | None,
     base_folder: Path | None,
+    labels: Sequence[int] | None = None,
 ) -> Prepared:
     """Plan a push from headers, for a project that is ready and whose policy is accepted.
 
@@ -81,7 +83,7 @@ def prepare(
     if base.content_digest() != project.base or policy.content_digest() != project.policy.digest:
         msg = f"the server's base model or policy of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
-    draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder)
+    draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels)
     return Prepared(project, organization, base, policy, draft)
 
 

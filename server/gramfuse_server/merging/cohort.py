@@ -1,7 +1,7 @@
 """Decide which contributions a job merges, and whether it may. Pure: rows in, a cohort or a refusal out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from gramfuse_shared.contract.policy import MergeMethod, Policy
@@ -25,20 +25,22 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class CohortMember:
-    """A contribution that a job merges, with its weight."""
+    """A contribution that a job merges, with its weight, and the label ids that it trained (None: all)."""
 
     contribution: str
     organization: str
     weight: Overridable
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A job of the project that published a model or still may; `weights` by organization."""
+    """A job of the project that published a model or still may; `weights` and trained `labels` by organization."""
 
     job: str
     recipe: Recipe
     weights: Mapping[str, Overridable]
+    labels: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
 def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[CohortMember, ...]:
@@ -95,6 +97,7 @@ def require_allowed(
         weights = {member.organization: member.weight for member in cohort}
         for release in releases:
             _require_same_cohort(recipe, weights, release)
+            _require_same_labels(cohort, release)
 
 
 def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
@@ -147,6 +150,21 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
             "reveal them"
         )
         raise CohortFrozenError(msg, job=release.job, differs=read)
+
+
+def _require_same_labels(cohort: Sequence[CohortMember], release: Release) -> None:
+    """A row of the head is merged of those that trained it: it too is merged of the same members only."""
+    changed = sorted(
+        member.organization
+        for member in cohort
+        if member.organization in release.weights and member.labels != release.labels.get(member.organization)
+    )
+    if changed:
+        msg = (
+            f"job {release.job} merges {', '.join(changed)} with other trained labels: beside it, rows of the head "
+            "would reveal single members. Push with the labels as they were, or agree on a policy with `cohorts: open`"
+        )
+        raise CohortFrozenError(msg, job=release.job, differs=changed)
 
 
 def _values(weight: Overridable) -> list[float]:

@@ -13,13 +13,14 @@ from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.cohort import CohortMember
 from gramfuse_server.merging.submission import cohort_of
 from gramfuse_server.tables import ContributionRow, JobRow, PolicyRow, ProjectRow
+from gramfuse_shared.contract.labels import label_parameters
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
-from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
@@ -101,7 +102,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
     )
     rules = Policy.parse(policy.document)
     plan = plan_merge(
-        [_member(member, manifests[member.contribution]) for member in cohort],
+        [_member(member, manifests[member.contribution], base, rules) for member in cohort],
         {tensor.name: tensor for tensor in base.tensors},
         recipe,
         shard_bytes=shard_bytes,
@@ -143,7 +144,11 @@ def _open(blobs: Blobs, file: FileEntry) -> TensorFile:
     return TensorFile.open(BlobSource(blobs, file.sha256, file.bytes))
 
 
-def _member(member: CohortMember, manifest: ContributionManifest) -> Member:
+def _member(member: CohortMember, manifest: ContributionManifest, base: BaseManifest, policy: Policy) -> Member:
+    labels = None
+    if manifest.labels is not None:
+        rows = label_parameters(base, policy, manifest.labels.count)
+        labels = LabelRows(rows, frozenset(manifest.labels.trained))
     return Member(
         key=member.contribution,
         label=member.organization,
@@ -152,4 +157,5 @@ def _member(member: CohortMember, manifest: ContributionManifest) -> Member:
         taps=manifest.statistics.taps if manifest.statistics else (),
         encoding=manifest.statistics.encoding if manifest.statistics else "float32",
         weighting=manifest.statistics.collector.weighting if manifest.statistics else "none",
+        labels=labels,
     )

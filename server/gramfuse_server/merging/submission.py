@@ -1,5 +1,8 @@
 """Submit, retry and cancel jobs: the row, its cohort, the first attempt and the queue's entry in one transaction."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import TypeAdapter
@@ -12,6 +15,7 @@ from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, req
 from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
+    ContributionRow,
     JobContributionRow,
     JobRow,
     ModelRow,
@@ -94,7 +98,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     if row.policy_version != project.policy_version:
         msg = f"job {row.id} was submitted under version {row.policy_version} of the policy; submit it under a new id"
         raise StateError(msg, version=project.policy_version)
-    cohort = cohort_of(session, row)
+    cohort = _with_labels(session, cohort_of(session, row))
     usable = {candidate.contribution for candidate in _candidates(session, project)}
     gone = sorted(member.organization for member in cohort if member.contribution not in usable)
     if gone:
@@ -131,7 +135,7 @@ def _decide_cohort(session: Session, project: ProjectRow, recipe: Recipe, *, bes
     if recipe.base_model not in {None, project.id, project.base_digest}:
         msg = f"base_model is {recipe.base_model}; a project's jobs merge around its own base, so leave it out"
         raise RecipeInvalidError(msg)
-    cohort = resolve_cohort(recipe, _candidates(session, project))
+    cohort = _with_labels(session, resolve_cohort(recipe, _candidates(session, project)))
     require_allowed(recipe, cohort, _policy(session, project), _releases(session, project, besides=besides))
     return cohort
 
@@ -151,14 +155,28 @@ def _releases(session: Session, project: ProjectRow, *, besides: str) -> list[Re
         .where(JobRow.project == project.id, JobRow.id != besides, released | JobRow.state.in_(UNFINISHED))
         .order_by(JobRow.created_at, JobRow.id)
     )
-    return [
-        Release(
-            job=row.id,
-            recipe=Recipe.parse(row.recipe),
-            weights={member.organization: member.weight for member in cohort_of(session, row)},
+    releases = []
+    for row in rows:
+        cohort = _with_labels(session, cohort_of(session, row))
+        releases.append(
+            Release(
+                job=row.id,
+                recipe=Recipe.parse(row.recipe),
+                weights={member.organization: member.weight for member in cohort},
+                labels={member.organization: member.labels for member in cohort},
+            )
         )
-        for row in rows
-    ]
+    return releases
+
+
+def _with_labels(session: Session, cohort: Sequence[CohortMember]) -> tuple[CohortMember, ...]:
+    """Add what the contributions' manifests say of trained labels; of a manifest nothing else is looked at."""
+    return tuple(replace(member, labels=_trained_labels(session, member.contribution)) for member in cohort)
+
+
+def _trained_labels(session: Session, contribution: str) -> tuple[int, ...] | None:
+    labels = json.loads(session.get_one(ContributionRow, contribution).manifest).get("labels")
+    return None if labels is None else tuple(labels["trained"])
 
 
 def _policy(session: Session, project: ProjectRow) -> Policy:

@@ -1,5 +1,6 @@
 """Manifests: what a base model or a contribution consists of, down to every tensor, before a byte of it travels."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -153,10 +154,31 @@ class StatisticsSection(Document):
     collector: CollectorSettings
 
 
+class TrainedLabels(Document):
+    """Which of the project's label ids a contribution trained: ids alone, never names. Of other rows it has no say.
+
+    `count` is the base model's number of labels: so many rows has a head's parameter that belongs to labels.
+    """
+
+    count: Annotated[int, Field(ge=1, le=limits.MAX_LABELS)]
+    trained: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=limits.MAX_LABELS)]
+
+    @model_validator(mode="after")
+    def _ids_are_ascending_and_known(self) -> Self:
+        if any(one >= other for one, other in pairwise(self.trained)):
+            msg = "trained label ids are ascending, each once"
+            raise ValueError(msg)
+        if self.trained and self.trained[-1] >= self.count:
+            msg = f"a trained label id is {self.trained[-1]}, the labels end at {self.count - 1}"
+            raise ValueError(msg)
+        return self
+
+
 class ContributionManifest(Document):
     """One participant's immutable upload. Its digest is the contribution's id, so it holds no clock and no chance.
 
     `generation` is raised to send the same content again after an earlier contribution expired or was withdrawn.
+    `labels` is written only where not all labels were trained: what was sent before it came keeps its bytes.
     """
 
     format: Literal["gramfuse/contribution/1"] = "gramfuse/contribution/1"
@@ -167,6 +189,7 @@ class ContributionManifest(Document):
     generation: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     weights: WeightsSection
     statistics: StatisticsSection | None = None
+    labels: TrainedLabels | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

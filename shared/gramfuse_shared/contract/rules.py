@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from gramfuse_shared import limits
+from gramfuse_shared.contract.labels import require_labels
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
@@ -95,6 +96,7 @@ def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: P
 
     Raises:
         PolicyViolationError: something may not leave; the message names the first and `facts` the first hundred.
+        ArchitectureMismatchError: label ids are named that no rows of the contribution belong to.
     """
     contributed = {tensor.name for tensor in manifest.weights.tensors}
     reasons = {tensor.name: why_tensor_stays(tensor, base, policy) for tensor in manifest.weights.tensors}
@@ -106,6 +108,8 @@ def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: P
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         msg = f"{name} may not leave: {reason}{more}; leave it out, or have the coordinator publish another policy"
         raise PolicyViolationError(msg, refused=list(refused)[:100])
+    if manifest.labels is not None:
+        require_labels(manifest.labels, contributed, base, policy)
 
 
 def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> None:

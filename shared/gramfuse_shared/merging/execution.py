@@ -17,7 +17,7 @@ from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, ReadySum, Step
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, ReadySum, RowsStep, Step
 from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 
@@ -38,7 +38,7 @@ class ShardResult:
             merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
             groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`,
             `smallest_eigenvalue`, `dead_features`, and `estimated`, the labels of the members whose precision is, where
-            there are any: their rows are not counted.
+            there are any: their rows are not counted; `label_rows` where it concerns so many rows of a head alone.
     """
 
     file: FileEntry
@@ -99,8 +99,7 @@ def execute_task(
     ):
         for step in task.steps:
             for output, chunk in _execute_step(step, plan, inputs, workspace, diagnostics):
-                of_base = isinstance(step, CopyStep) and step.source is None
-                shard.write(output.name, _convert(chunk, output, of_base=of_base))
+                shard.write(output.name, _convert(chunk, output, of_base=_is_of_base(step)))
         inputs.stop_if_cancelled()
     return ShardResult(shard.entry, tuple(diagnostics))
 
@@ -121,6 +120,8 @@ def _execute_step(
             diagnostics += _describe_exception(step, plan.method, "average")
             for chunk in average(step, inputs, workspace):
                 yield step.output, chunk
+        case RowsStep(), _:
+            yield step.output, _merge_rows(step, plan, inputs, workspace, diagnostics)
         case CopyStep(), _:
             diagnostics += _describe_exception(step, "base", "none")
             for chunk in _copy(step, inputs):
@@ -130,11 +131,42 @@ def _execute_step(
             raise TypeError(msg)
 
 
+def _merge_rows(
+    step: RowsStep, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
+) -> torch.Tensor:
+    """Return a parameter, flat, in the output's dtype: of each part's merge the part's own rows.
+
+    Whole in memory twice: it is a head, with one row for each label.
+    """
+    rows, dtype = step.output.shape[0], TORCH_DTYPES[step.output.dtype]
+    count = torch.Size(step.output.shape).numel()
+    whole, found = (workspace.take(name, (count,), dtype) for name in ("rows", "part"))
+    diagnostics.append(_describe(step.output, plan.method, "none", step.reason))
+    for part in step.parts:
+        place, described = 0, list[dict[str, Any]]()
+        for output, chunk in _execute_step(part.step, plan, inputs, workspace, described):
+            flat = _convert(chunk, output, of_base=_is_of_base(part.step)).reshape(-1)
+            found[place : place + flat.numel()].copy_(flat)
+            place += flat.numel()
+        diagnostics += [entry | {"label_rows": len(part.rows)} for entry in described]
+        chosen = torch.tensor(part.rows, device=whole.device)
+        whole.view(rows, -1)[chosen] = found.view(rows, -1)[chosen]
+    return whole
+
+
+def _is_of_base(step: Step) -> bool:
+    return isinstance(step, CopyStep) and step.source is None
+
+
+def _describe(output: TensorInfo, method: str, fallback: str, reason: str) -> dict[str, Any]:
+    return {"parameters": [output.name], "method": method, "fallback": fallback, "reason": reason}
+
+
 def _describe_exception(step: AverageStep | CopyStep, method: str, fallback: str) -> list[dict[str, Any]]:
     """Describe a parameter that is not merged as the method would; nothing is said of the others."""
     if step.reason is None:
         return []
-    return [{"parameters": [step.output.name], "method": method, "fallback": fallback, "reason": step.reason}]
+    return [_describe(step.output, method, fallback, step.reason)]
 
 
 def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:

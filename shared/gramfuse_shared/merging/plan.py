@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, Weighting
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.fusion.methods import METHODS
-from gramfuse_shared.merging.steps import AverageStep, GramStep, Task
+from gramfuse_shared.merging.steps import AverageStep, GramStep, RowsStep, Step, Task
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRows:
+    """Of the parameters named, the rows that a member trained; its other rows of them are left out."""
+
+    parameters: frozenset[str]
+    trained: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class Member:
         taps: its statistics; empty where it sent none.
         encoding: how its statistics travelled.
         weighting: how their rows count.
+        labels: which rows of the head it trained; None: all.
     """
 
     key: str
@@ -31,6 +40,7 @@ class Member:
     taps: tuple[TapInfo, ...] = ()
     encoding: StatisticsEncoding = "float32"
     weighting: Weighting = "none"
+    labels: LabelRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ class MergePlan:
         """How many matrices are solved, and how many averaged for want of statistics; None if the method reads none."""
         if not METHODS[self.method].reads_taps:
             return None
-        steps = [step for task in self.tasks for step in task.steps]
+        steps = [_main_step(step) for task in self.tasks for step in task.steps]
         solved = sum(len(step.linears) for step in steps if isinstance(step, GramStep))
         averaged = [step for step in steps if isinstance(step, AverageStep) and step.reason is not None]
         estimated = [step for step in steps if isinstance(step, GramStep) and step.estimated]
@@ -96,3 +106,11 @@ class MergePlan:
             "weight_map": dict(sorted(names.items())),
         }
         return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _main_step(step: Step) -> Step:
+    """Of a head whose rows are merged from different contributions, the step that computes; else the step itself."""
+    if not isinstance(step, RowsStep):
+        return step
+    kinds = (GramStep, AverageStep)
+    return next((part.step for kind in kinds for part in step.parts if isinstance(part.step, kind)), step)

@@ -22,6 +22,7 @@ from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, Method, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import DeltaSettings, MethodSettings
+from gramfuse_shared.merging.label_rows import sets_of_rows, why_rows
 from gramfuse_shared.merging.plan import Member, MergePlan
 from gramfuse_shared.merging.sharding import plan_tasks
 from gramfuse_shared.merging.steps import (
@@ -31,9 +32,12 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Linear,
     Precision,
+    RowPart,
+    RowsStep,
     Source,
     Step,
     Term,
+    WholeStep,
     tensor_bytes,
 )
 
@@ -73,6 +77,9 @@ def plan_merge(
 
     Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
     two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
+
+    Rows of a head that members say they did not train (`Member.labels`) are left out: each set of rows that the same
+    members trained is merged of these by 3 to 7, as if they were all.
 
     Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
 
@@ -175,6 +182,17 @@ class _Planner:
             return self._copy_of_base(output, None) or CopyStep(output, holders[0].key, stored)
         weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
         holders = [member for member in holders if weights[member.key] > 0]
+        sets = sets_of_rows(output, holders)
+        if all(len(sharing) == len(holders) for _, sharing in sets):
+            return self._plan_values(output, stored, holders, weights)
+        parts = [RowPart(rows, self._plan_values(output, stored, sharing, weights)) for rows, sharing in sets]
+        return RowsStep(output, tuple(parts), why_rows(sets, parts, len(holders)))
+
+    def _plan_values(
+        self, output: TensorInfo, stored: TensorInfo, holders: list[Member], weights: Mapping[str, float]
+    ) -> WholeStep:
+        """Plan a floating-point parameter of these members, each with a positive weight."""
+        name = output.name
         if len(holders) < max(1, self.minimum_holders):
             reason = f"{len(holders)} of {len(self.members)} contributions hold it, {self.minimum_holders} are needed"
             copy = self._copy_of_base(output, reason if holders else None)

@@ -15,6 +15,7 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Linear,
     ReadySum,
+    RowsStep,
     Source,
     Step,
     Task,
@@ -70,6 +71,9 @@ def _reads_of_step(step: Step) -> Iterator[Read]:
     if isinstance(step, CopyStep):
         for start, stop in element_ranges(_count(step.stored), DTYPE_BYTES[step.stored.dtype]):
             yield Read(step.source, step.stored.name, start, stop)
+    elif isinstance(step, RowsStep):
+        for part in step.parts:
+            yield from _reads_of_step(part.step)
     elif isinstance(step, AverageStep):
         yield from _reads_of_average(step)
     elif isinstance(step, DeltaStep):

@@ -166,7 +166,41 @@ class GramStep:
         return self.stored_bytes + measured * gram * DTYPE_BYTES["F32"]
 
 
-Step: TypeAlias = CopyStep | AverageStep | DeltaStep | GramStep
+WholeStep: TypeAlias = CopyStep | AverageStep | DeltaStep | GramStep
+"""A step that merges every row of its parameters from the same members."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPart:
+    """Rows of a parameter, along its first dimension, and the step of one output that they are taken from."""
+
+    rows: tuple[int, ...]
+    step: WholeStep
+
+
+@dataclass(frozen=True, slots=True)
+class RowsStep:
+    """A head's parameter whose rows were trained by different members: each part is a merge of those alone.
+
+    `reason` tells how many rows are concerned.
+    """
+
+    output: TensorInfo
+    parts: tuple[RowPart, ...]
+    reason: str
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor that comes out."""
+        return (self.output,)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read."""
+        return sum(part.step.input_bytes for part in self.parts)
+
+
+Step: TypeAlias = WholeStep | RowsStep
 
 
 @dataclass(frozen=True, slots=True)
