@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from gramfuse.complete_folder import complete_folder
-from gramfuse.contributing.loading import open_statistics_file, read_document, weight_file_names
+from gramfuse.contributing.labelling import trained_labels
+from gramfuse.contributing.loading import (
+    open_statistics_file,
+    read_document,
+    read_json_object,
+    weight_file_names,
+)
 from gramfuse.merged_folder import require_free, write_companions
 from gramfuse.progress import ReadCount
 from gramfuse_shared import limits
+from gramfuse_shared.contract.labels import label_count, label_parameters
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, Recipe, parse_recipe
+from gramfuse_shared.contract.rules import vocabulary_size
 from gramfuse_shared.errors import (
     FileUnreadableError,
     GramfuseError,
@@ -26,7 +35,7 @@ from gramfuse_shared.errors import (
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
-from gramfuse_shared.merging.plan import Member, MergePlan
+from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, plan_merge
 from gramfuse_shared.merging.steps import GramStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, read_bytes
@@ -151,7 +160,9 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
     keys = _keys_of(recipe.models, start, reads_taps=reads_taps, estimates=estimates)
     for entry, key in zip(recipe.models, keys, strict=True):
         weights = _open_weights(start / entry.model, stack)
-        member = Member(key, entry.model, entry.parameters.weight, _tensors_of(weights))
+        tensors = _tensors_of(weights)
+        rows = None if entry.labels is None else _label_rows(entry.labels, start / entry.model, tensors)
+        member = Member(key, entry.model, entry.parameters.weight, tensors, labels=rows)
         statistics = None
         path = start / entry.model / STATISTICS_FILE
         if reads_taps and (path.is_file() or not estimates):
@@ -164,6 +175,14 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
         readers[key] = MemberReader(weights, statistics)
     base = None if recipe.base_model is None else _open_weights(start / recipe.base_model, stack)
     return _Inputs(tuple(members), readers, base)
+
+
+def _label_rows(trained: Sequence[int], folder: Path, tensors: Mapping[str, TensorInfo]) -> LabelRows:
+    """Say which rows of a model's head are those of its trained labels, by its own config.json and the usual heads."""
+    config = read_json_object(folder / "config.json")
+    labels = trained_labels(trained, label_count(config))
+    names = label_parameters(tensors.values(), vocabulary_size(config), Policy(), labels.count)
+    return LabelRows(names, frozenset(labels.trained))
 
 
 def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool, estimates: bool) -> list[str]:

@@ -81,7 +81,8 @@ def test_a_number_of_labels_that_no_head_has_is_refused(config):
 
 def test_label_rows_are_those_of_a_heads_parameters_with_one_row_a_label():
     base = base_of(classifier_dense=(16, 8), classifier_out=(4, 16), classifier_bias=(4,))
-    assert label_parameters(base, SHARED, 4) == {"classifier.out", "classifier.bias"}  # not encoder.weight, [4, 8]
+    found = label_parameters(base.tensors, None, SHARED, 4)
+    assert found == {"classifier.out", "classifier.bias"}  # not encoder.weight, [4, 8]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_label_rows_are_those_of_a_heads_parameters_with_one_row_a_label():
 )
 def test_rows_that_cannot_be_told_from_others_are_nobodys(heads, words):
     with pytest.raises(ArchitectureMismatchError, match=words):
-        label_parameters(base_of(**heads), SHARED, 4)
+        label_parameters(base_of(**heads).tensors, None, SHARED, 4)
 
 
 def test_private_heads_have_no_labels_to_name(base):

@@ -19,6 +19,7 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import (
     CancelledError,
     ConflictError,
+    DocumentMalformedError,
     FileUnreadableError,
     FileUnwritableError,
     GramfuseError,
@@ -325,3 +326,25 @@ def test_a_missing_cuda_device_is_a_clear_error(workshop, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["merge", str(workshop / "recipe.yaml"), str(workshop / "out"), "--device", "cuda"]) == 1
     assert "use --device cpu" in capsys.readouterr().err
+
+
+def test_labels_that_a_folder_was_not_trained_on_are_left_out_of_its_head(workshop, capsys):
+    generator = torch.Generator().manual_seed(1)
+    heads = {}
+    for name in ("base", "m00", "m01", "m02"):
+        heads[name] = torch.randn(3, 4, generator=generator)
+        weights = load_file(workshop / name / "model.safetensors") | {"classifier.weight": heads[name]}
+        save_file(weights, workshop / name / "model.safetensors", {"format": "pt"})
+        (workshop / name / "config.json").write_text('{"model_type": "bert", "num_labels": 3}')
+    models = [{"model": "m00", "labels": [0, 1]}, {"model": "m01", "labels": [1]}, {"model": "m02"}]
+    assert main(["merge", str(write_recipe(workshop, models=models)), str(workshop / "out")]) == 0
+    assert "3 linear weights by least squares" in capsys.readouterr().out
+    found = load_file(workshop / "out" / "model.safetensors")["classifier.weight"]
+    shared = [("m00", "m02"), ("m00", "m01", "m02"), ("m02",)]
+    for row, names in enumerate(shared):
+        assert torch.allclose(found[row], sum(heads[name][row] for name in names) / len(names), atol=1e-6)
+    report = json.loads((workshop / "out" / REPORT_FILE).read_text())
+    assert [entry.get("labels") for entry in report["recipe"]["models"]] == [[0, 1], [1], None]
+    wrong = [{"model": "m00", "labels": [3]}, {"model": "m01"}]
+    with pytest.raises(DocumentMalformedError, match="the labels end at 2"):
+        merge(write_recipe(workshop, models=wrong), workshop / "other")

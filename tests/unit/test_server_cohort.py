@@ -72,6 +72,11 @@ def test_a_name_without_an_accepted_contribution_is_refused():
         resolve_cohort(recipe(models=["umbrella"]), CANDIDATES)
 
 
+def test_labels_are_the_contributions_not_a_jobs():
+    with pytest.raises(RecipeInvalidError, match="names labels of globex"):
+        resolve_cohort(recipe(models=["acme", {"model": "globex", "labels": [0]}]), CANDIDATES)
+
+
 def test_an_organization_counts_once():
     with pytest.raises(RecipeInvalidError, match="two contributions of acme"):
         resolve_cohort(recipe(models=["acme", A]), CANDIDATES)

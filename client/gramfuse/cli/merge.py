@@ -76,7 +76,7 @@ def merge_command(
 def _render(console: Console, model: MergedModel, seconds: float) -> None:
     size = format_bytes(sum(file.bytes for file in model.files))
     console.print(f"{model.path}: {len(model.files)} weight file(s), {size}, in {seconds:.1f} s", markup=False)
-    solved = sum(len(entry["parameters"]) for entry in model.diagnostics if "width" in entry)
+    solved = len({name for entry in model.diagnostics if "width" in entry for name in entry["parameters"]})
     if solved:
         console.print(f"{solved} linear weights by least squares, everything else by the mean", markup=False)
     estimated = [entry for entry in model.diagnostics if "estimated" in entry]

@@ -28,12 +28,20 @@ def declare_labels(trained: Sequence[int], model: ModelFolder, base_folder: Path
         ArchitectureMismatchError: it says no number of labels.
         DocumentMalformedError: an id is not one of them.
     """
-    count = _count(model, base_folder)
+    labels = trained_labels(trained, _count(model, base_folder))
+    return None if len(labels.trained) == labels.count else labels
+
+
+def trained_labels(trained: Sequence[int], count: int) -> TrainedLabels:
+    """Return label ids, in whatever order and number they are given, as a manifest holds them.
+
+    Raises:
+        DocumentMalformedError: an id is none of the labels.
+    """
     try:
-        labels = TrainedLabels.model_validate({"count": count, "trained": sorted(set(trained))})
+        return TrainedLabels.model_validate({"count": count, "trained": sorted(set(trained))})
     except ValidationError as error:
         raise DocumentMalformedError(describe_validation("labels", error.errors())) from error
-    return None if len(labels.trained) == count else labels
 
 
 def untouched_labels(
@@ -48,7 +56,7 @@ def untouched_labels(
         return frozenset()
     try:
         count = _count(model, base_folder)
-        names = label_parameters(base, policy, count)
+        names = label_parameters(base.tensors, base.vocabulary_size, policy, count)
     except (ArchitectureMismatchError, FileUnreadableError):
         return frozenset()  # its labels are not told apart, or not known: there is nothing to warn of
     theirs = open_model_folder(base_folder).tensors

@@ -49,8 +49,12 @@ def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[Coh
     An entry names an organization or its contribution that counts; no entries mean everybody's.
 
     Raises:
-        RecipeInvalidError: an entry names no candidate, or two name the same organization.
+        RecipeInvalidError: an entry names no candidate, or labels, or two name the same organization.
     """
+    labelled = next((entry.model for entry in recipe.models if entry.labels is not None), None)
+    if labelled is not None:
+        msg = f"the recipe names labels of {labelled}; its contribution says which it trained (`push --labels`)"
+        raise RecipeInvalidError(msg, model=labelled)
     named = {name: candidate for candidate in candidates for name in (candidate.organization, candidate.contribution)}
     everybody = [(candidate.organization, ModelParameters()) for candidate in candidates]
     members: dict[str, CohortMember] = {}

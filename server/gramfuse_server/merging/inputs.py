@@ -147,7 +147,7 @@ def _open(blobs: Blobs, file: FileEntry) -> TensorFile:
 def _member(member: CohortMember, manifest: ContributionManifest, base: BaseManifest, policy: Policy) -> Member:
     labels = None
     if manifest.labels is not None:
-        rows = label_parameters(base, policy, manifest.labels.count)
+        rows = label_parameters(base.tensors, base.vocabulary_size, policy, manifest.labels.count)
         labels = LabelRows(rows, frozenset(manifest.labels.trained))
     return Member(
         key=member.contribution,

@@ -4,11 +4,11 @@ A project's label ids are those of its base model. An organization that has text
 trained; the rows of the others are left out of the merge where they come from it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import BaseManifest, TrainedLabels
+from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
 
@@ -30,8 +30,12 @@ def label_count(config: Mapping[str, Any]) -> int:
     return count
 
 
-def label_parameters(base: BaseManifest, policy: Policy, count: int) -> frozenset[str]:
-    """Name the parameters whose row i belongs to label i: those of a head whose first dimension is the label count.
+def label_parameters(
+    tensors: Iterable[TensorInfo], vocabulary_size: int | None, policy: Policy, count: int
+) -> frozenset[str]:
+    """Name the parameters of a base model whose row i belongs to label i.
+
+    They are those of a head whose first dimension is the label count.
 
     Where the count stands in another dimension of a head's parameter too, a layer inside the head has as many outputs
     as there are labels, and its rows could be taken for labels': then nothing is named.
@@ -39,7 +43,7 @@ def label_parameters(base: BaseManifest, policy: Policy, count: int) -> frozense
     Raises:
         ArchitectureMismatchError: there are none, or they cannot be told from others.
     """
-    heads = [t for t in base.tensors if policy.role_of(t.name, t.shape, base.vocabulary_size) == "head"]
+    heads = [tensor for tensor in tensors if policy.role_of(tensor.name, tensor.shape, vocabulary_size) == "head"]
     doubtful = next((tensor for tensor in heads if count in tensor.shape[1:]), None)
     if doubtful is not None:
         msg = (
@@ -70,7 +74,7 @@ def require_labels(labels: TrainedLabels, contributed: Collection[str], base: Ba
     if policy.heads != "shared":
         msg = "the labels that were trained may not leave: the policy keeps task heads private (heads: private)"
         raise PolicyViolationError(msg, refused=["labels"])
-    rows = label_parameters(base, policy, labels.count)
+    rows = label_parameters(base.tensors, base.vocabulary_size, policy, labels.count)
     if rows.isdisjoint(contributed):
         msg = f"trained labels are named, but {', '.join(sorted(rows)[:3])} is not contributed; leave the labels out"
         raise ArchitectureMismatchError(msg)

@@ -70,10 +70,17 @@ class ModelParameters(Document):
 
 
 class ModelEntry(Document):
-    """One model of the merge: a folder for `gramfuse merge`; for the service an organization or a contribution's id."""
+    """One model of the merge: a folder for `gramfuse merge`; for the service an organization or a contribution's id.
+
+    `labels`, for folders alone, are the label ids that the model was trained on, where these are not all; a
+    contribution says its own.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     parameters: ModelParameters = ModelParameters()
+    labels: Annotated[tuple[int, ...], Field(max_length=limits.MAX_LABELS)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class MethodParameters(Document):
