@@ -25,6 +25,17 @@ def name_patterns(names: Sequence[str]) -> list[str]:
     return [folded(alike) for alike in members.values()]
 
 
+def number_ranges(numbers: Sequence[int]) -> list[str]:
+    """Write ascending numbers with ranges: 0, 3-7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+
+
 def few(names: Sequence[str], what: str) -> str:
     """Write a number of things with the first names: 5 taps (a, b, c, …)."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize

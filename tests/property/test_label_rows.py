@@ -80,6 +80,17 @@ def test_each_row_is_the_least_squares_answer_and_each_bias_the_mean_of_those_th
         assert relative_error(found[HEAD[1]][row], weighted_mean(biases)[0]) < 2e-6
 
 
+def test_a_row_of_whose_members_one_has_no_statistics_is_estimated_as_if_these_were_all():
+    base, models = models_of(7, [{0, 1, 3}, {1, 2}, None])
+    models[1] = replace(models[1], taps={})
+    recipe = recipe_of(missing_statistics="estimate")
+    found = merged(models, base, recipe)
+    for row in range(LABELS):
+        sharing = [replace(model, labels=None) for model in models if has_trained(model, row)]
+        assert torch.equal(found.tensors[HEAD[0]][row], merged(sharing, base, recipe).tensors[HEAD[0]][row])
+    assert {"label_rows", "estimated"} <= {key for entry in found.diagnostics for key in entry}
+
+
 @pytest.mark.parametrize("method", ["linear", "regmean"])
 def test_saying_all_labels_is_saying_nothing(method):
     base, models = models_of(3, [None, None, None])

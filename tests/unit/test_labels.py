@@ -140,6 +140,11 @@ def test_who_trained_all_labels_says_nothing(tmp_path, base, base_folder, labels
     assert "labels" not in plan.to_json()
 
 
+def test_many_labels_are_told_by_ranges(tmp_path, base, base_folder):
+    plan = draft(write_labelled(tmp_path / "m", 1), base, base_folder, [0, 2, 3, 4]).plan
+    assert "you trained 0, 2-4 of the 5 label ids" in str(plan)
+
+
 def test_who_trained_none_can_say_so(tmp_path, base, base_folder):
     plan = draft(write_labelled(tmp_path / "m", 1), base, base_folder, []).plan
     assert "you trained none of the 5 label ids" in str(plan)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from gramfuse.naming import name_patterns
+from gramfuse.naming import name_patterns, number_ranges
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import TensorRole
@@ -157,7 +157,7 @@ class ContributionPlan:
 
 
 def _labels_told(labels: TrainedLabels) -> str:
-    ids = ", ".join(map(str, labels.trained)) or "none"
+    ids = ", ".join(number_ranges(labels.trained)) or "none"
     return f"you trained {ids} of the {labels.count} label ids, which tells the server what your texts are about"
 
 

@@ -20,7 +20,7 @@ RowSet: TypeAlias = tuple[tuple[int, ...], list[Member]]
 def sets_of_rows(output: TensorInfo, holders: Sequence[Member]) -> list[RowSet]:
     """Group a parameter's rows by who trained them, in the order of each group's first row.
 
-    A parameter that no member's label rows name is one group of all rows and all holders.
+    No groups where every holder trained every row, or says nothing of them.
 
     Raises:
         RecipeInvalidError: more than `limits.MAX_LABEL_SETS` groups.
@@ -31,7 +31,7 @@ def sets_of_rows(output: TensorInfo, holders: Sequence[Member]) -> list[RowSet]:
         if member.labels is not None and output.name in member.labels.parameters
     ]
     if not saying:
-        return [(tuple(range(output.shape[0] if output.shape else 1)), list(holders))]
+        return []
     everybody = (1 << len(holders)) - 1
     silent = everybody & ~sum(1 << number for number, _ in saying)
     masks = [silent] * output.shape[0]  # who trained the row, a bit for each holder
@@ -41,6 +41,8 @@ def sets_of_rows(output: TensorInfo, holders: Sequence[Member]) -> list[RowSet]:
     groups: dict[int, list[int]] = {}
     for row, mask in enumerate(masks):
         groups.setdefault(mask, []).append(row)
+    if groups.keys() == {everybody}:
+        return []
     if len(groups) > limits.MAX_LABEL_SETS:
         msg = (
             f"the rows of {output.name} were trained by {len(groups)} different sets of contributions; at most "

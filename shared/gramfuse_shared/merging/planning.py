@@ -183,7 +183,7 @@ class _Planner:
         weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
         holders = [member for member in holders if weights[member.key] > 0]
         sets = sets_of_rows(output, holders)
-        if all(len(sharing) == len(holders) for _, sharing in sets):
+        if not sets:
             return self._plan_values(output, stored, holders, weights)
         parts = [RowPart(rows, self._plan_values(output, stored, sharing, weights)) for rows, sharing in sets]
         return RowsStep(output, tuple(parts), why_rows(sets, parts, len(holders)))
