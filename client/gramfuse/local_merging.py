@@ -1,7 +1,7 @@
 """Merge local folders by a recipe with the engine that the service runs: `gramfuse.merge` and `gramfuse merge`.
 
-Each model of the recipe is a `from_pretrained` folder, for methods that read taps with `statistics.safetensors` in it;
-where the recipe estimates `missing_statistics`, some may do without.
+Each model of the recipe is a `from_pretrained` folder or a PEFT adapter of its base model, for methods that read taps
+with `statistics.safetensors` in it; where the recipe estimates `missing_statistics`, some may do without.
 """
 
 import hashlib
@@ -11,9 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from gramfuse.adapters.adapter import open_adapter
+from gramfuse.adapters.weights import AdaptedWeights
 from gramfuse.complete_folder import complete_folder
 from gramfuse.contributing.labelling import trained_labels
 from gramfuse.contributing.loading import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    is_adapter,
     open_statistics_file,
     read_document,
     read_json_object,
@@ -38,7 +43,7 @@ from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, plan_merge
 from gramfuse_shared.merging.steps import GramStep
-from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, read_bytes
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, TensorReader, read_bytes
 
 STATISTICS_FILE: Final = "statistics.safetensors"
 _CHUNK_BYTES: Final = 4 * limits.MIB
@@ -159,9 +164,10 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
     readers: dict[str, MemberReader] = {}
     keys = _keys_of(recipe.models, start, reads_taps=reads_taps, estimates=estimates)
     for entry, key in zip(recipe.models, keys, strict=True):
-        weights = _open_weights(start / entry.model, stack)
+        weights = _open_member(start, entry.model, recipe.base_model, stack)
         tensors = _tensors_of(weights)
-        rows = None if entry.labels is None else _label_rows(entry.labels, start / entry.model, tensors)
+        configured = start / (recipe.base_model or "") if is_adapter(start / entry.model) else start / entry.model
+        rows = None if entry.labels is None else _label_rows(entry.labels, configured, tensors)
         member = Member(key, entry.model, entry.parameters.weight, tensors, labels=rows)
         statistics = None
         path = start / entry.model / STATISTICS_FILE
@@ -191,7 +197,7 @@ def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool, 
     By the statistics, or the weights where none are read or there. Where samples are alike, by all of both.
     """
     folders = [start / entry.model for entry in entries]
-    weights = [[folder / name for name in weight_file_names(folder)] for folder in folders]
+    weights = [_weights_of(folder) for folder in folders]
     found = [_statistics_of(folder, estimates=estimates) if reads_taps else [] for folder in folders]
     samples = [_digest(first or rest, sample=True) for first, rest in zip(found, weights, strict=True)]
     files = [first + rest for first, rest in zip(found, weights, strict=True)]
@@ -199,6 +205,11 @@ def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool, 
         sample if samples.count(sample) == 1 else f"{sample}-{_digest(paths, sample=False)}"
         for sample, paths in zip(samples, files, strict=True)
     ]
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    names = (ADAPTER_FILE, ADAPTER_CONFIG_FILE) if is_adapter(folder) else weight_file_names(folder)
+    return [folder / name for name in names]
 
 
 def _statistics_of(folder: Path, *, estimates: bool) -> list[Path]:
@@ -228,6 +239,15 @@ def _digest(paths: Sequence[Path], *, sample: bool) -> str:
     return digest.hexdigest()
 
 
+def _open_member(start: Path, model: str, base: str | None, stack: ExitStack) -> TensorReader:
+    if not is_adapter(start / model):
+        return _open_weights(start / model, stack)
+    if base is None:
+        msg = f"{model} is an adapter, to be added to a base model, and the recipe names none; add base_model"
+        raise RecipeInvalidError(msg)
+    return AdaptedWeights.open(open_adapter(start / model, start / base), stack)
+
+
 def _open_weights(folder: Path, stack: ExitStack) -> TensorFiles:
     return TensorFiles([_open_file(folder / name, stack) for name in weight_file_names(folder)])
 
@@ -239,7 +259,7 @@ def _open_file(path: Path, stack: ExitStack) -> TensorFile:
         raise type(error)(f"{path}: {error.message}", **error.facts) from error
 
 
-def _tensors_of(files: TensorFiles) -> dict[str, TensorInfo]:
+def _tensors_of(files: TensorReader) -> dict[str, TensorInfo]:
     return {
         entry.name: TensorInfo.model_validate({"name": entry.name, "dtype": entry.dtype, "shape": entry.shape})
         for entry in files.tensors.values()

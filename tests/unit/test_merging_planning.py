@@ -422,3 +422,56 @@ def test_there_is_a_bound_on_sets_of_rows():
     members = [replace(member, tensors=wider) for member in members]
     with pytest.raises(RecipeInvalidError, match=f"{count + 1} different sets of contributions"):
         plan_merge(members, wider, recipe_of("linear"))
+
+
+# --- members that leave out what is the base's ------------------------------------------------------------------------
+
+
+def untouched(key: str, *taps: TapInfo, stored: tuple[str, ...] = ("a.weight",)) -> Member:
+    return Member(key, f"model {key}", 1.0, tensors(*stored), taps, left_out="base")
+
+
+A = tap("x", "a.weight")
+
+
+def test_a_member_counts_with_the_bases_value_where_it_left_a_tensor_out_as_such():
+    steps = steps_of(plan_merge([member("2"), untouched("1"), member("3")], tensors(), recipe_of("linear")))
+    assert [term.key for term in steps["norm.weight"].terms] == ["1", "2", "3"]
+    assert steps["norm.weight"].stored_bytes == 3 * 8 * 4
+
+
+def test_what_a_member_left_out_without_a_word_does_not_count():
+    silent = Member("1", "model 1", 1.0, tensors("a.weight"))
+    steps = steps_of(plan_merge([silent, member("2"), member("3")], tensors(), recipe_of("linear")))
+    assert [term.key for term in steps["norm.weight"].terms] == ["2", "3"]
+
+
+def test_too_few_members_that_changed_a_tensor_leave_it_the_bases_however_many_left_it_out():
+    members = [untouched("1"), untouched("2"), untouched("3", stored=("a.weight", "norm.weight"))]
+    steps = steps_of(plan_merge(members, tensors(), recipe_of("linear"), minimum_holders=2))
+    assert isinstance(steps["norm.weight"], CopyStep)
+    assert steps["norm.weight"].source is None
+    assert isinstance(steps["a.weight"], AverageStep)
+
+
+def test_a_linear_that_a_member_left_out_is_solved_among_those_who_sent_its_statistics():
+    members = [member("1", AB), untouched("2", A), member("3", AB)]
+    steps = steps_of(plan_merge(members, tensors(), recipe_of()))
+    assert [term.key for term in steps["a.weight"].terms] == ["1", "2", "3"]
+    assert isinstance(steps["b.weight"], GramStep)
+    assert [term.key for term in steps["b.weight"].terms] == ["1", "3"]
+    assert steps["b.weight"].stored_bytes == 2 * 3 * 8 * 4
+
+
+def test_a_linear_that_all_but_one_left_out_is_averaged():
+    members = [untouched("1", A), member("2", AB)]
+    steps = steps_of(plan_merge(members, tensors(), recipe_of()))
+    assert isinstance(steps["b.weight"], AverageStep)
+    assert [term.key for term in steps["b.weight"].terms] == ["1", "2"]
+
+
+def test_a_member_of_no_weight_for_a_tensor_does_not_count_there():
+    weight = (Conditional(filter="norm", value=0.0), Conditional(value=1.0))
+    light = Member("1", "model 1", weight, tensors("a.weight"), left_out="base")
+    steps = steps_of(plan_merge([light, member("2"), member("3")], tensors(), recipe_of("linear")))
+    assert [term.key for term in steps["norm.weight"].terms] == ["2", "3"]

@@ -37,7 +37,9 @@ gramfuse stats collect --model nli --texts folder-of-datasets --split train --te
 
 @app.command("collect", epilog=_EXAMPLES)
 def collect_command(
-    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model, as save_pretrained wrote it.")],
+    model: Annotated[
+        Path, typer.Option(help="Folder of the fine-tuned model, as save_pretrained wrote it, or of a PEFT adapter.")
+    ],
     texts: Annotated[
         Path,
         typer.Option(help="*.jsonl, a text file with a text per line (both also as *.gz), or a `datasets` folder."),
@@ -56,7 +58,10 @@ def collect_command(
     tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the project's base model; its fingerprint is noted in the file.")
+        Path | None,
+        typer.Option(
+            help="Folder of the project's base model; its fingerprint is noted in the file. An adapter needs it."
+        ),
     ] = None,
     count_padding: Annotated[
         bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
@@ -90,6 +95,7 @@ def collect_command(
                 max_length=max_length,
                 device=device,
                 base=None if base is None else build_base_manifest(base).content_digest(),
+                base_folder=base,
                 padding="counted" if count_padding else "dropped",
                 share_inputs=share_inputs,
                 weighting=weighting,

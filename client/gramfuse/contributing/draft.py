@@ -10,14 +10,17 @@ from gramfuse.contributing.loading import (
     ModelFolder,
     StatisticsFile,
     StoredTensor,
+    is_adapter,
     open_model_folder,
     open_statistics_file,
 )
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.contributing.planning import embedding_names, plan_contribution
-from gramfuse.contributing.virtual_files import content_of
+from gramfuse.extras import EXTRAS
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.errors import FileUnreadableError
+from gramfuse_shared.extras import requiring_extras
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,12 @@ def draft_contribution(
     `labels` are the label ids that were trained; None: all.
 
     Raises:
+        ExtraMissingError: the model is an adapter, whose weights torch computes.
+        ConfigurationError: it is an adapter that does more than add products of low rank.
         FileUnreadableError, HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: a file.
         ArchitectureMismatchError, PolicyViolationError: see `plan_contribution`.
     """
-    folder = open_model_folder(model)
+    folder = _open_adapter(model, base_folder) if is_adapter(model) else open_model_folder(model)
     measured = None if statistics is None else open_statistics_file(statistics)
     tensors = [tensor.info for tensor in folder.tensors.values()]
     changed = None
@@ -59,6 +64,7 @@ def draft_contribution(
         policy,
         differs_from=folder.base,
         changed=changed,
+        left_out=folder.left_out,
         outdated=measured is not None and _is_newer(folder, measured),
         labels=None if labels is None else declare_labels(labels, folder, base_folder),
         untouched_labels=untouched_labels(folder, base_folder, base, policy),
@@ -73,6 +79,8 @@ def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path)
         FileUnreadableError: a file is gone.
         HeaderMalformedError, HeaderTooLargeError: a base file's header breaks the format.
     """
+    if model.left_out == "base":
+        return frozenset(names)
     if model.encoding == "bf16-delta":
         return frozenset(
             name for name in names if any(any(chunk) for chunk in content_of(model.tensors[name]).chunks())
@@ -81,6 +89,18 @@ def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path)
     return frozenset(
         name for name in names if name in base.tensors and _differ(model.tensors[name], base.tensors[name])
     )
+
+
+def _open_adapter(model: Path, base_folder: Path | None) -> ModelFolder:
+    if base_folder is None:
+        msg = (
+            f"{model} is an adapter, and where its base lies is not known here: name the base's folder (--base), as "
+            "`gramfuse project base pull` fetched it"
+        )
+        raise FileUnreadableError(msg)
+    with requiring_extras("a PEFT adapter", EXTRAS):
+        from gramfuse.adapters.weights import adapted_folder  # noqa: PLC0415 - torch is an extra
+    return adapted_folder(model, base_folder)
 
 
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:

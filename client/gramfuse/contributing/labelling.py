@@ -7,7 +7,6 @@ from typing import Final
 from pydantic import ValidationError
 
 from gramfuse.contributing.loading import ModelFolder, StoredTensor, open_model_folder, read_json_object
-from gramfuse.contributing.virtual_files import content_of
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.labels import label_count, label_parameters

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from gramfuse.contributing.virtual_files import Readable, Source, Span, VirtualFile
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import TensorInfo, WeightsEncoding
+from gramfuse_shared.contract.manifest import LeftOut, TensorInfo, WeightsEncoding
 from gramfuse_shared.contract.safetensors_header import (
     LENGTH_BYTES,
     Header,
@@ -23,6 +24,8 @@ from gramfuse_shared.identifiers import is_file_name
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 DIFFERENCES_FILE: Final = "differences.safetensors"
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+ADAPTER_FILE: Final = "adapter_model.safetensors"
 BASE_KEY: Final = "gramfuse.base"
 """In the metadata of a file of differences: the fingerprint of the base model that they are to be added to."""
 
@@ -32,7 +35,7 @@ class StoredTensor:
     """A tensor and where its bytes lie."""
 
     info: TensorInfo
-    path: Path
+    source: Readable
     start: int
     end: int
 
@@ -41,12 +44,23 @@ class StoredTensor:
         """Bytes of the tensor."""
         return self.end - self.start
 
+    @property
+    def path(self) -> Path:
+        """The file that holds it, or that it is computed from."""
+        return self.source.path
+
+    @property
+    def span(self) -> Span:
+        """Its bytes, for a file that is sent."""
+        return Span(self.source, self.start, self.end)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
     """A `from_pretrained` folder: its tensors by name, over all shards, and the files that hold them.
 
-    Or a folder of `gramfuse contribution compress`: differences from the base model whose fingerprint is `base`.
+    Or a folder of `gramfuse contribution compress`: differences from the base model whose fingerprint is `base`. Or an
+    adapter: `tensors` are those that it changes, `left_out` says that the others are the base's own.
     """
 
     path: Path
@@ -54,6 +68,7 @@ class ModelFolder:
     tensors: Mapping[str, StoredTensor]
     encoding: WeightsEncoding = "stored"
     base: str | None = None
+    left_out: LeftOut = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +92,22 @@ def open_model_folder(folder: Path) -> ModelFolder:
     names = weight_file_names(folder)
     tensors: dict[str, StoredTensor] = {}
     for name in names:
-        path = folder / name
-        for entry in read_header(path).tensors.values():
+        header, source = read_header(folder / name), Source.of(folder / name)
+        for entry in header.tensors.values():
             if entry.name in tensors:
-                msg = f"{folder}: tensor {entry.name!r} lies in two files, {tensors[entry.name].path.name} and {name}"
+                other = tensors[entry.name].source.path.name
+                msg = f"{folder}: tensor {entry.name!r} lies in two files, {other} and {name}"
                 raise HeaderMalformedError(msg)
-            tensors[entry.name] = StoredTensor(tensor_info(entry), path, entry.start, entry.end)
+            tensors[entry.name] = StoredTensor(tensor_info(entry), source, entry.start, entry.end)
     return ModelFolder(folder, names, MappingProxyType(tensors))
 
 
 def _open_differences(folder: Path) -> ModelFolder:
     path = folder / DIFFERENCES_FILE
-    header = read_header(path)
+    header, source = read_header(path), Source.of(path)
     tensors = {
-        entry.name: StoredTensor(tensor_info(entry), path, entry.start, entry.end) for entry in header.tensors.values()
+        entry.name: StoredTensor(tensor_info(entry), source, entry.start, entry.end)
+        for entry in header.tensors.values()
     }
     return ModelFolder(
         folder, (DIFFERENCES_FILE,), MappingProxyType(tensors), "bf16-delta", header.metadata.get(BASE_KEY)
@@ -108,6 +125,21 @@ def open_statistics_file(path: Path) -> StatisticsFile:
     return StatisticsFile(path, parse_statistics_metadata(header), header.tensors)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder is a PEFT adapter, to be added to a base model.
+
+    Raises:
+        FileUnreadableError: it holds a whole model besides, so what is meant cannot be known.
+    """
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return False
+    whole = [name for name in (SINGLE_FILE, INDEX_FILE, DIFFERENCES_FILE) if (folder / name).is_file()]
+    if whole:
+        msg = f"{folder} holds {whole[0]} and {ADAPTER_CONFIG_FILE}: keep model and adapter in folders of their own"
+        raise FileUnreadableError(msg)
+    return True
+
+
 def weight_file_names(folder: Path) -> tuple[str, ...]:
     """Name the safetensors files that `from_pretrained` would load from the folder.
 
@@ -121,8 +153,16 @@ def weight_file_names(folder: Path) -> tuple[str, ...]:
         return (SINGLE_FILE,)
     if (folder / INDEX_FILE).is_file():
         return _shards_of_index(folder / INDEX_FILE)
+    if is_adapter(folder):
+        msg = f"{folder} is an adapter, and this takes a whole model; `gramfuse merge` makes one of it and its base"
+        raise FileUnreadableError(msg)
     msg = f"{folder} holds no {SINGLE_FILE} (and no index of shards): save the model with save_pretrained(folder)"
     raise FileUnreadableError(msg)
+
+
+def content_of(tensor: StoredTensor) -> VirtualFile:
+    """Present a tensor's bytes alone, without a header."""
+    return VirtualFile(tensor.info.name, b"", [tensor.span])
 
 
 def read_header(path: Path) -> Header:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from gramfuse.contributing.loading import ModelFolder, StatisticsFile
@@ -28,8 +27,7 @@ def weights_file(plan: ContributionPlan, model: ModelFolder) -> VirtualFile:
     """Present the leaving weights as one safetensors file, made of ranges of the model's own files."""
     tensors = [model.tensors[decision.info.name] for decision in plan.leaving_weights]
     header = format_header([(tensor.info.name, tensor.info.dtype, tensor.info.shape) for tensor in tensors])
-    look = cache(Source.of)
-    return VirtualFile(WEIGHTS_FILE_NAME, header, [Span(look(t.path), t.start, t.end) for t in tensors])
+    return VirtualFile(WEIGHTS_FILE_NAME, header, [tensor.span for tensor in tensors])
 
 
 def statistics_file(plan: ContributionPlan, statistics: StatisticsFile) -> VirtualFile | None:
@@ -94,6 +92,7 @@ def build_package(
         "weights": {
             "file": _file_entry(weights, on_bytes),
             "encoding": encoding,
+            "left_out": plan.left_out,
             "tensors": [decision.info.model_dump() for decision in plan.leaving_weights],
         },
     }

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns, number_ranges
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, TrainedLabels
+from gramfuse_shared.contract.manifest import LeftOut, StatisticsEncoding, TapInfo, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
@@ -65,12 +65,17 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True)
 class ContributionPlan:
-    """What a push will send and what stays at home, decided before a byte is read."""
+    """What a push will send and what stays at home, decided before a byte is read.
+
+    `left_out` is "base" for an adapter, and `untouched` counts the base's tensors that it does not change.
+    """
 
     weights: tuple[TensorDecision, ...]
     taps: tuple[TapDecision, ...]
     warnings: tuple[str, ...]
     labels: TrainedLabels | None = None
+    left_out: LeftOut = "unknown"
+    untouched: int = 0
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -126,6 +131,11 @@ class ContributionPlan:
         for group in staying:
             lines.append(f"  {_title(group)}: {group.stays_because}")
             lines += [f"    {line}" for line in name_patterns(group.names)]
+        if self.left_out == "base":
+            lines.append(
+                "Of an adapter, the weights that it changes leave, each in its whole size; that the other "
+                f"{self.untouched} tensors are the base's own is told"
+            )
         if self.fused_layers:
             fused, measured = len(self.fused_layers), len(self.measured_layers)
             rest = "" if fused == measured else f"; for everybody, the other {measured - fused} can only be averaged"
@@ -140,6 +150,7 @@ class ContributionPlan:
             "leaves": [_summary_json(group) for group in self.leaving()],
             "stays": [_summary_json(group) for group in self.staying()],
             "layers": {"measured": len(self.measured_layers), "regmean": len(self.fused_layers)},
+            "left_out": self.left_out,
             "warnings": list(self.warnings),
             "bytes": self.leaving_bytes,
         }

@@ -6,7 +6,7 @@ from dataclasses import replace
 from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
 from gramfuse.naming import few
 from gramfuse_shared.contract.labels import require_labels
-from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, TapInfo, TensorInfo, TrainedLabels
+from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, LeftOut, TapInfo, TensorInfo, TrainedLabels
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA, StatisticsMetadata
@@ -21,6 +21,7 @@ def plan_contribution(
     *,
     differs_from: str | None = None,
     changed: Collection[str] | None = None,
+    left_out: LeftOut = "unknown",
     outdated: bool = False,
     labels: TrainedLabels | None = None,
     untouched_labels: Collection[int] = (),
@@ -34,6 +35,7 @@ def plan_contribution(
         policy: the project's policy.
         differs_from: where the tensors are differences from a base model, its fingerprint.
         changed: names of the tensors whose values differ from the base's, where these could be compared.
+        left_out: "base" where the model's other tensors are the base's own, as an adapter's are.
         outdated: the model was written after the statistics were.
         labels: the label ids that were trained; None: all, and nothing is said of them.
         untouched_labels: label ids whose rows of the head have the base's values still.
@@ -60,7 +62,9 @@ def plan_contribution(
         ordered = sorted(statistics.taps, key=lambda tap: tap.name)
         decisions = (_decide_tap(tap, leaving, expected, policy) for tap in ordered)
         taps = tuple(replace(decision, encoding=statistics.encoding) for decision in decisions)
-    warnings = list(_warnings(weights, taps, expected, policy, changed=changed, measured=statistics is not None))
+    missing = sorted(expected.keys() - {weight.info.name for weight in weights})
+    unknown = missing if left_out == "unknown" else []
+    warnings = list(_warnings(weights, taps, unknown, policy, changed=changed, measured=statistics is not None))
     if statistics is not None and statistics.encoding == "int16" and any(tap.stays_because is None for tap in taps):
         warnings.append(
             f"the statistics are rounded to int16: no merge with alpha above {INT16_MOST_ALPHA:g} takes them"
@@ -72,7 +76,8 @@ def plan_contribution(
     untouched = sorted(set(untouched_labels) if labels is None else set(untouched_labels).intersection(labels.trained))
     if untouched:
         warnings.append(_untouched_told(untouched))
-    return ContributionPlan(weights, taps, tuple(warnings), labels)
+    others = len(missing) if left_out == "base" else 0
+    return ContributionPlan(weights, taps, tuple(warnings), labels, left_out=left_out, untouched=others)
 
 
 def embedding_names(tensors: Iterable[TensorInfo], base: BaseManifest, policy: Policy) -> tuple[str, ...]:
@@ -144,14 +149,13 @@ def _require_layer_reads_tap(layer: LayerInfo, tap: TapInfo, expected: Mapping[s
 def _warnings(
     weights: Sequence[TensorDecision],
     taps: Sequence[TapDecision],
-    expected: Mapping[str, TensorInfo],
+    missing: Sequence[str],
     policy: Policy,
     *,
     changed: Collection[str] | None,
     measured: bool,
 ) -> Iterator[str]:
     yield from _embedding_warnings(weights, policy, changed)
-    missing = sorted(expected.keys() - {weight.info.name for weight in weights})
     if missing:
         yield f"not in your model, so the base's values stand: {few(missing, 'tensor')}"
     if "regmean" in policy.methods:

@@ -7,14 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
-from gramfuse.contributing.loading import StoredTensor
 from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.limits import MIB
 
 CHUNK_BYTES: Final = MIB
+
+
+class Readable(Protocol):
+    """Where bytes come from, compared by value: a file on disk, or a tensor that is computed as it is read."""
+
+    @property
+    def path(self) -> Path:
+        """What messages call it."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """Open it, if it is still what was planned; raises FileUnreadableError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,7 @@ class Source:
 class Span:
     """The bytes [start, end) of a source."""
 
-    source: Source
+    source: Readable
     start: int
     end: int
 
@@ -135,15 +147,6 @@ class VirtualFile:
         return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
 
 
-def content_of(tensor: StoredTensor) -> VirtualFile:
-    """Present a tensor's bytes alone, without a header.
-
-    Raises:
-        FileUnreadableError: its file is missing.
-    """
-    return VirtualFile(tensor.info.name, b"", [Span(Source.of(tensor.path), tensor.start, tensor.end)])
-
-
 def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:
     """Return the SHA-256 of a stream and of each `part_bytes` of it, the last one shorter."""
     whole, part, parts, filled = hashlib.sha256(), hashlib.sha256(), list[str](), 0
@@ -175,7 +178,7 @@ def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterat
         on_bytes(len(chunk))
 
 
-def _read(source: Source, start: int, end: int) -> Iterator[bytes]:
+def _read(source: Readable, start: int, end: int) -> Iterator[bytes]:
     with source.open() as stream:
         stream.seek(start)
         remaining = end - start

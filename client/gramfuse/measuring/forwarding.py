@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from gramfuse.adapters.adding import add_adapter
+from gramfuse.contributing.loading import ADAPTER_CONFIG_FILE, is_adapter
 from gramfuse.measuring.batching import TokenizedText, batch_inputs, tokenize
 from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gramfuse.measuring.collection import Collector
@@ -34,6 +36,7 @@ def collect(
     max_length: int | None = None,
     device: str = "auto",
     base: str | None = None,
+    base_folder: str | Path | None = None,
     padding: Literal["dropped", "counted"] = "dropped",
     share_inputs: bool = True,
     weighting: Weighting = "none",
@@ -46,7 +49,8 @@ def collect(
     """Run the model over the texts, longest first, and return the statistics.
 
     Args:
-        model: a `from_pretrained` folder, or a transformers model in memory (moved to `device` and back).
+        model: a `from_pretrained` folder, a PEFT adapter's, or a transformers model in memory (moved to `device` and
+            back).
         texts: each a text, a pair of texts, or a list of words. A model that generates from a source text takes a pair
             as source and target; without a target, the source itself is what its decoder reads.
         tokenizer: for a model in memory; a folder brings its own.
@@ -54,6 +58,7 @@ def collect(
         max_length: tokens after which a text is cut; default: what the model takes, 512 at most.
         device: "auto", "cpu", "cuda", "cuda:1", …
         base: fingerprint of the project's base model, written into the file.
+        base_folder: the base model's folder, which an adapter is added to.
         padding: "counted" keeps padded rows, as the published RegMean code does.
         share_inputs: False measures each layer for itself.
         weighting: "output_gradient" lets a row count by the square of the loss's gradient at its layer's output, with
@@ -70,14 +75,22 @@ def collect(
         ArchitectureMismatchError: the folder's weights are named otherwise than the loaded model's.
         ConflictError: the checkpoint belongs to another run.
     """
-    opened = open_model(model, tokenizer=tokenizer, device=device)
+    place, adapter = _places(model, base_folder)
+    opened = open_model(place, tokenizer=tokenizer, device=device)
     loaded, folder = opened.model, opened.folder
+    if adapter is not None and folder is not None:
+        add_adapter(loaded, adapter, folder)
     examples = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
     path = Path(checkpoint) if checkpoint is not None else None
     run = (
-        _run_digest(folder, loaded, examples, [batch_size, base, padding, share_inputs, weighting, seed])
+        _run_digest(
+            [path for path in (folder, adapter) if path is not None],
+            loaded,
+            examples,
+            [batch_size, base, padding, share_inputs, weighting, seed],
+        )
         if path is not None
         else ""
     )
@@ -118,6 +131,19 @@ def collect(
                 msg = f"the measurement was interrupted{kept}"
                 raise CancelledError(msg)
     return statistics
+
+
+def _places(model: nn.Module | str | Path, base_folder: str | Path | None) -> tuple[nn.Module | Path, Path | None]:
+    """Return what the model is loaded from, and the adapter that is added to it."""
+    if isinstance(model, nn.Module):
+        return model, None
+    folder = Path(model)
+    if not is_adapter(folder):
+        return folder, None
+    if base_folder is None:
+        msg = f"{folder} is an adapter: name the folder of the base model that it belongs to (--base, base_folder=…)"
+        raise ConfigurationError(msg)
+    return Path(base_folder), folder
 
 
 @contextmanager
@@ -168,13 +194,15 @@ def _computing_nothing(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.
     return input.new_zeros(*input.shape[:-1], 1)
 
 
-def _run_digest(folder: Path | None, model: nn.Module, examples: Sequence[TokenizedText], settings: list[Any]) -> str:
+def _run_digest(
+    folders: Sequence[Path], model: nn.Module, examples: Sequence[TokenizedText], settings: list[Any]
+) -> str:
     """Identify a run by model, tokens and settings, so that a checkpoint of another one is not continued."""
     digest = hashlib.sha256(json.dumps(settings).encode())
-    if folder is not None:
-        for path in sorted(folder.glob("*.safetensors")):
+    for folder in folders:
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob(ADAPTER_CONFIG_FILE)]):
             digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    else:
+    if not folders:
         for name, parameter in model.named_parameters():
             sample = parameter.detach().flatten()[:64].float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)} {sample.tolist()}\n".encode())

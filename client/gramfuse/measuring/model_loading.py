@@ -18,11 +18,8 @@ def load_model(folder: Path, device: torch.device) -> transformers.PreTrainedMod
         ConfigurationError: the config names no class, or one that this transformers does not have.
         ArchitectureMismatchError: the folder lacks weights of that class.
     """
-    name = architecture_of(folder)
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        msg = f"{folder}/config.json names the class {name}, which transformers {transformers.__version__} lacks"
-        raise ConfigurationError(msg)
+    kind = _model_class(folder)
+    name = kind.__name__
     dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     try:
         model, loading = kind.from_pretrained(
@@ -41,6 +38,23 @@ def load_model(folder: Path, device: torch.device) -> transformers.PreTrainedMod
     return model  # type: ignore[no-any-return] # from_pretrained is untyped here
 
 
+def empty_model(folder: Path) -> transformers.PreTrainedModel:
+    """Build the model that the config names without its weights: its modules on the meta device.
+
+    Raises:
+        FileUnreadableError: no config, or one that transformers cannot read.
+        ConfigurationError: the config names no class, or one that this transformers does not have.
+    """
+    kind = _model_class(folder)
+    try:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return kind(config)  # type: ignore[no-any-return] # a class found by its name
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        msg = f"{folder}/config.json cannot be read as that of {kind.__name__}: {error}"
+        raise FileUnreadableError(msg) from error
+
+
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - any transformers tokenizer
     """Load the folder's tokenizer.
 
@@ -52,6 +66,15 @@ def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - any transformers toke
     except (OSError, ValueError) as error:
         msg = f"{folder} holds no tokenizer that can be loaded; save it there with tokenizer.save_pretrained: {error}"
         raise FileUnreadableError(msg) from error
+
+
+def _model_class(folder: Path) -> Any:  # noqa: ANN401 - a class of transformers, which is untyped here
+    name = architecture_of(folder)
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        msg = f"{folder}/config.json names the class {name}, which transformers {transformers.__version__} lacks"
+        raise ConfigurationError(msg)
+    return kind
 
 
 def architecture_of(folder: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import Draft, draft_contribution
 from gramfuse.contributing.packaging import Package, build_package, leaving_files
 from gramfuse.contributing.plan import ContributionPlan
@@ -35,6 +36,7 @@ class Prepared:
     base: BaseManifest
     policy: Policy
     draft: Draft
+    base_folder: Path | None
 
     @property
     def plan(self) -> ContributionPlan:
@@ -42,7 +44,14 @@ class Prepared:
         return self.draft.plan
 
     def package(self, on_progress: OnProgress | None = None) -> Package:
-        """Read what leaves once, for its digests; write the manifest."""
+        """Read what leaves once, for its digests; write the manifest.
+
+        Raises:
+            ArchitectureMismatchError: what an adapter was added to is not the project's base.
+            FileUnreadableError: a source is gone or was changed since it was planned.
+        """
+        if self.draft.model.left_out == "base" and self.base_folder is not None:
+            _require_base_folder(self.base_folder, self.base)
         statistics = self.draft.statistics
         files = leaving_files(self.plan, self.draft.model, statistics)
         count = ByteCount("digest", sum(file.length for file in files), on_progress)
@@ -84,7 +93,7 @@ def prepare(
         msg = f"the server's base model or policy of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
     draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels)
-    return Prepared(project, organization, base, policy, draft)
+    return Prepared(project, organization, base, policy, draft, base_folder)
 
 
 def send(
@@ -159,6 +168,16 @@ def require_accepted(project: Project, organization: str) -> None:
         current = project.policy.version
         msg = f"{organization} has accepted {had} of the policies of {project.id}; version {current} is current"
         raise PolicyNotAcceptedError(msg, version=project.policy.version, digest=project.policy.digest)
+
+
+def _require_base_folder(folder: Path, base: BaseManifest) -> None:
+    found = build_base_manifest(folder).content_digest()
+    if found != base.content_digest():
+        msg = (
+            f"{folder} is not the project's base model (its fingerprint is {found[:12]}…, the project's "
+            f"{base.content_digest()[:12]}…), and the adapter would be added to the wrong weights: pull it again"
+        )
+        raise ArchitectureMismatchError(msg)
 
 
 def _announce(transport: Transport, package: Package) -> tuple[ContributionDetail, str]:

@@ -131,7 +131,9 @@ def open_members(
     """Open every contribution's weights and statistics; raises FileUnreadableError."""
     return {
         contribution: MemberReader(
-            decode_weights(_open(blobs, manifest.weights.file), manifest.weights.encoding, base),
+            decode_weights(
+                _open(blobs, manifest.weights.file), manifest.weights.encoding, base, manifest.weights.left_out
+            ),
             decode_statistics(_open(blobs, manifest.statistics.file), manifest.statistics.encoding)
             if manifest.statistics
             else None,
@@ -158,4 +160,5 @@ def _member(member: CohortMember, manifest: ContributionManifest, base: BaseMani
         encoding=manifest.statistics.encoding if manifest.statistics else "float32",
         weighting=manifest.statistics.collector.weighting if manifest.statistics else "none",
         labels=labels,
+        left_out=manifest.weights.left_out,
     )

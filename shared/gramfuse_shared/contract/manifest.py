@@ -137,11 +137,19 @@ WeightsEncoding = Literal["stored", "bf16-delta"]
 """How weights travel: as the checkpoint stores them, or as differences from the base model's, in bfloat16."""
 
 
+LeftOut = Literal["unknown", "base"]
+"""What a contribution's model holds where it sends no tensor: something of its own, or the base model's values."""
+
+
 class WeightsSection(Document):
-    """The file of weights: tensors in file order."""
+    """The file of weights: tensors in file order.
+
+    `left_out` is written only where it is not the default: what was sent before it came keeps its bytes.
+    """
 
     file: FileEntry
     encoding: WeightsEncoding = "stored"
+    left_out: LeftOut = Field(default="unknown", exclude_if=lambda value: value == "unknown")
     tensors: Annotated[Tensors, Field(min_length=1)]
 
 

@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import torch
 
-from gramfuse_shared.contract.manifest import StatisticsEncoding, TensorInfo, WeightsEncoding
+from gramfuse_shared.contract.manifest import LeftOut, StatisticsEncoding, TensorInfo, WeightsEncoding
 from gramfuse_shared.contract.safetensors_header import TensorEntry
 from gramfuse_shared.contract.statistics_file import DIAGONAL_PREFIX, GRAM_PREFIX, diagonal_tensor_name
 from gramfuse_shared.fusion.rounding import decode_int16
 from gramfuse_shared.merging.streaming import Memory, TensorReader
 
 
-def decode_weights(file: TensorReader, encoding: WeightsEncoding, base: TensorReader) -> TensorReader:
-    """Return a reader of a weights file that gives the weights themselves."""
-    return file if encoding == "stored" else Differences(file, base)
+def decode_weights(
+    file: TensorReader, encoding: WeightsEncoding, base: TensorReader, left_out: LeftOut = "unknown"
+) -> TensorReader:
+    """Return a reader of a weights file that gives the weights themselves, left out ones where they are the base's."""
+    weights = file if encoding == "stored" else Differences(file, base)
+    return weights if left_out == "unknown" else OverBase(weights, base)
 
 
 def decoded_tensors(tensors: Iterable[TensorInfo], encoding: WeightsEncoding) -> dict[str, TensorInfo]:
@@ -84,6 +87,32 @@ class Differences:
         difference = self._file.read_elements(name, start, stop)
         weights = _take(memory, difference.numel())
         return weights.copy_(self._base.read_elements(name, start, stop)).add_(difference)
+
+
+class OverBase:
+    """Weights over the base model's: what the one file does not hold is read from the base."""
+
+    def __init__(self, file: TensorReader, base: TensorReader) -> None:
+        """Take the weights that are there and the base's tensors."""
+        self._file = file
+        self._base = base
+        self._own = file.tensors
+
+    @property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """All weights without their values."""
+        return {**self._base.tensors, **self._own}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one weight as it is stored, on the CPU. Raises as `TensorFile.read` does."""
+        return self._of(name).read(name)
+
+    def read_elements(self, name: str, start: int, stop: int, memory: Memory | None = None) -> torch.Tensor:
+        """Return elements [start, stop) of the flattened weight as it is stored, on the CPU, in `memory` if given."""
+        return self._of(name).read_elements(name, start, stop, memory)
+
+    def _of(self, name: str) -> TensorReader:
+        return self._file if name in self._own else self._base
 
 
 def _take(memory: Memory | None, count: int) -> torch.Tensor:

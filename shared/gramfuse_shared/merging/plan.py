@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gramfuse_shared.contract.manifest import StatisticsEncoding, TapInfo, TensorInfo, Weighting
+from gramfuse_shared.contract.manifest import LeftOut, StatisticsEncoding, TapInfo, TensorInfo, Weighting
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.steps import AverageStep, GramStep, RowsStep, Step, Task
@@ -31,6 +31,8 @@ class Member:
         encoding: how its statistics travelled.
         weighting: how their rows count.
         labels: which rows of the head it trained; None: all.
+        left_out: whether it has the base's values of the weights that are not among `tensors`, and its reader gives
+            them.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Member:
     encoding: StatisticsEncoding = "float32"
     weighting: Weighting = "none"
     labels: LabelRows | None = None
+    left_out: LeftOut = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

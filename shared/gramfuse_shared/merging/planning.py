@@ -66,11 +66,13 @@ def plan_merge(
       1. excluded: the base's (left out where the base does not store it),
       2. not floating-point: the base's, else the first member's,
       3. fewer than `minimum_holders` members with a positive weight store it: the base's. The service sets the policy's
-         minimum cohort, because the merge of a parameter that one member alone sent is that member's own,
+         minimum cohort, because the merge of a parameter that one member alone sent is that member's own. Else members
+         that left it out because it is the base's in their models count with the base's value,
       4. the method adds differences to the base, and the base stores it: so,
       5. one does: its own value,
       6. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
-         share the tap in each of them and have the same weights and α,
+         share the tap in each of them and have the same weights and α. Members that left the weight out and sent no tap
+         of it are not among them: nobody measures for a layer that was not tuned,
       7. one whose tap some of them sent, where the recipe says `missing_statistics: estimate` and the base stores it:
          alike, with the others' precisions estimated from their differences to the base,
       8. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
@@ -202,22 +204,47 @@ class _Planner:
                 )
                 raise RecipeInvalidError(msg)
             return copy
+        holders = self._with_untouched(name, holders)
+        weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
         terms = tuple(Term(member.key, weights[member.key]) for member in holders)
-        stored_bytes = sum(tensor_bytes(member.tensors[name]) for member in holders)
+        stored_bytes = sum(tensor_bytes(self._tensor_of(member, name)) for member in holders)
         compute = self._compute(stored, holders)
         if isinstance(self.method, DeltaMethod) and self._base_tensor(name) is not None:
             settings, turns = self._delta_settings(name), self.method.combine.turns
             return DeltaStep(output, terms, stored, settings, turns, compute, stored_bytes)
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
-        fed = {member.key: self.feeds[member.key][name] for member in holders if name in self.feeds[member.key]}
-        # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
-        reference: Source = holders[0].key
-        if isinstance(self.method, DeltaMethod) or not self._are_weighed(name, fed, holders):
-            return AverageStep(output, terms, reference, compute, stored_bytes, self._why_average(output, holders))
-        if len(fed) < len(holders):
+        # who did not tune a layer has not measured for it either: it is solved among the others
+        weighed = [m for m in holders if name in m.tensors or name in self.feeds[m.key]]
+        fed = {member.key: self.feeds[member.key][name] for member in weighed if name in self.feeds[member.key]}
+        if isinstance(self.method, DeltaMethod) or len(weighed) == 1 or not self._are_weighed(name, fed, weighed):
+            # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
+            why = self._why_average(output, holders)
+            return AverageStep(output, terms, holders[0].key, compute, stored_bytes, why)
+        terms = tuple(term for term in terms if any(term.key == member.key for member in weighed))
+        stored_bytes = sum(tensor_bytes(self._tensor_of(member, name)) for member in weighed)
+        reference: Source = weighed[0].key
+        if len(fed) < len(weighed):
             reference, stored_bytes = None, stored_bytes + tensor_bytes(stored)
         return self._plan_linear(self.method, output, terms, fed, reference, compute, stored_bytes)
+
+    def _with_untouched(self, name: str, holders: list[Member]) -> list[Member]:
+        """Add the members whose models hold the base's value, in the order of the members."""
+        if self._base_tensor(name) is None:
+            return holders
+        return [
+            member
+            for member in self.members
+            if member in holders
+            or (
+                member.left_out == "base"
+                and name not in member.tensors
+                and resolve(member.weight, name, default=DEFAULT_WEIGHT) > 0
+            )
+        ]
+
+    def _tensor_of(self, member: Member, name: str) -> TensorInfo:
+        return member.tensors[name] if name in member.tensors or self.base is None else self.base[name]
 
     def _are_weighed(self, name: str, fed: Mapping[str, _Feed], holders: list[Member]) -> bool:
         """Tell whether the method has every holder's precision: measured, or estimated beside a measured one."""
@@ -235,7 +262,9 @@ class _Planner:
         )
 
     def _compute(self, stored: TensorInfo, holders: list[Member]) -> Precision:
-        coarse = stored.dtype != "F64" and all(member.tensors[stored.name].dtype != "F64" for member in holders)
+        coarse = stored.dtype != "F64" and all(
+            self._tensor_of(member, stored.name).dtype != "F64" for member in holders
+        )
         return "float32" if coarse and self.recipe.dtype != "float64" else "float64"
 
     def _plan_linear(
