@@ -22,6 +22,7 @@ from gramfuse_shared.errors import ExtraMissingError, GramfuseError
 from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
+    from gramfuse.adapters.exporting import ExportedAdapter, export_adapter
     from gramfuse.contributing.base_model import build_base_manifest
     from gramfuse.contributing.compressing import compress
     from gramfuse.contributing.plan import ContributionPlan
@@ -44,6 +45,7 @@ __all__ = [
     "Collector",
     "ContributionPlan",
     "Evaluation",
+    "ExportedAdapter",
     "ExtraMissingError",
     "GramfuseError",
     "PersonalModel",
@@ -58,6 +60,7 @@ __all__ = [
     "collect",
     "compress",
     "evaluate",
+    "export_adapter",
     "merge",
     "plan_contribution",
     "predict",
@@ -68,6 +71,7 @@ _HOMES: Final = {
     "Client": "gramfuse.participation",
     "Collector": "gramfuse.measuring.collection",
     "ContributionPlan": "gramfuse.contributing.plan",
+    "ExportedAdapter": "gramfuse.adapters.exporting",
     "Evaluation": "gramfuse.evaluating.evaluation",
     "PersonalModel": "gramfuse.heads.attaching",
     "Policy": "gramfuse_shared.contract.policy",
@@ -80,6 +84,7 @@ _HOMES: Final = {
     "collect": "gramfuse.measuring.forwarding",
     "compress": "gramfuse.contributing.compressing",
     "evaluate": "gramfuse.evaluating.evaluation",
+    "export_adapter": "gramfuse.adapters.exporting",
     "merge": "gramfuse.local_merging",
     "plan_contribution": "gramfuse.contributing.planning",
     "predict": "gramfuse.evaluating.predicting",

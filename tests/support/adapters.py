@@ -44,6 +44,15 @@ def save_adapter(folder: Path, base: Path, *, seed: int = 1, merged: Path | None
     return folder
 
 
+def load_with_peft(base: Path, folder: Path) -> Any:
+    """Load an adapter over its base with PEFT, whose own warnings about itself are not ours."""
+    import peft  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(load_base(base), folder).eval()
+
+
 def load_base(base: Path) -> Any:
     import transformers  # noqa: PLC0415
 

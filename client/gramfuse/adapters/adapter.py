@@ -24,7 +24,9 @@ from gramfuse_shared.errors import ArchitectureMismatchError, FileUnreadableErro
 if TYPE_CHECKING:
     from gramfuse.adapters.structure import Structure
 
-_PREFIX: Final = "base_model.model."
+KEY_PREFIX: Final = "base_model.model."
+"""What PEFT puts before a parameter's path in the model."""
+
 _PICKLE_FILE: Final = "adapter_model.bin"
 
 Part = Literal["A", "B", "bias", "value"]
@@ -127,15 +129,15 @@ def _changes(
 
 def _read_key(folder: Path, key: str, entries: Mapping[str, TensorEntry]) -> tuple[str, str, Part] | None:
     """Return the module, its parameter (with a dot) and what the tensor holds of it; None for a copy of another."""
-    path = key.removeprefix(_PREFIX)
+    path = key.removeprefix(KEY_PREFIX)
     if path == key:
-        msg = f"{folder}: tensor {key!r} is not named as PEFT names them ({_PREFIX}…)"
+        msg = f"{folder}: tensor {key!r} is not named as PEFT names them ({KEY_PREFIX}…)"
         raise ArchitectureMismatchError(msg, tensor=key)
     for suffix, part, parameter in _SUFFIXES:
         if path.endswith(suffix):
             return path.removesuffix(suffix), parameter, part
     copy = next((infix for infix in _COPIES if infix in path), None)
-    if copy is not None and _PREFIX + path.replace(copy, ".") in entries:
+    if copy is not None and KEY_PREFIX + path.replace(copy, ".") in entries:
         return None
     if copy is not None or "lora_" in path:
         msg = f"{folder}: tensor {key!r} is no part of a plain LoRA; {WAY_OUT}"

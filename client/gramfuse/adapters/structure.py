@@ -21,12 +21,14 @@ class Structure:
 
     Attributes:
         saved_as: parameter path in the model to the checkpoint's tensor; tied duplicates are not saved.
+        paths: checkpoint's tensor to the parameter's path, the reverse.
         kinds: checkpoint's tensor to the kind of the module whose `weight` it is.
         modules: checkpoint's tensor to the path of the module that it belongs to.
         tied: tensors that several modules share.
     """
 
     saved_as: Mapping[str, str]
+    paths: Mapping[str, str]
     kinds: Mapping[str, Kind]
     modules: Mapping[str, str]
     tied: frozenset[str]
@@ -50,7 +52,8 @@ def read_structure(base: Path) -> Structure:
             modules[saved] = path
             if name == "weight":
                 kinds[saved] = _kind(module)
-    return Structure(saved_as, kinds, modules, frozenset(_tied(model, saved_as)))
+    paths = {saved: path for path, saved in saved_as.items()}
+    return Structure(saved_as, paths, kinds, modules, frozenset(_tied(model, saved_as)))
 
 
 def _kind(module: nn.Module) -> Kind:

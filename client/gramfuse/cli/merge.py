@@ -1,7 +1,6 @@
 """`gramfuse merge`: merge local folders by a recipe, without a server."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from rich.console import Console
 
 from gramfuse.cli import bars, output
+from gramfuse.cli.devices import Device
 from gramfuse.local_merging import MergedModel, merge
 from gramfuse.units import format_bytes
 
@@ -28,14 +28,6 @@ models: \\[{model: tuned-a}, {model: tuned-b, parameters: {weight: 0.5}}]
 
 parameters: {alpha: 0.9}
 """
-
-
-class Device(StrEnum):
-    """Where to compute; auto is CUDA where there is one."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 @app.command("merge", epilog=_EXAMPLE)

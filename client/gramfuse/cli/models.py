@@ -1,4 +1,4 @@
-"""Commands about merged models: list, pull, attach a head, verify, delete."""
+"""Commands about merged models: list, pull, attach a head, export an adapter, verify, delete."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -7,13 +7,17 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
+from gramfuse.cli.devices import Device
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.extras import EXTRAS
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
+from gramfuse_shared.extras import requiring_extras
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gramfuse.adapters.exporting import ExportedAdapter
     from gramfuse.heads.attaching import PersonalModel
     from gramfuse.participation import Client
     from gramfuse_shared.contract.policy import Policy
@@ -115,6 +119,33 @@ def attach_head(
 
 
 @app.command()
+def export_adapter(
+    merged: Annotated[Path, typer.Argument(help="A merged model's folder.")],
+    base: Annotated[Path, typer.Option("--base", help="The base model's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the adapter.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of a layer. Default: 16.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(max=1.0, help="In place of a rank: the share of each difference's energy to keep.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to decompose.")] = Device.AUTO,
+) -> None:
+    """Write a merged model as a PEFT LoRA adapter of its base, and say how much of the merge its rank loses. Offline.
+
+    Load it with peft.PeftModel.from_pretrained(base, folder). No receipt covers it.
+
+    Examples: gramfuse model export-adapter merged --base base --rank 16 --out adapter · the same with --energy 0.99
+    """
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    with requiring_extras("`gramfuse model export-adapter`", EXTRAS):
+        from gramfuse.adapters.exporting import export_adapter as export  # noqa: PLC0415 - torch is an extra
+
+    with bars.reading("Decomposing") as on_progress:
+        done = export(merged, base, out, rank=rank, energy=energy, device=device.value, on_progress=on_progress)
+    output.show({"folder": str(done.path), **done.to_json()}, lambda console: _show_export(done, console))
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A pulled model's folder.")],
     key: Annotated[
@@ -154,6 +185,19 @@ def delete(
     with session.open_client() as client:
         deleted = client.delete_model(project, model)
     output.show(deleted, lambda console: console.print(f"deleted: {model}; its receipt stays", markup=False))
+
+
+def _show_export(done: "ExportedAdapter", console: "Console") -> None:
+    rows = [
+        (layer.tensor, f"{layer.rank} of {layer.full_rank}", f"{layer.error:.2%}")
+        for layer in sorted(done.layers, key=lambda layer: -layer.error)
+    ]
+    output.table(("linear layer", "rank", "lost"), rows, right=(1, 2))(console)
+    lines = [f"{done.path}: an adapter of {format_bytes(done.bytes)}; of the merge it loses {done.error:.2%}"]
+    if done.whole:
+        lines.append(f"  {len(done.whole)} tensors besides are held exactly, in whole size")
+    lines += [f"  left out: {entry.tensor}: {entry.reason}" for entry in done.left_out]
+    console.print("\n".join(lines), markup=False)
 
 
 def _policy_of(client: "Client", merged: Path) -> "Policy":

@@ -10,6 +10,7 @@ from gramfuse.contributing.loading import (
     ModelFolder,
     StatisticsFile,
     StoredTensor,
+    content_of,
     is_adapter,
     open_model_folder,
     open_statistics_file,

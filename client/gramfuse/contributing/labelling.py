@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from gramfuse.contributing.loading import ModelFolder, StoredTensor, open_model_folder, read_json_object
+from gramfuse.contributing.loading import ModelFolder, StoredTensor, content_of, open_model_folder, read_json_object
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.labels import label_count, label_parameters
