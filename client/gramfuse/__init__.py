@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from gramfuse.heads.attaching import PersonalModel, attach_head
     from gramfuse.local_merging import merge
     from gramfuse.measuring.collection import Collector
+    from gramfuse.measuring.fisher import Fisher
+    from gramfuse.measuring.fisher_collection import collect_fisher
     from gramfuse.measuring.forwarding import collect
     from gramfuse.measuring.statistics import Statistics
     from gramfuse.participation import Client
@@ -47,6 +49,7 @@ __all__ = [
     "Evaluation",
     "ExportedAdapter",
     "ExtraMissingError",
+    "Fisher",
     "GramfuseError",
     "PersonalModel",
     "Policy",
@@ -58,6 +61,7 @@ __all__ = [
     "audit",
     "build_base_manifest",
     "collect",
+    "collect_fisher",
     "compress",
     "evaluate",
     "export_adapter",
@@ -73,6 +77,7 @@ _HOMES: Final = {
     "ContributionPlan": "gramfuse.contributing.plan",
     "ExportedAdapter": "gramfuse.adapters.exporting",
     "Evaluation": "gramfuse.evaluating.evaluation",
+    "Fisher": "gramfuse.measuring.fisher",
     "PersonalModel": "gramfuse.heads.attaching",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
@@ -82,6 +87,7 @@ _HOMES: Final = {
     "audit": "gramfuse.privacy.audit",
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
+    "collect_fisher": "gramfuse.measuring.fisher_collection",
     "compress": "gramfuse.contributing.compressing",
     "evaluate": "gramfuse.evaluating.evaluation",
     "export_adapter": "gramfuse.adapters.exporting",

@@ -1,7 +1,8 @@
 """Merge local folders by a recipe with the engine that the service runs: `gramfuse.merge` and `gramfuse merge`.
 
-Each model of the recipe is a `from_pretrained` folder or a PEFT adapter of its base model, for methods that read taps
-with `statistics.safetensors` in it; where the recipe estimates `missing_statistics`, some may do without.
+Each model of the recipe is a `from_pretrained` folder or a PEFT adapter of its base model, with what the method reads
+in it: `statistics.safetensors` where that are taps (some may do without where the recipe estimates
+`missing_statistics`), `fisher.safetensors` where it is Fisher information.
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from gramfuse.contributing.loading import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     is_adapter,
+    open_fisher_file,
     open_statistics_file,
     read_document,
     read_json_object,
     weight_file_names,
 )
+from gramfuse.contributing.plan import FISHER_FILE_NAME, STATISTICS_FILE_NAME
 from gramfuse.merged_folder import require_free, write_companions
 from gramfuse.progress import ReadCount
 from gramfuse_shared import limits
@@ -37,7 +40,7 @@ from gramfuse_shared.errors import (
     GramfuseError,
     RecipeInvalidError,
 )
-from gramfuse_shared.fusion.methods import METHODS
+from gramfuse_shared.fusion.methods import METHODS, ElementMethod
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import DeviceChoice, MemberReader, choose_device, execute_task
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
@@ -45,7 +48,6 @@ from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, plan_merge
 from gramfuse_shared.merging.steps import GramStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, TensorReader, read_bytes
 
-STATISTICS_FILE: Final = "statistics.safetensors"
 _CHUNK_BYTES: Final = 4 * limits.MIB
 _SAMPLE_BYTES: Final = 64 * limits.KIB
 _STRIDE_BYTES: Final = 16 * limits.MIB
@@ -158,27 +160,29 @@ def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
     if not recipe.models:
         msg = "the recipe names no models; add `models:` with a list of `- model: FOLDER`"
         raise RecipeInvalidError(msg)
-    reads_taps = METHODS[recipe.merge_method].reads_taps
+    measured = _measured_file(recipe)
     estimates = recipe.parameters.missing_statistics == "estimate"
     members: list[Member] = []
     readers: dict[str, MemberReader] = {}
-    keys = _keys_of(recipe.models, start, reads_taps=reads_taps, estimates=estimates)
+    keys = _keys_of(recipe.models, start, measured, estimates=estimates)
     for entry, key in zip(recipe.models, keys, strict=True):
         weights = _open_member(start, entry.model, recipe.base_model, stack)
         tensors = _tensors_of(weights)
         configured = start / (recipe.base_model or "") if is_adapter(start / entry.model) else start / entry.model
         rows = None if entry.labels is None else _label_rows(entry.labels, configured, tensors)
         member = Member(key, entry.model, entry.parameters.weight, tensors, labels=rows)
-        statistics = None
-        path = start / entry.model / STATISTICS_FILE
-        if reads_taps and (path.is_file() or not estimates):
+        statistics = fisher = None
+        path = start / entry.model / (measured or "")
+        if measured == FISHER_FILE_NAME:
+            member, fisher = replace(member, fisher=open_fisher_file(path).metadata), _open_file(path, stack)
+        if measured == STATISTICS_FILE_NAME and (path.is_file() or not estimates):
             metadata = open_statistics_file(path).metadata
             member = replace(
                 member, taps=metadata.taps, encoding=metadata.encoding, weighting=metadata.collector.weighting
             )
             statistics = decode_statistics(_open_file(path, stack), metadata.encoding)
         members.append(member)
-        readers[key] = MemberReader(weights, statistics)
+        readers[key] = MemberReader(weights, statistics, fisher)
     base = None if recipe.base_model is None else _open_weights(start / recipe.base_model, stack)
     return _Inputs(tuple(members), readers, base)
 
@@ -191,14 +195,22 @@ def _label_rows(trained: Sequence[int], folder: Path, tensors: Mapping[str, Tens
     return LabelRows(names, frozenset(labels.trained))
 
 
-def _keys_of(entries: tuple[ModelEntry, ...], start: Path, *, reads_taps: bool, estimates: bool) -> list[str]:
+def _measured_file(recipe: Recipe) -> str | None:
+    """Name the file that the method reads beside the weights."""
+    method = METHODS[recipe.merge_method]
+    if isinstance(method, ElementMethod):
+        return FISHER_FILE_NAME
+    return STATISTICS_FILE_NAME if method.reads_taps else None
+
+
+def _keys_of(entries: tuple[ModelEntry, ...], start: Path, measured: str | None, *, estimates: bool) -> list[str]:
     """Name each model by its content, so that neither the recipe's order nor a folder's name can change the result.
 
-    By the statistics, or the weights where none are read or there. Where samples are alike, by all of both.
+    By what was measured, or the weights where none of it is read or there. Where samples are alike, by all of both.
     """
     folders = [start / entry.model for entry in entries]
     weights = [_weights_of(folder) for folder in folders]
-    found = [_statistics_of(folder, estimates=estimates) if reads_taps else [] for folder in folders]
+    found = [_measured_of(folder, measured, estimates=estimates) if measured else [] for folder in folders]
     samples = [_digest(first or rest, sample=True) for first, rest in zip(found, weights, strict=True)]
     files = [first + rest for first, rest in zip(found, weights, strict=True)]
     return [
@@ -212,16 +224,19 @@ def _weights_of(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _statistics_of(folder: Path, *, estimates: bool) -> list[Path]:
-    """Return the statistics file; none where estimates may take its place."""
-    path = folder / STATISTICS_FILE
+def _measured_of(folder: Path, name: str, *, estimates: bool) -> list[Path]:
+    """Return the file of what was measured; none where estimates may take its place."""
+    path = folder / name
     if path.is_file():
         return [path]
+    measure = f"--model {folder} --texts FILE --out {path}"
+    if name == FISHER_FILE_NAME:
+        msg = f"{folder} holds no {name}, which this method reads: gramfuse stats fisher {measure}"
+        raise FileUnreadableError(msg)
     if estimates:
         return []
     msg = (
-        f"{folder} holds no {STATISTICS_FILE}, which this method reads: "
-        f"gramfuse stats collect --model {folder} --texts FILE --out {path}; "
+        f"{folder} holds no {name}, which this method reads: gramfuse stats collect {measure}; "
         "or have what is missing estimated, with missing_statistics: estimate among the recipe's parameters"
     )
     raise FileUnreadableError(msg)

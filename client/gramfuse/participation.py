@@ -153,11 +153,12 @@ class Client(Connection):
         *,
         model: StrPath,
         statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
         base: StrPath | None = None,
         labels: Sequence[int] | None = None,
     ) -> ContributionPlan:
         """Say what a push would send and what would stay, without sending anything."""
-        return self._prepare(project, model, statistics, base, labels).plan
+        return self._prepare(project, model, statistics, fisher, base, labels).plan
 
     def push(
         self,
@@ -165,6 +166,7 @@ class Client(Connection):
         *,
         model: StrPath,
         statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
         confirm: Callable[[ContributionPlan], bool],
         base: StrPath | None = None,
         labels: Sequence[int] | None = None,
@@ -179,6 +181,7 @@ class Client(Connection):
             project: the project.
             model: the fine-tuned `from_pretrained` folder.
             statistics: the statistics file, or None to contribute weights alone.
+            fisher: the file of Fisher information, for projects that merge by it.
             confirm: shown what leaves and what stays; anything but True sends nothing.
             base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
             labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
@@ -191,7 +194,7 @@ class Client(Connection):
             ArchitectureMismatchError, StatisticsMalformedError, FileUnreadableError: the model or the statistics.
             ContributionRejectedError: the server's checks refused it.
         """
-        prepared = self._prepare(project, model, statistics, base, labels)
+        prepared = self._prepare(project, model, statistics, fisher, base, labels)
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
@@ -309,6 +312,7 @@ class Client(Connection):
         project: str,
         model: StrPath,
         statistics: StrPath | None,
+        fisher: StrPath | None,
         base: StrPath | None,
         labels: Sequence[int] | None,
     ) -> pushing.Prepared:
@@ -322,6 +326,7 @@ class Client(Connection):
             model=Path(model),
             statistics=None if statistics is None else Path(statistics),
             base_folder=Path(base) if base is not None else self.home.base_folder(found.base),
+            fisher=None if fisher is None else Path(fisher),
             labels=labels,
         )
 

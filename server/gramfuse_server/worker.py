@@ -35,11 +35,12 @@ from gramfuse_server.receipt_key import load_key
 from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
+from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import choose_device
-from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
+from gramfuse_shared.merging.inspection import inspect_fisher, inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from gramfuse_shared.version import __version__
 
@@ -169,7 +170,7 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
 
     Raises:
         WeightsInvalidError: weights hold NaN or infinity.
-        StatisticsInvalidError: statistics are not the Gram matrices of anything.
+        StatisticsInvalidError: statistics are not the Gram matrices, or the squares, of anything.
     """
     if isinstance(manifest, BaseManifest):
         names = [file.name for file in manifest.files if file.tensors is not None]
@@ -183,6 +184,10 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
             file = TensorFile.open(source)
             metadata = parse_statistics_metadata(file.header)
             inspect_statistics(decode_statistics(file, metadata.encoding), metadata, device=device)
+    if not isinstance(manifest, BaseManifest) and manifest.fisher is not None:
+        with LocalFile(paths[manifest.fisher.file.name]) as source:
+            file = TensorFile.open(source)
+            inspect_fisher(file, parse_fisher_metadata(file.header))
 
 
 def describe_host(device: torch.device) -> heartbeats.Host:

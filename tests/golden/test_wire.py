@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "recipe.json": Recipe,
     "base.json": BaseManifest,
     "contribution.json": ContributionManifest,
+    "contribution-fisher.json": ContributionManifest,
     "receipt.json": SignedReceipt,
 }
 

@@ -5,6 +5,8 @@ import math
 import random
 from pathlib import Path
 
+from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
+from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
@@ -72,3 +74,25 @@ def write_statistics(path: Path, taps=TAPS, base: str | None = None, seed: int =
     metadata = statistics_metadata(taps, base)
     shapes = {gram_tensor_name(tap.name): ("F32", (packed_length(tap.width),)) for tap in metadata.taps}
     return write_safetensors(path, shapes, seed, {METADATA_KEY: metadata.canonical().decode()})
+
+
+def fisher_metadata(*, examples: int = 200, base: str | None = None, shapes=SHAPES) -> FisherMetadata:
+    """Fisher information of every floating-point tensor; what the first layer and the embeddings have read is told."""
+    parameters = [
+        {
+            "name": name,
+            "shape": shape,
+            "norm": 1.0,
+            "source": "mixed" if "layer.1" in name or "class" in name else "embeddings",
+        }
+        for name, (dtype, shape) in shapes.items()
+        if dtype != "I64"
+    ]
+    document = {"examples": examples, "distinct_examples": examples, "base": base, "parameters": parameters}
+    return FisherMetadata.model_validate(document | {"collector": {"collector_version": "0.1.0"}})
+
+
+def write_fisher(path: Path, *, examples: int = 200, base: str | None = None) -> Path:
+    metadata = fisher_metadata(examples=examples, base=base)
+    shapes = {parameter.name: ("F32", parameter.shape) for parameter in metadata.parameters}
+    return write_safetensors(path, shapes, 1, {FISHER_METADATA_KEY: metadata.canonical().decode()})

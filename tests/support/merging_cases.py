@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo, TensorInfo, tensors_of
+from gramfuse.measuring.fisher import Fisher
+from gramfuse_shared.contract.manifest import (
+    CollectorSettings,
+    FisherSettings,
+    LayerInfo,
+    TapInfo,
+    TensorInfo,
+    tensors_of,
+)
 from gramfuse_shared.contract.recipe import Overridable, Recipe
 from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
@@ -36,13 +44,16 @@ class Tap:
 
 @dataclass(frozen=True)
 class Model:
-    """One organization's model: weights by name, taps by name."""
+    """One organization's model: weights by name, taps by name, and raw Fisher information by name over `examples`."""
 
     key: str
     weights: Mapping[str, torch.Tensor]
     taps: Mapping[str, Tap] = field(default_factory=dict)
     weight: Overridable = 1.0
     labels: LabelRows | None = None
+    fisher: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    examples: int = 1
+    fisher_labels: str = "sampled"
 
 
 def infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
@@ -72,8 +83,20 @@ def taps_of(model: Model) -> tuple[TapInfo, ...]:
 
 def member_of(model: Model) -> Member:
     return Member(
-        model.key, f"model {model.key}", model.weight, infos(model.weights), taps_of(model), labels=model.labels
+        model.key,
+        f"model {model.key}",
+        model.weight,
+        infos(model.weights),
+        taps_of(model),
+        labels=model.labels,
+        fisher=fisher_of(model).metadata if model.fisher else None,
     )
+
+
+def fisher_of(model: Model) -> Fisher:
+    settings = FisherSettings(collector_version="0", labels=model.fisher_labels)
+    sources = dict.fromkeys(model.fisher, "mixed")
+    return Fisher(model.fisher, examples=model.examples, anonymous=model.examples, sources=sources, settings=settings)
 
 
 def save_statistics(model: Model, path: Path) -> None:
@@ -139,7 +162,12 @@ def merge_models(
                 path = folder / f"{model.key}.statistics.safetensors"
                 save_statistics(model, path)
                 statistics = TensorFile.open(stack.enter_context(LocalFile(path)))
-            readers[model.key] = MemberReader(reader(model.key, model.weights), statistics)
+            fisher = None
+            if model.fisher:
+                path = folder / f"{model.key}.fisher.safetensors"
+                fisher_of(model).save(path)
+                fisher = TensorFile.open(stack.enter_context(LocalFile(path)))
+            readers[model.key] = MemberReader(reader(model.key, model.weights), statistics, fisher)
         base_reader = None if base is None else reader("base", base)
         results, tensors = [], {}
         for task in plan.tasks:

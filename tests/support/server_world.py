@@ -16,6 +16,8 @@ from gramfuse_server.blobs import blob_key
 from gramfuse_server.database import transaction
 from gramfuse_server.intake.parts import parted_file
 from gramfuse_server.tables import BlobRow, ContributionRow, ProjectRow, UploadFileRow, UploadRow
+from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
+from gramfuse_shared.contract.fisher_file import FisherMetadata, tensors_of_fisher
 from gramfuse_shared.contract.manifest import (
     BaseManifest,
     CollectorSettings,
@@ -141,10 +143,15 @@ def make_contribution(
     taps: tuple[TapInfo, ...] | None = None,
     weights: bytes | None = None,
     statistics: bytes | None = None,
+    information: FisherMetadata | None = None,
+    fisher: bytes | None = None,
     seed: int = 1,
     **changes: Any,
 ) -> Files:
-    """A contribution to a project as its coordinator sees it; `weights` and `statistics` replace honest bytes."""
+    """A contribution to a project as its coordinator sees it; `weights` and `statistics` replace honest bytes.
+
+    With `information` it has Fisher information, with `fisher` of these bytes.
+    """
     taps = (make_tap(),) if taps is None else taps
     collector = CollectorSettings(collector_version="0.1.0")
     weights = safetensors(tensors, seed=seed) if weights is None else weights
@@ -167,7 +174,28 @@ def make_contribution(
             "taps": [tap.model_dump(mode="json") for tap in taps],
             "collector": collector.model_dump(mode="json"),
         }
+    if information is not None:
+        if fisher is None:
+            announced = {FISHER_METADATA_KEY: information.model_dump_json()}
+            fisher = safetensors(tuple(tensors_of_fisher(information.parameters)), seed=seed, metadata=announced)
+        files["fisher.safetensors"] = fisher
+        told = information.model_dump(mode="json", exclude={"format", "base"})
+        document["fisher"] = told | {"file": entry("fisher.safetensors", fisher)}
     return Files(ContributionManifest.model_validate(document | changes), files)
+
+
+def make_information(
+    *, tensors: tuple[Tensor, ...] = BODY_TENSORS, examples: int = 50, source: str = "mixed", **changes: Any
+) -> FisherMetadata:
+    """Say what Fisher information of these tensors would be; of whatever norm."""
+    parameters = [{"name": name, "shape": shape, "norm": 1.0, "source": source} for name, _, shape in tensors]
+    document = {
+        "examples": examples,
+        "distinct_examples": examples,
+        "collector": {"collector_version": "0.1.0"},
+        "parameters": parameters,
+    }
+    return FisherMetadata.model_validate(document | changes)
 
 
 class Client(httpx.Client):

@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging import schedule, streaming
-from gramfuse_shared.merging.inspection import inspect_statistics, inspect_weights
+from gramfuse_shared.merging.inspection import inspect_fisher, inspect_statistics, inspect_weights
 from gramfuse_shared.merging.streaming import TensorFile
 from gramfuse_shared.merging.writing import ShardWriter
 from support.merging_cases import Memory, infos
@@ -191,3 +192,44 @@ def test_reading_statistics_is_counted(written):
     flat = gram_of(torch.randn(30, 10))
     inspect_statistics(written({"gram.x": flat}), metadata_of(10), steps.append)
     assert steps == [flat.numel() * 4]
+
+
+# --- Fisher information ----------------------------------------------------------------------------------------------
+
+
+def inspect_values(written, values: torch.Tensor, norm: float | None = None, **options) -> None:
+    told = float(values.double().norm()) if norm is None else norm
+    metadata = FisherMetadata.model_validate(
+        {
+            "examples": 9,
+            "distinct_examples": 9,
+            "collector": {"collector_version": "0"},
+            "parameters": [{"name": "w", "shape": tuple(values.shape), "norm": told, "source": "mixed"}],
+        }
+    )
+    inspect_fisher(written({"w": values}), metadata, **options)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (5, 8)])
+def test_sums_of_squares_of_any_size_pass_and_are_counted(written, monkeypatch, shape):
+    monkeypatch.setattr(schedule, "CHUNK_BYTES", 64)
+    values = 10.0 ** (40 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 30)
+    counted: list[int] = []
+    inspect_values(written, values, on_progress=counted.append)
+    assert sum(counted) == 4 * values.numel()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-30, 1.1e30])
+def test_what_is_no_sum_of_squares_is_refused_in_any_chunk(written, monkeypatch, value):
+    monkeypatch.setattr(schedule, "CHUNK_BYTES", 64)
+    values = torch.ones(100)
+    values[70] = value
+    with pytest.raises(StatisticsInvalidError, match="of w holds what is no sum of squares"):
+        inspect_values(written, values, norm=10.0)
+
+
+@pytest.mark.parametrize("norm", [0.0, 9.9999, 10.0001])
+def test_a_norm_that_is_not_that_of_the_values_is_refused(written, norm):
+    """By it a recipe may divide: a smaller one would make its owner count for more."""
+    with pytest.raises(StatisticsInvalidError, match="has the norm 10, not"):
+        inspect_values(written, torch.ones(100), norm=norm)

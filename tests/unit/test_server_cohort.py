@@ -109,6 +109,20 @@ def test_beside_a_method_that_drops_elements_no_other_merge_of_its_members_is_re
     submit(recipe(sparse, seed=1), released(recipe(sparse)), policy=open_policy)
 
 
+def test_beside_a_merge_by_fisher_information_no_other_of_its_members_is_released():
+    policy = Policy(minimum_cohort=2, methods=("linear", "regmean", "fisher"))
+    submit(recipe("fisher"), released(recipe("fisher")), policy=policy)
+    for other in (recipe("regmean"), recipe("linear")):
+        for first, second in ((recipe("fisher"), other), (other, recipe("fisher"))):
+            with pytest.raises(CohortFrozenError, match="would show single members' values"):
+                submit(second, released(first), policy=policy)
+    with pytest.raises(CohortFrozenError, match="with normalize equal; another normalize over the same members"):
+        submit(recipe("fisher", normalize="norm"), released(recipe("fisher")), policy=policy)
+    submit(recipe("fisher"), policy=policy)
+    with pytest.raises(PolicyViolationError, match="not fisher"):
+        submit(recipe("fisher"))
+
+
 def test_task_arithmetic_says_no_more_than_a_mean_does():
     policy = Policy(minimum_cohort=2, methods=("linear", "task_arithmetic"))
     submit(recipe("task_arithmetic", **{"lambda": 0.3}), released(recipe("linear")), policy=policy)

@@ -32,6 +32,7 @@ gramfuse audit --policy policy.yaml --base base --model tuned --statistics stati
 def audit_command(
     model: Annotated[Path, typer.Option(help="Your fine-tuned from_pretrained folder.")],
     statistics: Annotated[Path | None, typer.Option(help="The statistics file of `gramfuse stats collect`.")] = None,
+    fisher: Annotated[Path | None, typer.Option(help="The file of `gramfuse stats fisher`.")] = None,
     project: Annotated[str | None, typer.Option(help="Take policy and base from this project.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Or a policy file (YAML or JSON).")] = None,
     base: Annotated[
@@ -45,7 +46,7 @@ def audit_command(
     The report applies the project's policy and counts rows; it is no guarantee of privacy.
     """
     rules, manifest, pulled = _rules(project, policy, base)
-    report = audit(model, statistics=statistics, policy=rules, base=manifest, base_folder=base or pulled)
+    report = audit(model, statistics=statistics, fisher=fisher, policy=rules, base=manifest, base_folder=base or pulled)
     if out is not None:
         with written_whole(out) as stream:
             stream.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False).encode() + b"\n")

@@ -28,6 +28,10 @@ def push(
     statistics: Annotated[
         Path | None, typer.Option("--statistics", help="The statistics file of `gramfuse stats collect`.")
     ] = None,
+    fisher: Annotated[
+        Path | None,
+        typer.Option("--fisher", help="The file of `gramfuse stats fisher`, where the project merges by it."),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +61,7 @@ def push(
     trained = None if labels is None else _label_ids(labels)
     with session.open_client() as client:
         if dry_run:
-            plan = client.plan(project, model=model, statistics=statistics, base=base, labels=trained)
+            plan = client.plan(project, model=model, statistics=statistics, fisher=fisher, base=base, labels=trained)
             output.show(plan.to_json(), lambda console: console.print(str(plan), markup=False))
             return
         with bars.transfer() as on_progress:
@@ -70,6 +74,7 @@ def push(
                 project,
                 model=model,
                 statistics=statistics,
+                fisher=fisher,
                 base=base,
                 labels=trained,
                 confirm=confirm,

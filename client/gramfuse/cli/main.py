@@ -35,7 +35,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "whoami": LazyCommand("gramfuse.cli.account", "Show whose token is in use.", "whoami"),
         "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
         "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
-        "stats": LazyCommand("gramfuse.cli.stats", "Measure a model's layer inputs on your own texts."),
+        "stats": LazyCommand("gramfuse.cli.stats", "Measure a model on your own texts."),
         "evaluate": LazyCommand("gramfuse.cli.evaluate", "Score a model on your own labelled texts."),
         "audit": LazyCommand("gramfuse.cli.audit", "Report what your statistics reveal and what would leave."),
         "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),

@@ -42,8 +42,8 @@ def merge_command(
 ) -> None:
     """Merge local models by a recipe into a folder that from_pretrained loads.
 
-    Each model is a from_pretrained folder; methods that read taps (regmean) need statistics.safetensors in it, or in
-    some of them and missing_statistics: estimate in the recipe.
+    Each model is a from_pretrained folder; regmean needs statistics.safetensors in it, or in some of them and
+    missing_statistics: estimate in the recipe; fisher needs fisher.safetensors.
     """
     start = time.monotonic()
     with bars.reading("Merging") as show_progress:

@@ -1,9 +1,6 @@
-"""`gramfuse stats`: measure a model's layer inputs on texts, and show what a statistics file says."""
+"""`gramfuse stats`: measure a model's layer inputs on texts, and show what a file of statistics says."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -13,17 +10,35 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.cli import bars, output
+from gramfuse.cli.fisher import EXAMPLES, fisher_command, render_fisher
+from gramfuse.cli.measuring import (
+    BaseOption,
+    BatchSizeOption,
+    DeviceOption,
+    ExamplesOption,
+    MaxLengthOption,
+    ModelOption,
+    PairFieldOption,
+    SplitOption,
+    TextFieldOption,
+    TextsOption,
+    TokensOption,
+    require_writable,
+    stopping_at_a_batch,
+)
 from gramfuse.contributing.base_model import build_base_manifest
-from gramfuse.contributing.loading import open_statistics_file
+from gramfuse.contributing.loading import open_fisher_file, open_statistics_file, read_header
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
+from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.manifest import TapInfo, Weighting
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
-from gramfuse_shared.errors import CancelledError, FileUnwritableError
+from gramfuse_shared.errors import CancelledError
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model's layer inputs on your own texts.")
+app = typer.Typer(no_args_is_help=True, help="Measure a model on your own texts.")
+app.command("fisher", epilog=EXAMPLES)(fisher_command)
 
 _EXAMPLES = """[b]Examples[/b]
 
@@ -37,32 +52,18 @@ gramfuse stats collect --model nli --texts folder-of-datasets --split train --te
 
 @app.command("collect", epilog=_EXAMPLES)
 def collect_command(
-    model: Annotated[
-        Path, typer.Option(help="Folder of the fine-tuned model, as save_pretrained wrote it, or of a PEFT adapter.")
-    ],
-    texts: Annotated[
-        Path,
-        typer.Option(help="*.jsonl, a text file with a text per line (both also as *.gz), or a `datasets` folder."),
-    ],
+    model: ModelOption,
+    texts: TextsOption,
     out: Annotated[Path, typer.Option(help="The statistics file to write.")] = Path("statistics.safetensors"),
-    examples: Annotated[int | None, typer.Option(min=1, help="Use the first N texts only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Texts per forward pass.")] = 32,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per text; default: what the model takes, at most 512.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    text_field: Annotated[str | None, typer.Option(help="Field with the text; default: text, sentence, …")] = None,
-    pair_field: Annotated[
-        str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the project's base model; its fingerprint is noted in the file. An adapter needs it."
-        ),
-    ] = None,
+    examples: ExamplesOption = None,
+    batch_size: BatchSizeOption = 32,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = "auto",
+    text_field: TextFieldOption = None,
+    pair_field: PairFieldOption = None,
+    tokens: TokensOption = None,
+    split: SplitOption = None,
+    base: BaseOption = None,
     count_padding: Annotated[
         bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
     ] = False,
@@ -83,10 +84,10 @@ def collect_command(
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
     found = read_texts(texts, fields, split=split, limit=examples)
     checkpoint = out.with_name(f"{out.name}.partial")
-    _require_writable(out, overwrite=overwrite)
+    require_writable(out, overwrite=overwrite)
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with _stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
+    with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
         try:
             statistics = collect(
                 model,
@@ -134,11 +135,17 @@ def collect_command(
 
 
 @app.command("show")
-def show_command(file: Annotated[Path, typer.Argument(help="A statistics file.")]) -> None:
-    """Show what a statistics file says: its taps, their rows and their sources.
+def show_command(
+    file: Annotated[Path, typer.Argument(help="A statistics file, or one of Fisher information.")],
+) -> None:
+    """Show what a statistics file says: its taps, their rows and their sources; or of which parameters it is.
 
     Example: gramfuse stats show statistics.safetensors
     """
+    if FISHER_METADATA_KEY in read_header(file).metadata:
+        fisher = open_fisher_file(file).metadata
+        output.show(fisher, lambda console: render_fisher(fisher, console))
+        return
     metadata = open_statistics_file(file).metadata
     output.show(metadata, lambda console: _render(metadata, console))
 
@@ -171,30 +178,3 @@ def _render(metadata: StatisticsMetadata, console: Console) -> None:
 
 def _short(weight: str) -> str:
     return weight.removesuffix(".weight").rpartition(".")[2]
-
-
-def _require_writable(out: Path, *, overwrite: bool) -> None:
-    if out.is_file() and not overwrite:
-        msg = f"{out} is there already; give another --out, or --overwrite to replace it"
-        raise FileUnwritableError(msg)
-    if not out.parent.is_dir() or out.is_dir():
-        msg = f"{out} cannot be written: {out.parent} is no folder, or {out} is one"
-        raise FileUnwritableError(msg)
-
-
-@contextmanager
-def _stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C end the run behind the present batch, so that no text counts half; the second, at once."""
-    stopped = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        output.note("stopping behind this batch; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

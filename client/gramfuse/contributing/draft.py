@@ -7,11 +7,13 @@ from pathlib import Path
 
 from gramfuse.contributing.labelling import declare_labels, untouched_labels
 from gramfuse.contributing.loading import (
+    FisherFile,
     ModelFolder,
     StatisticsFile,
     StoredTensor,
     content_of,
     is_adapter,
+    open_fisher_file,
     open_model_folder,
     open_statistics_file,
 )
@@ -26,11 +28,12 @@ from gramfuse_shared.extras import requiring_extras
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A model, its statistics if they are given, and the plan of what of them leaves."""
+    """A model, what was measured of it if that is given, and the plan of what of them leaves."""
 
     model: ModelFolder
     statistics: StatisticsFile | None
     plan: ContributionPlan
+    fisher: FisherFile | None = None
 
 
 def draft_contribution(
@@ -41,6 +44,7 @@ def draft_contribution(
     *,
     base_folder: Path | None,
     labels: Sequence[int] | None = None,
+    fisher: Path | None = None,
 ) -> Draft:
     """Plan a contribution from headers; embeddings and heads are compared with the base's where its folder is known.
 
@@ -54,6 +58,7 @@ def draft_contribution(
     """
     folder = _open_adapter(model, base_folder) if is_adapter(model) else open_model_folder(model)
     measured = None if statistics is None else open_statistics_file(statistics)
+    information = None if fisher is None else open_fisher_file(fisher)
     tensors = [tensor.info for tensor in folder.tensors.values()]
     changed = None
     if base_folder is not None:
@@ -66,11 +71,12 @@ def draft_contribution(
         differs_from=folder.base,
         changed=changed,
         left_out=folder.left_out,
-        outdated=measured is not None and _is_newer(folder, measured),
+        outdated=any(_is_newer(folder, file.path) for file in (measured, information) if file is not None),
+        fisher=information.metadata if information else None,
         labels=None if labels is None else declare_labels(labels, folder, base_folder),
         untouched_labels=untouched_labels(folder, base_folder, base, policy),
     )
-    return Draft(folder, measured, plan)
+    return Draft(folder, measured, plan, information)
 
 
 def changed_tensors(names: Iterable[str], model: ModelFolder, base_folder: Path) -> frozenset[str]:
@@ -111,6 +117,6 @@ def _differ(one: StoredTensor, other: StoredTensor) -> bool:
     return any(mine != theirs for mine, theirs in pairs)
 
 
-def _is_newer(model: ModelFolder, statistics: StatisticsFile) -> bool:
+def _is_newer(model: ModelFolder, measured: Path) -> bool:
     written = max((model.path / name).stat().st_mtime_ns for name in model.files)
-    return written > statistics.path.stat().st_mtime_ns
+    return written > measured.stat().st_mtime_ns

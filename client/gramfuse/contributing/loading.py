@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gramfuse.contributing.virtual_files import Readable, Source, Span, VirtualFile
 from gramfuse_shared import limits
+from gramfuse_shared.contract.fisher_file import FisherMetadata, parse_fisher_metadata
 from gramfuse_shared.contract.manifest import LeftOut, TensorInfo, WeightsEncoding
 from gramfuse_shared.contract.safetensors_header import (
     LENGTH_BYTES,
@@ -80,6 +81,15 @@ class StatisticsFile:
     tensors: Mapping[str, TensorEntry]
 
 
+@dataclass(frozen=True, slots=True)
+class FisherFile:
+    """A file of Fisher information: what its tensors are of, and where their bytes lie."""
+
+    path: Path
+    metadata: FisherMetadata
+    tensors: Mapping[str, TensorEntry]
+
+
 def open_model_folder(folder: Path) -> ModelFolder:
     """Read the headers of a folder's safetensors files, single or sharded.
 
@@ -123,6 +133,17 @@ def open_statistics_file(path: Path) -> StatisticsFile:
     """
     header = read_header(path)
     return StatisticsFile(path, parse_statistics_metadata(header), header.tensors)
+
+
+def open_fisher_file(path: Path) -> FisherFile:
+    """Read the header and the metadata of a file of Fisher information.
+
+    Raises:
+        FileUnreadableError: it is missing or cannot be read.
+        HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: it is not such a file.
+    """
+    header = read_header(path)
+    return FisherFile(path, parse_fisher_metadata(header), header.tensors)
 
 
 def is_adapter(folder: Path) -> bool:

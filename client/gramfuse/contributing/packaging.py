@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gramfuse.contributing.loading import ModelFolder, StatisticsFile
-from gramfuse.contributing.plan import STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
+from gramfuse.contributing.loading import FisherFile, ModelFolder, StatisticsFile
+from gramfuse.contributing.plan import FISHER_FILE_NAME, STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared import limits
+from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
+from gramfuse_shared.contract.fisher_file import FisherMetadata, tensors_of_fisher
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, WeightsEncoding
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
@@ -48,8 +50,21 @@ def leaving_metadata(plan: ContributionPlan, metadata: StatisticsMetadata) -> St
     return metadata.model_copy(update={"taps": taps}) if taps else None
 
 
+def fisher_file(plan: ContributionPlan, fisher: FisherFile) -> VirtualFile | None:
+    """Present the leaving Fisher information as one file, with metadata of these alone; None where none leaves."""
+    parameters = tuple(decision.info for decision in plan.leaving_fisher)
+    if not parameters:
+        return None
+    metadata = fisher.metadata.model_copy(update={"parameters": parameters})
+    layout = tensors_of_fisher(parameters)
+    header = format_header(layout, {FISHER_METADATA_KEY: metadata.canonical().decode()})
+    entries = [fisher.tensors[name] for name, _, _ in layout]
+    source = Source.of(fisher.path)
+    return VirtualFile(FISHER_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+
+
 def leaving_files(
-    plan: ContributionPlan, model: ModelFolder, statistics: StatisticsFile | None
+    plan: ContributionPlan, model: ModelFolder, statistics: StatisticsFile | None, fisher: FisherFile | None = None
 ) -> tuple[VirtualFile, ...]:
     """Present what leaves as files, in the manifest's order; nothing is read yet.
 
@@ -57,8 +72,8 @@ def leaving_files(
         FileUnreadableError: a source is gone.
     """
     measured = None if statistics is None else statistics_file(plan, statistics)
-    weights = weights_file(plan, model)
-    return (weights,) if measured is None else (weights, measured)
+    information = None if fisher is None else fisher_file(plan, fisher)
+    return tuple(file for file in (weights_file(plan, model), measured, information) if file is not None)
 
 
 def build_package(
@@ -67,6 +82,7 @@ def build_package(
     *,
     encoding: WeightsEncoding,
     measured: StatisticsMetadata | None,
+    fisher: FisherMetadata | None = None,
     project: str,
     organization: str,
     base: BaseManifest,
@@ -83,28 +99,36 @@ def build_package(
         ArchitectureMismatchError, PolicyViolationError: the plan lets something leave that may not.
         FileUnreadableError: a source is gone or was changed since it was planned.
     """
-    weights, *statistics = files
+    entries = {file.name: _file_entry(file, on_bytes) for file in files}
     document: dict[str, Any] = {
         "project": project,
         "organization": organization,
         "base": base.content_digest(),
         "policy": {"version": policy_version, "digest": policy.content_digest()},
         "weights": {
-            "file": _file_entry(weights, on_bytes),
+            "file": entries[WEIGHTS_FILE_NAME],
             "encoding": encoding,
             "left_out": plan.left_out,
             "tensors": [decision.info.model_dump() for decision in plan.leaving_weights],
         },
     }
-    if statistics and measured is not None:
+    if STATISTICS_FILE_NAME in entries and measured is not None:
         document["statistics"] = {
-            "file": _file_entry(statistics[0], on_bytes),
+            "file": entries[STATISTICS_FILE_NAME],
             "encoding": measured.encoding,
             "taps": [decision.info.model_dump() for decision in plan.leaving_taps],
             "collector": measured.collector.model_dump(),
         }
     if plan.labels is not None:
         document["labels"] = plan.labels.model_dump(mode="json")
+    if FISHER_FILE_NAME in entries and fisher is not None:
+        document["fisher"] = {
+            "file": entries[FISHER_FILE_NAME],
+            "examples": fisher.examples,
+            "distinct_examples": fisher.distinct_examples,
+            "parameters": [decision.info.model_dump() for decision in plan.leaving_fisher],
+            "collector": fisher.collector.model_dump(),
+        }
     manifest = ContributionManifest.model_validate(document)
     require_architecture(manifest, base)
     require_policy(manifest, base, policy)

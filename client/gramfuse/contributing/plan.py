@@ -7,21 +7,30 @@ from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns, number_ranges
 from gramfuse.units import format_bytes
-from gramfuse_shared.contract.manifest import LeftOut, StatisticsEncoding, TapInfo, TensorInfo, TrainedLabels
+from gramfuse_shared.contract.manifest import (
+    FisherParameter,
+    LeftOut,
+    StatisticsEncoding,
+    TapInfo,
+    TensorInfo,
+    TrainedLabels,
+)
 from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
 
 WEIGHTS_FILE_NAME: Final = "weights.safetensors"
 STATISTICS_FILE_NAME: Final = "statistics.safetensors"
+FISHER_FILE_NAME: Final = "fisher.safetensors"
 
-Group = Literal["embedding", "head", "body", "tap"]
+Group = Literal["embedding", "head", "body", "tap", "fisher"]
 
 _TITLES: Final[dict[Group, str]] = {
     "body": "weights",
     "embedding": "embeddings",
     "head": "task head",
     "tap": "statistics",
+    "fisher": "Fisher information",
 }
 
 
@@ -54,6 +63,19 @@ class TapDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class FisherDecision:
+    """A parameter's Fisher information: whether it leaves, and if not, why."""
+
+    info: FisherParameter
+    stays_because: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Length of the tensor."""
+        return math.prod(self.info.shape) * DTYPE_BYTES["F32"]
+
+
+@dataclass(frozen=True, slots=True)
 class GroupSummary:
     """Tensors or taps that share a fate: their kind, the reason why they stay (None: they leave), names and bytes."""
 
@@ -76,6 +98,7 @@ class ContributionPlan:
     labels: TrainedLabels | None = None
     left_out: LeftOut = "unknown"
     untouched: int = 0
+    fisher: tuple[FisherDecision, ...] = ()
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -91,6 +114,12 @@ class ContributionPlan:
     def leaving_taps(self) -> tuple[TapDecision, ...]:
         """The taps that leave, by name, which is their order in the file that carries them."""
         leaving = [decision for decision in self.taps if decision.stays_because is None]
+        return tuple(sorted(leaving, key=lambda d: d.info.name))
+
+    @property
+    def leaving_fisher(self) -> tuple[FisherDecision, ...]:
+        """The parameters whose Fisher information leaves, by name, which is their order in the file that carries it."""
+        leaving = [decision for decision in self.fisher if decision.stays_because is None]
         return tuple(sorted(leaving, key=lambda d: d.info.name))
 
     @property
@@ -140,6 +169,9 @@ class ContributionPlan:
             fused, measured = len(self.fused_layers), len(self.measured_layers)
             rest = "" if fused == measured else f"; for everybody, the other {measured - fused} can only be averaged"
             lines.append(f"RegMean can merge {fused} of your {measured} measured linear layers{rest}")
+        if self.leaving_fisher:
+            weighed, weights = len(self.leaving_fisher), len(self.leaving_weights)
+            lines.append(f"fisher can weigh {weighed} of your {weights} leaving tensors element by element")
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
@@ -161,6 +193,9 @@ class ContributionPlan:
             members.setdefault((weight.role, weight.stays_because), []).append((weight.info.name, weight.bytes))
         for tap in self.taps:
             members.setdefault(("tap", tap.stays_because), []).append((tap.info.name, tap.bytes))
+        for parameter in self.fisher:
+            key: tuple[Group, str | None] = ("fisher", parameter.stays_because)
+            members.setdefault(key, []).append((parameter.info.name, parameter.bytes))
         return [
             GroupSummary(group, reason, tuple(name for name, _ in items), sum(length for _, length in items))
             for (group, reason), items in members.items()
@@ -177,11 +212,11 @@ def _layers_of(taps: Iterable[TapDecision]) -> Iterator[str]:
 
 
 def _files(groups: Sequence[GroupSummary]) -> list[tuple[str, list[GroupSummary]]]:
-    weights = [group for group in groups if group.group != "tap"]
-    taps = [group for group in groups if group.group == "tap"]
-    return [
-        (name, members) for name, members in ((WEIGHTS_FILE_NAME, weights), (STATISTICS_FILE_NAME, taps)) if members
-    ]
+    carriers: dict[Group, str] = {"tap": STATISTICS_FILE_NAME, "fisher": FISHER_FILE_NAME}
+    files: dict[str, list[GroupSummary]] = {WEIGHTS_FILE_NAME: [], STATISTICS_FILE_NAME: [], FISHER_FILE_NAME: []}
+    for group in groups:
+        files[carriers.get(group.group, WEIGHTS_FILE_NAME)].append(group)
+    return [(name, members) for name, members in files.items() if members]
 
 
 def _group_lines(group: GroupSummary) -> list[str]:

@@ -3,12 +3,21 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
+from gramfuse.contributing.plan import ContributionPlan, FisherDecision, TapDecision, TensorDecision
 from gramfuse.naming import few
+from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.labels import require_labels
-from gramfuse_shared.contract.manifest import BaseManifest, LayerInfo, LeftOut, TapInfo, TensorInfo, TrainedLabels
+from gramfuse_shared.contract.manifest import (
+    BaseManifest,
+    FisherParameter,
+    LayerInfo,
+    LeftOut,
+    TapInfo,
+    TensorInfo,
+    TrainedLabels,
+)
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_tap_stays, why_tensor_stays
+from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_fisher_stays, why_tap_stays, why_tensor_stays
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA, StatisticsMetadata
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
 
@@ -25,6 +34,7 @@ def plan_contribution(
     outdated: bool = False,
     labels: TrainedLabels | None = None,
     untouched_labels: Collection[int] = (),
+    fisher: FisherMetadata | None = None,
 ) -> ContributionPlan:
     """Decide what leaves: what the policy allows, the base model knows and the merge can use; nothing else.
 
@@ -36,9 +46,10 @@ def plan_contribution(
         differs_from: where the tensors are differences from a base model, its fingerprint.
         changed: names of the tensors whose values differ from the base's, where these could be compared.
         left_out: "base" where the model's other tensors are the base's own, as an adapter's are.
-        outdated: the model was written after the statistics were.
+        outdated: the model was written after its statistics or its Fisher information.
         labels: the label ids that were trained; None: all, and nothing is said of them.
         untouched_labels: label ids whose rows of the head have the base's values still.
+        fisher: metadata of the file of Fisher information, where there is one.
 
     Raises:
         ArchitectureMismatchError: names, shapes, dtypes or statistics belong to another model.
@@ -65,6 +76,17 @@ def plan_contribution(
     missing = sorted(expected.keys() - {weight.info.name for weight in weights})
     unknown = missing if left_out == "unknown" else []
     warnings = list(_warnings(weights, taps, unknown, policy, changed=changed, measured=statistics is not None))
+    decided = () if fisher is None else _decide_fisher(fisher, leaving, expected, base, policy)
+    if "fisher" in policy.methods and not any(decision.stays_because is None for decision in decided):
+        warnings.append(
+            "no Fisher information of yours leaves: fisher weighs a tensor only where every contribution brings it, so "
+            "with yours it can merge none, for everybody"
+        )
+    if any(decision.stays_because is None and decision.info.source != "mixed" for decision in decided):
+        warnings.append(
+            "Fisher information of layers fed by embeddings leaves: it hangs on the tokens of your text (policy: "
+            "embedding_taps = send)"
+        )
     if statistics is not None and statistics.encoding == "int16" and any(tap.stays_because is None for tap in taps):
         warnings.append(
             f"the statistics are rounded to int16: no merge with alpha above {INT16_MOST_ALPHA:g} takes them"
@@ -77,7 +99,7 @@ def plan_contribution(
     if untouched:
         warnings.append(_untouched_told(untouched))
     others = len(missing) if left_out == "base" else 0
-    return ContributionPlan(weights, taps, tuple(warnings), labels, left_out=left_out, untouched=others)
+    return ContributionPlan(weights, taps, tuple(warnings), labels, left_out=left_out, untouched=others, fisher=decided)
 
 
 def embedding_names(tensors: Iterable[TensorInfo], base: BaseManifest, policy: Policy) -> tuple[str, ...]:
@@ -124,6 +146,30 @@ def _decide_tap(
     if "regmean" not in policy.methods:
         return TapDecision(sent, "no method of the policy uses statistics")
     return TapDecision(sent, why_tap_stays(sent, leaving.keys(), policy))
+
+
+def _decide_fisher(
+    fisher: FisherMetadata,
+    leaving: Mapping[str, TensorInfo],
+    expected: Mapping[str, TensorInfo],
+    base: BaseManifest,
+    policy: Policy,
+) -> tuple[FisherDecision, ...]:
+    _require_same_base("the Fisher information was measured for", fisher.base, base)
+    for parameter in fisher.parameters:
+        _require_shape(parameter, expected.get(parameter.name))
+    reasons = why_fisher_stays(fisher, leaving.keys(), base, policy)
+    ordered = sorted(fisher.parameters, key=lambda parameter: parameter.name)
+    return tuple(FisherDecision(parameter, reasons[parameter.name]) for parameter in ordered)
+
+
+def _require_shape(parameter: FisherParameter, expected: TensorInfo | None) -> None:
+    if expected is not None and parameter.shape != expected.shape:
+        msg = (
+            f"the Fisher information of {parameter.name} is {list(parameter.shape)}, the project's base has "
+            f"{list(expected.shape)}"
+        )
+        raise ArchitectureMismatchError(msg, tensor=parameter.name)
 
 
 def _require_same_base(what: str, noted: str | None, base: BaseManifest) -> None:

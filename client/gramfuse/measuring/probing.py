@@ -17,7 +17,8 @@ from torch import nn
 from gramfuse.measuring.layers import Layer
 from gramfuse.measuring.masking import Frame, main_input
 from gramfuse.measuring.masks import Mask
-from gramfuse.measuring.stream import Source, worst_source
+from gramfuse.measuring.stream import worst_source
+from gramfuse_shared.contract.manifest import Source
 
 PROBES_PER_MODULE: Final = 8
 """Forward passes whose examples are tried before a module's taps stay `unknown`."""

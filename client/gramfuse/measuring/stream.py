@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import torch
 
+from gramfuse_shared.contract.manifest import Source
 from gramfuse_shared.errors import StatisticsMalformedError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.exact_products import exact_products
-
-Source = Literal["embeddings", "mixed", "unknown"]
 
 _WORST_LAST: Final[tuple[Source, ...]] = ("mixed", "unknown", "embeddings")
 """A sum is as revealing as its worst part; `unknown` is treated like `embeddings`."""

@@ -20,8 +20,8 @@ from gramfuse_shared.fusion import packing
 NO_GUARANTEE: Final = (
     "This report is no guarantee of privacy. It applies the project's rules and counts rows; it does not attack your "
     "statistics. Gram matrices of few texts give rows back exactly, those of 1,000 texts still tell who was in them "
-    "better than chance, and fine-tuned weights have seen your texts too. Send nothing whose disclosure you could not "
-    "bear."
+    "better than chance, what Fisher information tells has not been measured, and fine-tuned weights have seen your "
+    "texts too. Send nothing whose disclosure you could not bear."
 )
 
 
@@ -87,6 +87,7 @@ def audit(
     policy: Policy,
     base: BaseManifest,
     statistics: str | Path | None = None,
+    fisher: str | Path | None = None,
     base_folder: str | Path | None = None,
 ) -> AuditReport:
     """Say what a push of this model and these statistics would send under the policy, and how the statistics look.
@@ -96,6 +97,7 @@ def audit(
         policy: the project's policy.
         base: manifest of the project's base model.
         statistics: the statistics file; None to look at the weights alone.
+        fisher: the file of Fisher information, if there is one.
         base_folder: the base model's folder, to tell whether the embeddings were tuned.
 
     Raises:
@@ -109,6 +111,7 @@ def audit(
         base,
         policy,
         base_folder=None if base_folder is None else Path(base_folder),
+        fisher=None if fisher is None else Path(fisher),
     )
     return AuditReport(plan=draft.plan, taps=_look_at_taps(draft.statistics, draft.plan) if draft.statistics else ())
 

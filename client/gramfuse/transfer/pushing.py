@@ -52,14 +52,15 @@ class Prepared:
         """
         if self.draft.model.left_out == "base" and self.base_folder is not None:
             _require_base_folder(self.base_folder, self.base)
-        statistics = self.draft.statistics
-        files = leaving_files(self.plan, self.draft.model, statistics)
+        statistics, fisher = self.draft.statistics, self.draft.fisher
+        files = leaving_files(self.plan, self.draft.model, statistics, fisher)
         count = ByteCount("digest", sum(file.length for file in files), on_progress)
         return build_package(
             self.plan,
             files,
             encoding=self.draft.model.encoding,
             measured=statistics.metadata if statistics else None,
+            fisher=fisher.metadata if fisher else None,
             project=self.project.id,
             organization=self.organization,
             base=self.base,
@@ -79,6 +80,7 @@ def prepare(
     statistics: Path | None,
     base_folder: Path | None,
     labels: Sequence[int] | None = None,
+    fisher: Path | None = None,
 ) -> Prepared:
     """Plan a push from headers, for a project that is ready and whose policy is accepted.
 
@@ -92,7 +94,7 @@ def prepare(
     if base.content_digest() != project.base or policy.content_digest() != project.policy.digest:
         msg = f"the server's base model or policy of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
-    draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels)
+    draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels, fisher=fisher)
     return Prepared(project, organization, base, policy, draft, base_folder)
 
 

@@ -13,7 +13,16 @@ from gramfuse_server.intake.parts import PartedFile, parted_file
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.tables import UploadFileRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TensorInfo, tensors_of
+from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
+from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
+from gramfuse_shared.contract.manifest import (
+    BaseManifest,
+    ContributionManifest,
+    FisherDescription,
+    FisherSection,
+    TensorInfo,
+    tensors_of,
+)
 from gramfuse_shared.contract.rules import vocabulary_size
 from gramfuse_shared.contract.safetensors_header import LENGTH_BYTES, Header, parse_header, parse_header_length
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata
@@ -69,6 +78,8 @@ def require_contribution_files(manifest: ContributionManifest, files: Mapping[st
     header = read_header(files[manifest.weights.file.name])
     _require_tensors(manifest.weights.file.name, header, manifest.weights.tensors)
     _require_metadata(manifest.weights.file.name, header, _WEIGHTS_METADATA)
+    if manifest.fisher is not None:
+        _require_fisher(manifest.fisher, manifest.base, read_header(files[manifest.fisher.file.name]))
     if manifest.statistics is None:
         return
     header = read_header(files[manifest.statistics.file.name])
@@ -133,6 +144,18 @@ def seal(
 def reject(upload: UploadRow, reason: str, now: datetime) -> None:
     """Refuse an upload for good and release its bytes for deletion."""
     upload.state, upload.reason, upload.decided_at, upload.delete_after = "rejected", reason, now, now
+
+
+def _require_fisher(announced: FisherSection, base: str, header: Header) -> None:
+    metadata = parse_fisher_metadata(header)
+    _require_metadata(announced.file.name, header, frozenset({FISHER_METADATA_KEY}))
+    told = FisherDescription.model_fields
+    if any(getattr(metadata, name) != getattr(announced, name) for name in told):
+        msg = f"{announced.file.name} does not describe the parameters and settings that the manifest announces"
+        raise StatisticsMalformedError(msg)
+    if metadata.base not in {None, base}:
+        msg = "the Fisher information was measured for another base model; measure it with the project's base"
+        raise ArchitectureMismatchError(msg)
 
 
 def _require_tensors(name: str, header: Header, announced: tuple[TensorInfo, ...]) -> None:

@@ -30,6 +30,10 @@ _METHODS: Final = {
         "DARE (Yu et al., ICML 2024) with the signs elected as in TIES-Merging: a random part of each difference, "
         "scaled up for what is missing, where it agrees with the elected sign"
     ),
+    "fisher": (
+        "Fisher-weighted averaging (Matena and Raffel, NeurIPS 2022): every element is the mean of the contributions' "
+        "own, weighted by the Fisher information that each has of it"
+    ),
     "linear": "the weighted mean of the contributions, parameter by parameter",
     "regmean": (
         "regression mean (RegMean, Jin et al., ICLR 2023): each linear layer is the least-squares answer to all "
@@ -102,7 +106,12 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
 
 def _parameters(inputs: MergeInputs) -> list[str]:
     recipe, parameters = inputs.recipe, inputs.recipe.parameters
-    counted = {"equal": "organizations count alike", "rows": "organizations count by their rows"}
+    rows = "examples" if recipe.merge_method == "fisher" else "rows"
+    counted = {
+        "equal": "organizations count alike",
+        "rows": f"organizations count by their {rows}",
+        "norm": "each organization's Fisher information is divided by its norm",
+    }
     told = {
         "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",
         "normalize": f"normalisation: {parameters.normalize}, {counted[parameters.normalize]}",

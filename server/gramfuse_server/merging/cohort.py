@@ -8,8 +8,11 @@ from gramfuse_shared.contract.policy import MergeMethod, Policy
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Overridable, Recipe
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
 
-SPARSE_METHODS: Final = frozenset(method for method, reads in PARAMETERS_OF.items() if "density" in reads)
-"""Methods that drop elements of the differences, so that some of the result comes from one member alone."""
+SELECTIVE_METHODS: Final = frozenset(
+    {"fisher"} | {method for method, reads in PARAMETERS_OF.items() if "density" in reads}
+)
+"""Methods by which elements of the result may come from one member alone: differences are dropped, or all others'
+Fisher information of an element is next to nothing."""
 
 MAX_WEIGHT_RATIO: Final = 100.0
 """In a frozen project no organization may outweigh another by more: the merge would be its own model."""
@@ -119,8 +122,8 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
     """Two merges that differ by a member, a member's weight, α or another parameter reveal that member.
 
     What a method reads counts between two merges by that method. λ scales what is known already.
-    Where a method drops elements, some come from one member alone; another merge of the same members, which drops
-    others or none, tells whose.
+    Where a method drops elements, or weighs each by itself, some come from one member alone; another merge of the same
+    members, which chooses others or none, tells whose.
     """
     if weights.keys().isdisjoint(release.weights):
         return
@@ -138,12 +141,12 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
         raise CohortFrozenError(msg, job=release.job, differs=changed)
     both: tuple[MergeMethod, ...] = (recipe.merge_method, release.recipe.merge_method)
     mine, theirs = recipe.parameters, release.recipe.parameters
-    sparse = SPARSE_METHODS.intersection(both)
-    if sparse and (len(set(both)) > 1 or (mine.density, mine.seed) != (theirs.density, theirs.seed)):
+    selective = SELECTIVE_METHODS.intersection(both)
+    if selective and (len(set(both)) > 1 or (mine.density, mine.seed) != (theirs.density, theirs.seed)):
         msg = (
             f"job {release.job} merges {before} by {release.recipe.merge_method}; beside another merge of the same "
-            f"members, what {' and '.join(sorted(sparse))} drop would show single members' values. Repeat that one, "
-            "or agree on a policy with `cohorts: open`"
+            f"members, what {' and '.join(sorted(selective))} chose would show single members' values. Repeat that "
+            "one, or agree on a policy with `cohorts: open`"
         )
         raise CohortFrozenError(msg, job=release.job, differs=["merge_method", "density", "seed"])
     read = [name for name in PARAMETERS_OF[recipe.merge_method] if name != "lambda"]

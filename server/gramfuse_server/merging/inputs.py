@@ -128,7 +128,7 @@ def open_base(blobs: Blobs, base: BaseManifest) -> TensorFiles:
 def open_members(
     blobs: Blobs, manifests: Mapping[str, ContributionManifest], base: TensorFiles
 ) -> dict[str, MemberReader]:
-    """Open every contribution's weights and statistics; raises FileUnreadableError."""
+    """Open every contribution's files; raises FileUnreadableError."""
     return {
         contribution: MemberReader(
             decode_weights(
@@ -137,6 +137,7 @@ def open_members(
             decode_statistics(_open(blobs, manifest.statistics.file), manifest.statistics.encoding)
             if manifest.statistics
             else None,
+            _open(blobs, manifest.fisher.file) if manifest.fisher else None,
         )
         for contribution, manifest in manifests.items()
     }
@@ -161,4 +162,5 @@ def _member(member: CohortMember, manifest: ContributionManifest, base: BaseMani
         weighting=manifest.statistics.collector.weighting if manifest.statistics else "none",
         labels=labels,
         left_out=manifest.weights.left_out,
+        fisher=manifest.fisher,
     )

@@ -44,19 +44,23 @@ class LayerInfo(Document):
     layout: Literal["out_in", "in_out"] = "out_in"
 
 
+Source = Literal["embeddings", "mixed", "unknown"]
+"""Whether what a layer reads at a token depends on that token alone (`embeddings`), on others too (`mixed`), or that
+this could not be found out (`unknown`, which the policy treats like `embeddings`)."""
+
+
 class TapInfo(Document):
     """A tap without its values: where it is, what reads it, and how many rows went into its Gram matrix.
 
     `rows` divides the raw sum; `distinct_rows` counts a row once per distinct example and is what the policy's
-    minimum is about. `source` says whether a row depends on its own token alone (`embeddings`), on others too
-    (`mixed`), or that this could not be found out (`unknown`, which the policy treats like `embeddings`).
+    minimum is about. `source` says where the rows come from.
     """
 
     name: TensorName
     width: Annotated[int, Field(ge=1, le=limits.MAX_TAP_WIDTH)]
     rows: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)]
     distinct_rows: RowCount
-    source: Literal["embeddings", "mixed", "unknown"]
+    source: Source
     layers: Annotated[tuple[LayerInfo, ...], Field(min_length=1, max_length=10_000)]
 
     @model_validator(mode="after")
@@ -182,11 +186,61 @@ class TrainedLabels(Document):
         return self
 
 
+Labels = Literal["sampled", "given"]
+"""Whose labels a loss was taken of: drawn from the model's own predictions, or those that came with the texts."""
+
+
+class FisherSettings(Document):
+    """How Fisher information was measured; numbers and fixed words only, never free text."""
+
+    collector_version: Annotated[str, Field(pattern=VERSION_PATTERN)]
+    labels: Labels = "sampled"
+
+
+class FisherParameter(Document):
+    """A parameter's Fisher information without its values: the tensor of its name, F32 and of this shape.
+
+    `norm` is ‖F‖, the root of the values' sum of squares; `source` is that of what the parameter's module reads.
+    """
+
+    name: TensorName
+    shape: Annotated[tuple[Size, ...], Field(max_length=limits.MAX_TENSOR_DIMENSIONS)]
+    norm: Annotated[float, Field(ge=0)]
+    source: Source
+
+
+class FisherDescription(Document):
+    """What Fisher information was measured of: the diagonal F = Σ (∂ log p/∂θ)², a raw sum over `examples`.
+
+    `distinct_examples` counts equal examples once and is what the policy's minimum is about.
+    """
+
+    examples: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)]
+    distinct_examples: RowCount
+    collector: FisherSettings
+    parameters: Annotated[tuple[FisherParameter, ...], Field(min_length=1, max_length=limits.MAX_TENSORS_PER_FILE)]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        _require_unique("parameter", [parameter.name for parameter in self.parameters])
+        if self.distinct_examples > self.examples:
+            msg = "distinct_examples exceeds examples"
+            raise ValueError(msg)
+        return self
+
+
+class FisherSection(FisherDescription):
+    """The file of Fisher information: parameters in file order."""
+
+    file: FileEntry
+
+
 class ContributionManifest(Document):
     """One participant's immutable upload. Its digest is the contribution's id, so it holds no clock and no chance.
 
     `generation` is raised to send the same content again after an earlier contribution expired or was withdrawn.
-    `labels` is written only where not all labels were trained: what was sent before it came keeps its bytes.
+    `labels` is written only where not all labels were trained, `fisher` only where there is any: what was sent before
+    they came keeps its bytes.
     """
 
     format: Literal["gramfuse/contribution/1"] = "gramfuse/contribution/1"
@@ -198,6 +252,7 @@ class ContributionManifest(Document):
     weights: WeightsSection
     statistics: StatisticsSection | None = None
     labels: TrainedLabels | None = Field(default=None, exclude_if=lambda value: value is None)
+    fisher: FisherSection | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -211,7 +266,8 @@ class ContributionManifest(Document):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """The files that travel."""
-        return (self.weights.file,) if self.statistics is None else (self.weights.file, self.statistics.file)
+        sections = (self.weights, self.statistics, self.fisher)
+        return tuple(section.file for section in sections if section is not None)
 
 
 def tensors_of(header: Header) -> tuple[TensorInfo, ...]:

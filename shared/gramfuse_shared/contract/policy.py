@@ -12,7 +12,7 @@ from gramfuse_shared.contract.document import Document
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
-MergeMethod = Literal["linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+MergeMethod = Literal["linear", "regmean", "fisher", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
 
@@ -70,7 +70,9 @@ class Policy(Document):
     )
     head_parameters: Patterns = DEFAULT_HEAD_PARAMETERS
     minimum_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        default=20.0, description="a tap with fewer distinct rows than this times its width is not sent"
+        default=20.0,
+        description="a tap with fewer distinct rows than this times its width is not sent; for Fisher information "
+        "examples count as rows, and the harmonic mean of its sides as the width of the largest matrix",
     )
     advised_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=200.0, description="a tap with fewer distinct rows than this times its width is warned about"
@@ -113,6 +115,17 @@ class Policy(Document):
     def minimum_rows(self, width: int) -> int:
         """Distinct rows below which a tap of this width is not sent."""
         return math.ceil(self.minimum_rows_per_dimension * width)
+
+    def minimum_examples(self, shape: Sequence[int]) -> int:
+        """Distinct examples below which Fisher information with a parameter of this shape is not sent.
+
+        The gradient of a matrix [m, k] that is used once per example has m + k unknowns, and the sum of n of their
+        squares m·k values: with n below mk/(m + k), half of the harmonic mean of m and k, they may be solved for. A
+        Gram matrix of width d may be below d/2 rows, so the policy's figure is the same multiple of either bound.
+        """
+        rows = shape[0] if shape else 1
+        columns = math.prod(shape[1:])
+        return math.ceil(self.minimum_rows_per_dimension * 2 * rows * columns / max(rows + columns, 1))
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:

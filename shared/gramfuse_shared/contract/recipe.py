@@ -18,6 +18,7 @@ DEFAULT_WEIGHT: Final = 1.0
 DEFAULT_LAMBDA: Final = 1.0
 DEFAULT_DENSITY: Final = 0.5
 
+Normalization = Literal["equal", "rows", "norm"]
 ComputeDtype = Literal["float32", "float64"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -87,17 +88,18 @@ class MethodParameters(Document):
     """Parameters of the method.
 
     RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether organizations count alike (`equal`,
-    as published) or by their rows, `missing_statistics` what becomes of a linear layer whose inputs some of them did
-    not measure: an `average`, or their precision is an `estimate` from their difference to the base. Methods that add
-    differences to the base: `lambda` scales what is added, `density` is the share of each difference that `ties` and
-    `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize` is written only
-    where it is not the default: what was signed before keeps its bytes.
+    as published) or by their `rows`, `missing_statistics` what becomes of a linear layer whose inputs some of them did
+    not measure: an `average`, or their precision is an `estimate` from their difference to the base. `fisher` reads
+    `normalize` too: a row is an example there, and `norm` divides an organization's Fisher information by its norm.
+    Methods that add differences to the base: `lambda` scales what is added, `density` is the share of each difference
+    that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize`
+    is written only where it is not the default: what was signed before keeps its bytes.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     alpha: Overridable = DEFAULT_ALPHA
-    normalize: Literal["equal", "rows"] = "equal"
+    normalize: Normalization = "equal"
     lambda_: Overridable = Field(
         default=DEFAULT_LAMBDA, alias="lambda", exclude_if=lambda value: value == DEFAULT_LAMBDA
     )
@@ -127,6 +129,7 @@ PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
     {
         "linear": (),
         "regmean": ("alpha", "normalize", "missing_statistics"),
+        "fisher": ("normalize",),
         "task_arithmetic": ("lambda",),
         "ties": ("lambda", "density"),
         "dare_linear": ("lambda", "density", "seed"),
@@ -143,7 +146,7 @@ class TokenizerSource(Document):
 
 
 class Recipe(Document):
-    """A merge, complete enough to be repeated. Fields as in mergekit; `normalize: equal|rows` is gramfuse's own.
+    """A merge, complete enough to be repeated. Fields as in mergekit; `normalize` is gramfuse's own.
 
     `dtype` is the precision of the computation (default: float32, and float64 where alpha needs it), `out_dtype`
     that of the floating-point tensors written (default: as the base stores them). `exclude`d parameters are the base's.
@@ -162,6 +165,13 @@ class Recipe(Document):
         names = [entry.model for entry in self.models]
         if len(set(names)) != len(names):
             msg = "a model is named twice"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _norm_is_of_fisher(self) -> Self:
+        if self.parameters.normalize == "norm" and self.merge_method != "fisher":
+            msg = f"normalize: norm is a parameter of fisher, not of {self.merge_method}"
             raise ValueError(msg)
         return self
 

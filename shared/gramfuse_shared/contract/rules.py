@@ -6,8 +6,17 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from gramfuse_shared import limits
+from gramfuse_shared.contract.fisher_file import tensors_of_fisher
 from gramfuse_shared.contract.labels import require_labels
-from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import (
+    BaseManifest,
+    ContributionManifest,
+    FisherDescription,
+    FisherParameter,
+    LayerInfo,
+    TapInfo,
+    TensorInfo,
+)
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
 from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_taps
@@ -91,6 +100,50 @@ def why_tap_stays(tap: TapInfo, contributed: Collection[str], policy: Policy) ->
     return None
 
 
+def why_fisher_stays(
+    fisher: FisherDescription, contributed: Collection[str], base: BaseManifest, policy: Policy
+) -> dict[str, str | None]:
+    """Say of each parameter why its Fisher information stays at home; None where it may leave.
+
+    All of it stays where there were too few examples for the largest of those that could leave: what one example did
+    to one parameter is told by all the others too.
+
+    Args:
+        fisher: what was measured.
+        contributed: names of the weights that leave.
+        base: the project's base model.
+        policy: the project's policy.
+    """
+    if "fisher" not in policy.methods:
+        reason = "no method of the policy reads Fisher information (methods)"
+        return dict.fromkeys((parameter.name for parameter in fisher.parameters), reason)
+    reasons = {
+        parameter.name: _why_parameter_stays(parameter, contributed, base, policy) for parameter in fisher.parameters
+    }
+    shapes = [parameter.shape for parameter in fisher.parameters if reasons[parameter.name] is None]
+    needed = max((policy.minimum_examples(shape) for shape in shapes), default=0)
+    too_few = None
+    if fisher.distinct_examples < needed:
+        too_few = (
+            f"it was measured of {fisher.distinct_examples} distinct examples, the policy wants {needed} "
+            f"({policy.minimum_rows_per_dimension:g} per dimension of the largest matrix): measure more texts"
+        )
+    return {name: reason or too_few for name, reason in reasons.items()}
+
+
+def _why_parameter_stays(
+    parameter: FisherParameter, contributed: Collection[str], base: BaseManifest, policy: Policy
+) -> str | None:
+    role = policy.role_of(parameter.name, parameter.shape, base.vocabulary_size)
+    if not policy.may_leave(role):
+        kind = {"embedding": "embeddings (embeddings: base)", "head": "task heads (heads: private)"}[role]
+        return f"the policy keeps the weights of {kind}, and so what was measured of them"
+    if parameter.source != "mixed" and policy.embedding_taps == "withhold":
+        fed = "embeddings feed its layer directly" if parameter.source == "embeddings" else "what feeds it is not known"
+        return f"{fed}, so it hangs on which tokens the text holds (embedding_taps: withhold)"
+    return None if parameter.name in contributed else "its weight does not leave, so nothing could be merged with it"
+
+
 def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: Policy) -> None:
     """Require that the policy allows everything in the manifest to leave.
 
@@ -102,6 +155,9 @@ def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: P
     reasons = {tensor.name: why_tensor_stays(tensor, base, policy) for tensor in manifest.weights.tensors}
     taps = manifest.statistics.taps if manifest.statistics else ()
     reasons |= {f"tap {tap.name}": why_tap_stays(tap, contributed, policy) for tap in taps}
+    if manifest.fisher is not None:
+        kept = why_fisher_stays(manifest.fisher, contributed, base, policy)
+        reasons |= {f"the Fisher information of {name}": reason for name, reason in kept.items()}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     if refused:
         name, reason = next(iter(refused.items()))
@@ -113,13 +169,13 @@ def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: P
 
 
 def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> None:
-    """Require that weights and taps fit the base model: names, shapes, dtypes, widths.
+    """Require that weights and statistics fit the base model: names, shapes, dtypes, widths.
 
     Raises:
         ArchitectureMismatchError: they do not; the message names the first place.
         HeaderMalformedError: a file's length does not fit its tensors.
     """
-    weights, statistics = manifest.weights, manifest.statistics
+    weights, statistics, fisher = manifest.weights, manifest.statistics, manifest.fisher
     known = {tensor.name: tensor for tensor in base.tensors}
     for tensor in weights.tensors:
         _require_tensor(tensor, known)
@@ -127,6 +183,10 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
             msg = f"{tensor.name} is {tensor.dtype}; differences from the base model travel as BF16"
             raise ArchitectureMismatchError(msg, tensor=tensor.name)
     require_length(weights.file.name, weights.file.bytes, [(t.name, t.dtype, t.shape) for t in weights.tensors])
+    if fisher is not None:
+        for parameter in fisher.parameters:
+            _require_parameter(parameter, known)
+        require_length(fisher.file.name, fisher.file.bytes, tensors_of_fisher(fisher.parameters))
     if statistics is None:
         return
     for tap in statistics.taps:
@@ -150,6 +210,14 @@ def _require_tensor(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> None
             f"{tensor.name} is {odd}; weights travel as {', '.join(sorted(CONTRIBUTED_DTYPES))}, the rest is the base's"
         )
         raise ArchitectureMismatchError(msg, tensor=tensor.name)
+
+
+def _require_parameter(parameter: FisherParameter, known: Mapping[str, TensorInfo]) -> None:
+    expected = known.get(parameter.name)
+    if expected is None or parameter.shape != expected.shape:
+        found = "no such tensor" if expected is None else f"one of {list(expected.shape)}"
+        msg = f"the Fisher information of {parameter.name} is {list(parameter.shape)}, the base model has {found}"
+        raise ArchitectureMismatchError(msg, tensor=parameter.name)
 
 
 def _require_layer(layer: LayerInfo, tap: TapInfo, known: Mapping[str, TensorInfo]) -> None:

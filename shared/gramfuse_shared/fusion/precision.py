@@ -59,9 +59,10 @@ class _ScalarSum(PrecisionSum[Precision]):
 
 @dataclass(frozen=True, slots=True)
 class DiagonalPrecision(Precision):
-    """P is one non-negative number per element, of the parameter's shape (a diagonal Fisher, for example)."""
+    """P = scale·values: one non-negative number per element, of the parameter's shape (a diagonal Fisher, say)."""
 
     values: torch.Tensor
+    scale: float = 1.0
 
     def begin(self, shape: tuple[int, ...], dtype: torch.dtype, workspace: Workspace) -> "PrecisionSum[Precision]":
         """Return zeros."""
@@ -76,9 +77,9 @@ class _DiagonalSum(PrecisionSum[DiagonalPrecision]):
 
     def add(self, precision: DiagonalPrecision, difference: torch.Tensor | None) -> None:
         values = precision.values.to(self.total.dtype)
-        self.total.add_(values)
+        self.total.add_(values, alpha=precision.scale)
         if difference is not None:
-            self.products.addcmul_(difference, values)
+            self.products.addcmul_(difference, values, value=precision.scale)
 
     def solve(self, mean: torch.Tensor) -> tuple[torch.Tensor, Diagnosis]:
         # where nobody has any precision, the mean stays

@@ -11,15 +11,15 @@ from gramfuse_shared.contract.statistics_file import packed_length
 from gramfuse_shared.digest import seed_of
 from gramfuse_shared.fusion.estimation import Measured
 from gramfuse_shared.fusion.least_squares import Diagnosis
-from gramfuse_shared.fusion.methods import DeltaMethod, PrecisionMethod
-from gramfuse_shared.fusion.methods.method import Gram
+from gramfuse_shared.fusion.methods import DeltaMethod, ElementMethod, PrecisionMethod
+from gramfuse_shared.fusion.methods.method import Fisher, Gram
 from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.reading import Inputs
 from gramfuse_shared.merging.schedule import element_ranges, row_ranges
-from gramfuse_shared.merging.steps import AverageStep, DeltaStep, GramStep, Linear, ReadySum, Source, Term
+from gramfuse_shared.merging.steps import AverageStep, DeltaStep, DiagonalStep, GramStep, Linear, ReadySum, Source, Term
 
 _TORCH: Final[Mapping[str, torch.dtype]] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 
@@ -47,6 +47,32 @@ def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator
                 difference = _subtract(values, origin, workspace.take("difference", (stop - start,), dtype))
             accumulator.add(difference, ScalarPrecision(term.weight), term.weight)
         yield _moved(origin, accumulator.solve())
+
+
+def weigh_elements(
+    step: DiagonalStep, inputs: Inputs, method: ElementMethod, workspace: Workspace
+) -> Iterator[tuple[torch.Tensor, Diagnosis]]:
+    """Yield W_ref + ΣDᵢPᵢ/ΣPᵢ, element by element, in flat chunks as `average` does, and how each was found."""
+    name, dtype = step.output.name, _TORCH[step.compute]
+    for start, stop in element_ranges(torch.Size(step.output.shape).numel(), DTYPE_BYTES["F32"]):
+        shape = (stop - start,)
+        origin = workspace.take("origin", shape, dtype)
+        origin.copy_(inputs.read(step.reference, name, start, stop))
+        accumulator = Accumulator[Precision](shape, dtype=dtype, workspace=workspace)
+        for term in step.terms:
+            if term.fisher is None:
+                msg = f"{name}: a term of a diagonal step says what its Fisher information is of"
+                raise ValueError(msg)
+            difference: torch.Tensor | None = None
+            if term.key != step.reference:  # that was read as the origin
+                values = inputs.read(term.key, name, start, stop)
+                difference = _subtract(values, origin, workspace.take("difference", shape, dtype))
+            values = inputs.read_fisher(term.key, name, start, stop)
+            fisher = Fisher(values, term.fisher.examples, term.fisher.norm)
+            precision = method.elementwise_precision(fisher, term.weight, step.settings)
+            accumulator.add(difference, precision, term.weight)
+        solution = accumulator.solve()
+        yield _moved(origin, solution), solution.diagnosis
 
 
 def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: Workspace) -> torch.Tensor:

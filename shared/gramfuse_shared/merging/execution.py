@@ -10,14 +10,23 @@ import torch
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
-from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, PrecisionMethod
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, ElementMethod, PrecisionMethod
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
-from gramfuse_shared.merging.combining import add_deltas, average, solve_group
+from gramfuse_shared.merging.combining import add_deltas, average, solve_group, weigh_elements
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.schedule import element_ranges
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, GramStep, ReadySum, RowsStep, Step
+from gramfuse_shared.merging.steps import (
+    AverageStep,
+    CopyStep,
+    DeltaStep,
+    DiagonalStep,
+    GramStep,
+    ReadySum,
+    RowsStep,
+    Step,
+)
 from gramfuse_shared.merging.streaming import TORCH_DTYPES, TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 
@@ -114,6 +123,12 @@ def _execute_step(
             weights, diagnosis = solve_group(step, inputs, method, workspace)
             diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
             yield from zip(step.outputs, weights, strict=True)
+        case DiagonalStep(), ElementMethod():
+            dead = 0
+            for chunk, diagnosis in weigh_elements(step, inputs, method, workspace):
+                dead += diagnosis.dead_features
+                yield step.output, chunk
+            diagnostics += _describe_elements(step, plan.method, dead)
         case DeltaStep(), DeltaMethod():
             yield step.output, add_deltas(step, inputs, method, workspace)
         case AverageStep(), _:
@@ -167,6 +182,15 @@ def _describe_exception(step: AverageStep | CopyStep, method: str, fallback: str
     if step.reason is None:
         return []
     return [_describe(step.output, method, fallback, step.reason)]
+
+
+def _describe_elements(step: DiagonalStep, method: str, dead: int) -> list[dict[str, Any]]:
+    """Describe a parameter with elements of which nobody had any information; nothing is said of the others."""
+    if not dead:
+        return []
+    count = torch.Size(step.output.shape).numel()
+    reason = f"nobody has any Fisher information of {dead} of {count} elements: they are averaged"
+    return [_describe(step.output, method, "none", reason)]
 
 
 def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:

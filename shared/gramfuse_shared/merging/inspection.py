@@ -1,4 +1,4 @@
-"""Numerical checks of an upload: weights are finite, a Gram matrix is one.
+"""Numerical checks of an upload: weights are finite, a Gram matrix is one, Fisher information is squares.
 
 What a contribution may hold decides what a merge may compute: one NaN would spread to the whole model, one indefinite
 matrix would silently turn a layer into an average.
@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from gramfuse_shared.contract.fisher_file import LARGEST_VALUE, FisherMetadata
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import (
@@ -33,6 +34,9 @@ DEFINITENESS_TOLERANCE: Final = 1e-4
 
 CONSTANT_TOLERANCE: Final = 1e-6
 """Of the sum of ones, in units of the rows: a whole number, rounded to float32 once."""
+
+NORM_TOLERANCE: Final = 1e-6
+"""Of a norm, in units of it: sums of squares in float64 agree to 1e-9 in any order."""
 
 
 def definiteness_tolerance(metadata: StatisticsMetadata, width: int) -> float:
@@ -130,6 +134,36 @@ def _require_product(
         return
     msg = f"head {tap.name}: {reason}; collect its statistics again"
     raise StatisticsInvalidError(msg, tap=tap.name)
+
+
+def inspect_fisher(
+    fisher: TensorReader, metadata: FisherMetadata, on_progress: Callable[[int], None] = lambda _: None
+) -> None:
+    """Require that every value could be a sum of squares, and every norm is what it is said to be. Reads each once.
+
+    Args:
+        fisher: the file.
+        metadata: its metadata, already checked against its header.
+        on_progress: called with the bytes of each read.
+
+    Raises:
+        StatisticsInvalidError: a value is negative, NaN or above `LARGEST_VALUE`, or a norm is another; the message
+            names the parameter.
+        FileUnreadableError: the file cannot be read.
+    """
+    for parameter in metadata.parameters:
+        squares = 0.0
+        for start, stop in element_ranges(torch.Size(parameter.shape).numel(), DTYPE_BYTES["F32"]):
+            values = fisher.read_elements(parameter.name, start, stop)
+            on_progress(values.numel() * values.element_size())
+            if values.numel() and not bool((values.amin() >= 0) & (values.amax() <= LARGEST_VALUE)):  # NaN fails both
+                msg = f"the Fisher information of {parameter.name} holds what is no sum of squares; measure it again"
+                raise StatisticsInvalidError(msg, parameter=parameter.name)
+            squares += float(values.double().square().sum())
+        norm = squares**0.5
+        if abs(norm - parameter.norm) > NORM_TOLERANCE * norm:
+            msg = f"the Fisher information of {parameter.name} has the norm {norm:g}, not {parameter.norm:g}"
+            raise StatisticsInvalidError(msg, parameter=parameter.name)
 
 
 def _find_fault(gram: torch.Tensor, tap: TapInfo, tolerance: float) -> str | None:

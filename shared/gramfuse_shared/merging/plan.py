@@ -4,7 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gramfuse_shared.contract.manifest import LeftOut, StatisticsEncoding, TapInfo, TensorInfo, Weighting
+from gramfuse_shared.contract.manifest import (
+    FisherDescription,
+    LeftOut,
+    StatisticsEncoding,
+    TapInfo,
+    TensorInfo,
+    Weighting,
+)
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.fusion.methods import METHODS
 from gramfuse_shared.merging.steps import AverageStep, GramStep, RowsStep, Step, Task
@@ -33,6 +40,7 @@ class Member:
         labels: which rows of the head it trained; None: all.
         left_out: whether it has the base's values of the weights that are not among `tensors`, and its reader gives
             them.
+        fisher: what Fisher information it sent; None where it sent none.
     """
 
     key: str
@@ -44,6 +52,7 @@ class Member:
     weighting: Weighting = "none"
     labels: LabelRows | None = None
     left_out: LeftOut = "unknown"
+    fisher: FisherDescription | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from gramfuse_shared.contract.recipe import (
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
-from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, Method, PrecisionMethod
+from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, ElementMethod, Method, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import DeltaSettings, MethodSettings
+from gramfuse_shared.merging.elements import Elements
 from gramfuse_shared.merging.label_rows import sets_of_rows, why_rows
 from gramfuse_shared.merging.plan import Member, MergePlan
 from gramfuse_shared.merging.sharding import plan_tasks
@@ -75,7 +76,8 @@ def plan_merge(
          of it are not among them: nobody measures for a layer that was not tuned,
       7. one whose tap some of them sent, where the recipe says `missing_statistics: estimate` and the base stores it:
          alike, with the others' precisions estimated from their differences to the base,
-      8. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
+      8. one of which every one of them sent Fisher information, where the method reads it: element by element,
+      9. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
 
     Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
     two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
@@ -87,7 +89,8 @@ def plan_merge(
 
     Raises:
         RecipeInvalidError: no member has a weight, there is no base for a method or a parameter that needs it, or α is
-            too large for rounded statistics, or statistics are weighted in different ways.
+            too large for rounded statistics, or statistics were measured in different ways, or nobody sent Fisher
+            information where the method is nothing without it.
         ArchitectureMismatchError: shapes or kinds of dtype differ, or a tap does not fit the weight that reads it.
     """
     chosen = tuple(
@@ -115,6 +118,8 @@ def plan_merge(
     if not steps:
         msg = "the models hold no tensors, so there is nothing to merge"
         raise RecipeInvalidError(msg)
+    if planner.elements is not None:
+        steps = planner.elements.with_norms(steps, recipe.merge_method)
     return MergePlan(
         method=recipe.merge_method,
         method_version=method_version(recipe),
@@ -143,12 +148,14 @@ class _Planner:
     minimum_holders: int
     embedding_parameters: Sequence[str]
     feeds: dict[str, dict[str, _Feed]] = field(init=False)
+    elements: Elements | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.feeds = {
             member.key: {layer.weight: (tap, layer) for tap in member.taps for layer in tap.layers}
             for member in self.members
         }
+        self.elements = Elements.of(self.members) if isinstance(self.method, ElementMethod) else None
 
     def plan_steps(self) -> list[Step]:
         steps: dict[_GroupKey, Step] = {}
@@ -196,14 +203,7 @@ class _Planner:
         """Plan a floating-point parameter of these members, each with a positive weight."""
         name = output.name
         if len(holders) < max(1, self.minimum_holders):
-            reason = f"{len(holders)} of {len(self.members)} contributions hold it, {self.minimum_holders} are needed"
-            copy = self._copy_of_base(output, reason if holders else None)
-            if copy is None:
-                msg = (
-                    f"too few models give {name} a weight above 0, and the base does not store it; weigh or exclude it"
-                )
-                raise RecipeInvalidError(msg)
-            return copy
+            return self._plan_without(output, len(holders))
         holders = self._with_untouched(name, holders)
         weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}
         terms = tuple(Term(member.key, weights[member.key]) for member in holders)
@@ -214,14 +214,18 @@ class _Planner:
             return DeltaStep(output, terms, stored, settings, turns, compute, stored_bytes)
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
+        tuned = [member for member in holders if name in member.tensors]
+        if self.elements is not None and len(tuned) > 1 and self.elements.cover(name, tuned):
+            return self.elements.plan(output, _terms_of(tuned, terms), self.recipe, compute, _bytes_of(tuned, name))
         # who did not tune a layer has not measured for it either: it is solved among the others
         weighed = [m for m in holders if name in m.tensors or name in self.feeds[m.key]]
         fed = {member.key: self.feeds[member.key][name] for member in weighed if name in self.feeds[member.key]}
-        if isinstance(self.method, DeltaMethod) or len(weighed) == 1 or not self._are_weighed(name, fed, weighed):
+        are_weighed = len(weighed) > 1 and self._are_weighed(name, fed, weighed)
+        if not isinstance(self.method, PrecisionMethod) or not are_weighed:
             # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
             why = self._why_average(output, holders)
             return AverageStep(output, terms, holders[0].key, compute, stored_bytes, why)
-        terms = tuple(term for term in terms if any(term.key == member.key for member in weighed))
+        terms = _terms_of(weighed, terms)
         stored_bytes = sum(tensor_bytes(self._tensor_of(member, name)) for member in weighed)
         reference: Source = weighed[0].key
         if len(fed) < len(weighed):
@@ -245,6 +249,18 @@ class _Planner:
 
     def _tensor_of(self, member: Member, name: str) -> TensorInfo:
         return member.tensors[name] if name in member.tensors or self.base is None else self.base[name]
+
+    def _plan_without(self, output: TensorInfo, holders: int) -> CopyStep:
+        """Plan a parameter that too few members hold with a weight."""
+        reason = f"{holders} of {len(self.members)} contributions hold it, {self.minimum_holders} are needed"
+        copy = self._copy_of_base(output, reason if holders else None)
+        if copy is None:
+            msg = (
+                f"too few models give {output.name} a weight above 0, and the base does not store it; weigh or exclude "
+                "it"
+            )
+            raise RecipeInvalidError(msg)
+        return copy
 
     def _are_weighed(self, name: str, fed: Mapping[str, _Feed], holders: list[Member]) -> bool:
         """Tell whether the method has every holder's precision: measured, or estimated beside a measured one."""
@@ -309,6 +325,8 @@ class _Planner:
         """Say why a parameter is averaged that the method would treat; None where an average is all that it has."""
         if isinstance(self.method, DeltaMethod):
             return "the base does not store it, so nothing can be added to it"
+        if self.elements is not None:
+            return self.elements.why_average(output.name, holders)
         if not self.method.reads_taps:
             return None
         without = [member for member in holders if output.name not in self.feeds[member.key]]
@@ -333,6 +351,15 @@ class _Planner:
 
     def _label(self, key: str) -> str:
         return next(member.label for member in self.members if member.key == key)
+
+
+def _terms_of(members: Sequence[Member], terms: Sequence[Term]) -> tuple[Term, ...]:
+    keys = {member.key for member in members}
+    return tuple(term for term in terms if term.key in keys)
+
+
+def _bytes_of(members: Sequence[Member], name: str) -> int:
+    return sum(tensor_bytes(member.tensors[name]) for member in members)
 
 
 def _require_alike_statistics(members: Sequence[Member]) -> None:

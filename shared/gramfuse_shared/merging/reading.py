@@ -1,5 +1,6 @@
 """What a task reads: every member's weights and statistics and the base, ahead, counted, and stopped when cancelled."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,10 +19,11 @@ from gramfuse_shared.merging.streaming import TensorReader
 
 @dataclass(frozen=True, slots=True)
 class MemberReader:
-    """One member's files. `statistics` may be None where the plan reads none of it."""
+    """One member's files. `statistics` and `fisher` may be None where the plan reads none of them."""
 
     weights: TensorReader
     statistics: TensorReader | None = None
+    fisher: TensorReader | None = None
 
 
 class Inputs:
@@ -60,6 +62,19 @@ class Inputs:
     def read_gram(self, key: str, tap: str, width: int) -> torch.Tensor:
         """Return a member's packed Gram matrix of a tap. Raises as `read` does."""
         return self._next(read_gram(key, tap, width))
+
+    def read_fisher(self, key: str, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return elements [start, stop) of a member's Fisher information of one flattened parameter.
+
+        Raises:
+            StatisticsInvalidError: a value is negative, NaN or infinite.
+            CancelledError, FileUnreadableError: see `read`.
+        """
+        values = self._next(Read(key, name, start, stop, "fisher"))
+        if values.numel() and not bool((values.amin() >= 0) & (values.amax() < math.inf)):  # NaN fails both
+            msg = f"the Fisher information of {name} holds a negative or infinite value or NaN; measure it again"
+            raise StatisticsInvalidError(msg)
+        return values
 
     def require_finite_statistics(self, step: GramStep) -> None:
         """Look again, outside of the order, at the statistics of a group that could not be solved.
@@ -100,7 +115,10 @@ class Inputs:
         return tensor
 
     def _fetch(self, read: Read, memory: HostMemory) -> torch.Tensor:
-        file = self._statistics(str(read.source)) if read.file == "statistics" else self._weights(read.source)
+        if read.file == "weights":
+            file = self._weights(read.source)
+        else:
+            file = (self._statistics if read.file == "statistics" else self._fisher)(str(read.source))
         return file.read_elements(read.name, read.start, read.stop, memory)
 
     def _weights(self, source: Source) -> TensorReader:
@@ -117,6 +135,13 @@ class Inputs:
             msg = f"no statistics were given for the contribution {key}"
             raise FileUnreadableError(msg)
         return statistics
+
+    def _fisher(self, key: str) -> TensorReader:
+        fisher = self._member(key).fisher
+        if fisher is None:
+            msg = f"no Fisher information was given for the contribution {key}"
+            raise FileUnreadableError(msg)
+        return fisher
 
     def _member(self, key: str) -> MemberReader:
         try:

@@ -12,6 +12,7 @@ from gramfuse_shared.merging.steps import (
     AverageStep,
     CopyStep,
     DeltaStep,
+    DiagonalStep,
     GramStep,
     Linear,
     ReadySum,
@@ -33,7 +34,7 @@ class Read:
     name: str
     start: int
     stop: int
-    file: Literal["weights", "statistics"] = "weights"
+    file: Literal["weights", "statistics", "fisher"] = "weights"
 
 
 def read_gram(key: str, tap: str, width: int) -> Read:
@@ -76,6 +77,8 @@ def _reads_of_step(step: Step) -> Iterator[Read]:
             yield from _reads_of_step(part.step)
     elif isinstance(step, AverageStep):
         yield from _reads_of_average(step)
+    elif isinstance(step, DiagonalStep):
+        yield from _reads_of_diagonal(step)
     elif isinstance(step, DeltaStep):
         for source in (None, *(term.key for _ in range(step.turns) for term in step.terms)):
             for start, stop in element_ranges(_count(step.output), DTYPE_BYTES["F32"]):
@@ -94,6 +97,16 @@ def _reads_of_average(step: AverageStep) -> Iterator[Read]:
         for term in step.terms:
             if term.key != step.reference:
                 yield Read(term.key, name, start, stop)
+
+
+def _reads_of_diagonal(step: DiagonalStep) -> Iterator[Read]:
+    name = step.output.name
+    for start, stop in element_ranges(_count(step.output), DTYPE_BYTES["F32"]):
+        yield Read(step.reference, name, start, stop)
+        for term in step.terms:
+            if term.key != step.reference:
+                yield Read(term.key, name, start, stop)
+            yield Read(term.key, name, start, stop, "fisher")
 
 
 def _reads_of_group(step: GramStep) -> Iterator[Read]:

@@ -27,12 +27,24 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class FisherTotals:
+    """Of a member's Fisher information: the examples it was summed over, and the norm of all that a merge takes."""
+
+    examples: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
-    """One member of a merge with its weight cᵢ > 0; for linears also its tap, None where its precision is estimated."""
+    """One member of a merge with its weight cᵢ > 0; for linears also its tap, None where its precision is estimated.
+
+    For what is weighed element by element, what its Fisher information was summed over.
+    """
 
     key: str
     weight: float
     tap: TapInfo | None = None
+    fisher: FisherTotals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,29 @@ class AverageStep:
     def input_bytes(self) -> int:
         """Bytes that are read."""
         return self.stored_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalStep:
+    """A parameter of which every member sent Fisher information: each element is weighed by itself."""
+
+    output: TensorInfo
+    terms: tuple[Term, ...]
+    reference: Source
+    settings: MethodSettings
+    compute: Precision
+    stored_bytes: int
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensor that comes out."""
+        return (self.output,)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read: the weights, and per member a float32 for each element."""
+        count = tensor_bytes(self.output) // DTYPE_BYTES[self.output.dtype]
+        return self.stored_bytes + len(self.terms) * count * DTYPE_BYTES["F32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +201,7 @@ class GramStep:
         return self.stored_bytes + measured * gram * DTYPE_BYTES["F32"]
 
 
-WholeStep: TypeAlias = CopyStep | AverageStep | DeltaStep | GramStep
+WholeStep: TypeAlias = CopyStep | AverageStep | DiagonalStep | DeltaStep | GramStep
 """A step that merges every row of its parameters from the same members."""
 
 

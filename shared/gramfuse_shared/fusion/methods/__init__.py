@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gramfuse_shared.fusion.methods import dare, linear, regmean, task_arithmetic, ties
-from gramfuse_shared.fusion.methods.method import DeltaMethod, Method, PrecisionMethod
+from gramfuse_shared.fusion.methods import dare, fisher, linear, regmean, task_arithmetic, ties
+from gramfuse_shared.fusion.methods.method import DeltaMethod, ElementMethod, Method, PrecisionMethod
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
@@ -13,6 +13,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         for method in (
             linear.Linear(),
             regmean.RegMean(),
+            fisher.FisherWeighted(),
             task_arithmetic.TASK_ARITHMETIC,
             ties.TIES,
             dare.DARE_LINEAR,
@@ -22,4 +23,4 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 )
 """Every method by its name in a recipe."""
 
-__all__ = ["METHODS", "DeltaMethod", "Method", "PrecisionMethod"]
+__all__ = ["METHODS", "DeltaMethod", "ElementMethod", "Method", "PrecisionMethod"]

@@ -1,4 +1,4 @@
-"""What merge methods are: of the precision form, or a way to combine differences from the base."""
+"""What merge methods are: of the precision form, by layers or elements, or a way to combine differences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,23 @@ class Gram:
 
 
 @dataclass(frozen=True, slots=True)
+class Fisher:
+    """One contribution's Fisher information of some elements: the raw sum of squared gradients over `examples`.
+
+    `norm` is that of all parameters that are merged by it.
+    """
+
+    values: torch.Tensor
+    examples: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
 class MethodSettings:
     """The recipe's parameters as they apply to one group of parameters of a precision method."""
 
     alpha: float
-    normalize: Literal["equal", "rows"]
+    normalize: Literal["equal", "rows", "norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,15 @@ class PrecisionMethod(AnyMethod, Protocol):
         ...
 
 
+@runtime_checkable
+class ElementMethod(AnyMethod, Protocol):
+    """What a method of the precision form must say that weighs every element by itself."""
+
+    def elementwise_precision(self, fisher: Fisher, weight: float, settings: MethodSettings) -> Precision:
+        """Return one contribution's precision of the elements that its Fisher information is of."""
+        ...
+
+
 class DeltaSum(Protocol):
     """What the differences of one parameter, flat, add up to.
 
@@ -115,4 +136,4 @@ class DeltaMethod:
     combine: type[DeltaSum]
 
 
-Method: TypeAlias = PrecisionMethod | DeltaMethod
+Method: TypeAlias = PrecisionMethod | ElementMethod | DeltaMethod

@@ -1,0 +1,76 @@
+"""What the commands that measure share: their options, the check of the file to write, and how Ctrl-C stops them."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gramfuse.cli import output
+from gramfuse_shared.errors import FileUnwritableError
+
+ModelOption = Annotated[
+    Path,
+    typer.Option("--model", help="Folder of the fine-tuned model, as save_pretrained wrote it, or of a PEFT adapter."),
+]
+TextsOption = Annotated[
+    Path,
+    typer.Option(
+        "--texts", help="*.jsonl, a text file with a text per line (both also as *.gz), or a `datasets` folder."
+    ),
+]
+ExamplesOption = Annotated[int | None, typer.Option("--examples", min=1, help="Use the first N texts only.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Texts per forward pass.")]
+MaxLengthOption = Annotated[
+    int | None, typer.Option("--max-length", min=1, help="Tokens per text; default: what the model takes, at most 512.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+TextFieldOption = Annotated[
+    str | None, typer.Option("--text-field", help="Field with the text; default: text, sentence, …")
+]
+PairFieldOption = Annotated[
+    str | None,
+    typer.Option("--pair-field", help="Field with the second text of a pair; of a generating model, the target."),
+]
+TokensOption = Annotated[str | None, typer.Option("--tokens", help="Field with a list of words instead of a text.")]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a saved DatasetDict.")]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", help="Folder of the project's base model; its fingerprint is noted in the file. An adapter needs it."
+    ),
+]
+
+
+def require_writable(out: Path, *, overwrite: bool) -> None:
+    """Require that a file can be written where it is wanted.
+
+    Raises:
+        FileUnwritableError: it is there already and not given up, or its folder is not.
+    """
+    if out.is_file() and not overwrite:
+        msg = f"{out} is there already; give another --out, or --overwrite to replace it"
+        raise FileUnwritableError(msg)
+    if not out.parent.is_dir() or out.is_dir():
+        msg = f"{out} cannot be written: {out.parent} is no folder, or {out} is one"
+        raise FileUnwritableError(msg)
+
+
+@contextmanager
+def stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C end the run behind the present batch, so that no text counts half; the second, at once."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        output.note("stopping behind this batch; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,110 @@
+"""Measures a model's Fisher information on texts: what `gramfuse stats fisher` and `gramfuse.collect_fisher` do."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gramfuse.contributing.loading import is_adapter, open_model_folder
+from gramfuse.measuring.batching import TokenizedText, tokenize
+from gramfuse.measuring.distinct import example_hash
+from gramfuse.measuring.fisher import Fisher
+from gramfuse.measuring.inference import Progress, open_model, ready_to_run
+from gramfuse.measuring.layers import checkpoint_names
+from gramfuse.measuring.squared_gradients import SquaredGradients
+from gramfuse.measuring.texts import Text
+from gramfuse_shared.contract.manifest import FisherSettings
+from gramfuse_shared.errors import ArchitectureMismatchError, CancelledError, ConfigurationError
+from gramfuse_shared.version import __version__
+
+
+def collect_fisher(
+    model: nn.Module | str | Path,
+    texts: Sequence[Text],
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    batch_size: int = 32,
+    max_length: int | None = None,
+    device: str = "auto",
+    base: str | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Fisher:
+    """Run the model over the texts, longest first, and return its Fisher information, labels drawn from the model.
+
+    Labels are drawn by example, so neither the batch size nor the order of batches changes the result. How gradients
+    are told apart is tried on two texts, against a pass over each alone; where that fails, as with architectures that
+    use one tensor for several examples, all texts are passed alone, and a warning says so.
+
+    Memory: the model, a float32 for each of its parameters, a batch's activations and some megabytes of gradients.
+
+    Args:
+        model: a `from_pretrained` folder, or a transformers model in memory (moved to `device` and back).
+        texts: each a text, a pair of texts, or a list of words, as `collect` takes them.
+        tokenizer: for a model in memory; a folder brings its own.
+        batch_size: examples per pass.
+        max_length: tokens after which a text is cut; default: what the model takes, 512 at most.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+        base: fingerprint of the project's base model, written into the file.
+        seed: what the drawing of labels begins with.
+        on_progress: called after each batch.
+        is_cancelled: asked after each batch; if so, the call ends.
+
+    Raises:
+        ConfigurationError: the model is an adapter or has no head, or a model in memory has no tokenizer.
+        CancelledError: `is_cancelled` said so; nothing is kept.
+        ArchitectureMismatchError: the model's parameters have no names in its checkpoint.
+    """
+    if not isinstance(model, nn.Module) and is_adapter(Path(model)):
+        msg = f"{model} is an adapter, of which none is measured: merge it into its base model, and save that"
+        raise ConfigurationError(msg)
+    opened = open_model(model, tokenizer=tokenizer, device=device)
+    tokenized = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
+    examples = [(number, text) for number, text in enumerate(tokenized) if text.ids]
+    # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
+    examples.sort(key=lambda numbered: numbered[1].length, reverse=True)
+    total = sum(text.tokens for _, text in examples)
+    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    with ready_to_run(opened):
+        squares = SquaredGradients(opened, names_of(opened.model, opened.folder), seed=seed)
+        squares.try_batches(examples)
+        tokens = 0
+        for number, batch in enumerate(batches, start=1):
+            squares.add(batch)
+            tokens += sum(text.tokens for _, text in batch)
+            on_progress(Progress(tokens=tokens, total=total, resumed=0))
+            if is_cancelled() and number < len(batches):
+                msg = f"the measurement was interrupted after {number} of {len(batches)} batches; nothing is kept"
+                raise CancelledError(msg)
+        values = {squares.names[parameter]: value.cpu() for parameter, value in squares.sums.items()}
+    return Fisher(
+        values,
+        examples=len(examples),
+        seen=(_hash(text) for _, text in examples),
+        sources=squares.sources,
+        settings=FisherSettings(collector_version=__version__),
+        base=base,
+    )
+
+
+def names_of(model: nn.Module, folder: Path | None) -> dict[nn.Parameter, str]:
+    """Name the floating-point parameters as the checkpoint does."""
+    names = checkpoint_names(model)
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in names and parameter.is_floating_point():
+            found.setdefault(parameter, names[name])
+    saved = found.values() if folder is None else open_model_folder(folder).tensors
+    missing = [name for name in found.values() if name not in saved]
+    if missing or not found:
+        what = f"{folder} does not hold {missing[0]!r}" if missing else f"{type(model).__name__} has no parameters"
+        msg = f"{what}: save the model with save_pretrained, and measure it from that folder"
+        raise ArchitectureMismatchError(msg, missing=missing[:20])
+    return found
+
+
+def _hash(text: TokenizedText) -> bytes:
+    return example_hash(json.dumps([text.ids, text.types, text.target]).encode())
