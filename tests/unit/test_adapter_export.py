@@ -1,6 +1,7 @@
 """A merged model as an adapter of its base: PEFT itself loads it, and what truncation loses is what the report says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import gramfuse
 from gramfuse.adapters.adapter import open_adapter
-from gramfuse.adapters.exporting import export_adapter
+from gramfuse.adapters.exporting import _Draft, _targets, export_adapter
 from gramfuse.adapters.factorizing import factorize
+from gramfuse.adapters.structure import Structure
 from gramfuse.cli.main import main
 from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError, ConflictError, WeightsInvalidError
 from support.adapters import load_base, load_with_peft, save_adapter, save_base
@@ -178,7 +180,7 @@ def test_what_cannot_be_exported_is_told(tmp_path):
     assert not out.exists()
 
 
-def test_a_module_whose_path_ends_anothers_is_adapted_alone(tmp_path):
+def test_a_layer_that_alone_was_changed_is_adapted_alone(tmp_path):
     base = save_base(tmp_path / "base", "bert")
     merged = save_merged(tmp_path / "merged", base, only="layer.1.output.dense.weight")
     names = load_file(base / "model.safetensors")
@@ -186,6 +188,15 @@ def test_a_module_whose_path_ends_anothers_is_adapted_alone(tmp_path):
     found = unloaded(base, done.path)
     changed = {name for name in names if not torch.equal(found[name], names[name])}
     assert changed == {"bert.encoder.layer.1.output.dense.weight"}
+
+
+def test_modules_are_named_by_an_expression_where_a_path_is_the_end_of_anothers():
+    structure = Structure({}, {}, {}, {"a": "dense", "b": "inner.dense"}, frozenset())
+    assert _targets(_Draft(structure), {"inner.dense"}) == ["inner.dense"]
+    expression = _targets(_Draft(structure), {"dense"})
+    assert isinstance(expression, str)  # PEFT matches a whole path with it, and the end of one with a list
+    assert re.fullmatch(expression, "dense")
+    assert not re.fullmatch(expression, "inner.dense")
 
 
 def test_the_command_shows_what_each_layer_loses(tmp_path, capsys):

@@ -30,7 +30,7 @@ gramfuse audit --policy policy.yaml --base base --model tuned --statistics stati
 
 @app.command("audit", epilog=_EXAMPLES)
 def audit_command(
-    model: Annotated[Path, typer.Option(help="Your fine-tuned from_pretrained folder.")],
+    model: Annotated[Path, typer.Option(help="Your fine-tuned from_pretrained folder, or a PEFT LoRA adapter's.")],
     statistics: Annotated[Path | None, typer.Option(help="The statistics file of `gramfuse stats collect`.")] = None,
     fisher: Annotated[Path | None, typer.Option(help="The file of `gramfuse stats fisher`.")] = None,
     project: Annotated[str | None, typer.Option(help="Take policy and base from this project.")] = None,

@@ -24,7 +24,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list a
 @app.command()
 def push(
     project: ProjectArgument,
-    model: Annotated[Path, typer.Option("--model", help="Your fine-tuned from_pretrained folder.")],
+    model: Annotated[
+        Path, typer.Option("--model", help="Your fine-tuned from_pretrained folder, or a PEFT LoRA adapter's.")
+    ],
     statistics: Annotated[
         Path | None, typer.Option("--statistics", help="The statistics file of `gramfuse stats collect`.")
     ] = None,
@@ -36,7 +38,8 @@ def push(
         Path | None,
         typer.Option(
             "--base",
-            help="The base's folder, to see whether embeddings were tuned; default: where it was pulled to.",
+            help="The base's folder, which an adapter is added to, and to see whether embeddings were tuned; default: "
+            "where it was pulled to.",
         ),
     ] = None,
     labels: Annotated[
