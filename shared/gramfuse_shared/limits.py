@@ -29,6 +29,7 @@ MAX_ROWS: Final = 2**53 - 1  # exact in JSON's doubles
 
 MAX_LABELS: Final = 65_536
 MAX_LABEL_SETS: Final = 256  # sets of contributions that trained the same labels: each is a merge of the head by itself
+MAX_CALIBRATED_LABELS: Final = 1_000
 
 MAX_COHORT: Final = 1_000
 MAX_PATTERNS: Final = 1_000
