@@ -14,7 +14,7 @@ FAST := tests/unit tests/property tests/golden
 # Measure only: `coverage report` judges the sum of all suites, never pytest the share of one.
 COVER := --cov --cov-report= --cov-fail-under=0
 
-.PHONY: help install demo test check bench bench-smoke format lint types imports serve worker gpu clean
+.PHONY: help install demo test check bench bench-smoke paper paper-smoke format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -53,6 +53,13 @@ bench: $(STAMP) ## Measure against the published algorithm: tables, benchmarks/r
 bench-smoke: $(STAMP) ## The same with tiny sizes: does it run at all? (BENCH_OUT=FILE)
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py --smoke \
 		--out $(or $(BENCH_OUT),build/bench-smoke.json) --picture $(or $(BENCH_OUT),build/bench-smoke.json).svg
+
+paper: $(STAMP) ## The RegMean paper's tables, merged by the service: docs/results.md (PAPER_ARGS="--only btc --seeds 1")
+	$(BIN)/python -m benchmarks.paper $(PAPER_ARGS)
+
+paper-smoke: $(STAMP) ## The same with a handful of sentences: does it run at all? (PAPER_OUT=FOLDER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.paper --smoke --at-once 1 --folder $(or $(PAPER_OUT),build/paper)/kept \
+		--out $(or $(PAPER_OUT),build/paper)/results.json --picture $(or $(PAPER_OUT),build/paper)/results.svg
 
 format: $(STAMP) ## Rewrite the sources in the house format
 	$(BIN)/ruff format .

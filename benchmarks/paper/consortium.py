@@ -1,0 +1,88 @@
+"""A real server and worker on loopback, and each organization's client: everything is merged through these."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, get_args
+
+from play import clean_environment
+from processes import Processes
+from service import start_service
+
+import gramfuse
+from gramfuse_shared.contract.policy import MergeMethod
+
+POLICY: Final = gramfuse.Policy(
+    methods=get_args(MergeMethod),
+    cohorts="open",
+    heads="shared",
+    minimum_rows_per_dimension=0,
+    advised_rows_per_dimension=0,
+    minimum_cohort=2,
+)
+"""Everything is allowed: ablations need few rows and many cohorts, and the texts are public. Not for real projects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consortium:
+    """The organizations, signed in; the first coordinates."""
+
+    clients: Mapping[str, gramfuse.Client]
+
+    @property
+    def coordinator(self) -> gramfuse.Client:
+        """Who creates projects and submits jobs."""
+        return next(iter(self.clients.values()))
+
+    def begin(self, name: str, base: Path) -> str:
+        """Create a project that everybody joins; return its full name."""
+        project = self.coordinator.create_project(name, base=base, policy=POLICY)
+        for position, (organization, client) in enumerate(self.clients.items()):
+            if position:
+                self.coordinator.invite(project.id, organization)
+            client.accept_policy(project.id, project.policy.digest)
+        return project.id
+
+    def push(self, project: str, base: Path, models: Mapping[str, Path], statistics: Mapping[str, Path]) -> None:
+        """Everybody contributes a model and its statistics."""
+        for name, client in self.clients.items():
+            client.push(project, model=models[name], statistics=statistics[name], base=base, confirm=lambda _: True)
+
+    def merge(self, project: str, recipe: gramfuse.Recipe, folder: Path) -> Path:
+        """Run a job and pull its model, verified."""
+        digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        job = f"{recipe.merge_method.replace('_', '-')}-{digest[:12]}"
+        target = folder / job
+        if not target.exists():
+            self.coordinator.submit(project, recipe, job=job)
+            self.coordinator.wait(project, job)
+            self.coordinator.pull(project, job, target)
+        return target
+
+
+@contextmanager
+def consortium(folder: Path, names: Sequence[str]) -> Iterator[Consortium]:
+    """Start a server and a worker in an empty folder, given absolutely, and sign everybody in."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True)
+    environment = {
+        name: value
+        for name, value in clean_environment(os.environ, one_thread=False).items()
+        if name != "PYTHONPATH"  # the demo's module names are no business of the service
+    }
+    with ExitStack() as stack:
+        processes = stack.enter_context(Processes())
+        lock = stack.enter_context((folder / "lock").open("w")).fileno()
+        service = start_service(processes, folder / "server", logs, environment, lock=lock)
+        processes.run(service.operator.creating_organizations(*names))
+        roles = {name: "participant" if position else "coordinator" for position, name in enumerate(names)}
+        tokens = processes.read(*(service.operator.creating_token(name, role) for name, role in roles.items()))
+        yield Consortium(
+            {
+                name: stack.enter_context(gramfuse.Client(service.url, token.strip(), home=folder / name))
+                for name, token in zip(names, tokens, strict=True)
+            }
+        )

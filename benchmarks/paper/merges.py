@@ -1,0 +1,70 @@
+"""The rows that are merges: one small entry each. What is tried where, and what of it is chosen on dev sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import gramfuse
+from gramfuse_shared.contract.manifest import Weighting
+from gramfuse_shared.contract.policy import MergeMethod
+from gramfuse_shared.contract.recipe import MethodParameters, ModelEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How statistics are collected: what rows count by, and from how many batches of 32 drawn texts (None: all)."""
+
+    weighting: Weighting = "none"
+    batches: int | None = None
+
+    @property
+    def slug(self) -> str:
+        """A name for projects and files."""
+        return f"{self.weighting.replace('_', '-')}-{self.batches or 'all'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A row: recipes of which the one that is best on the members' dev sets is tested, and the statistics they read.
+
+    `members` are the positions of those who take part; none: everybody.
+    """
+
+    row: str
+    recipes: tuple[gramfuse.Recipe, ...]
+    measure: Measure = Measure()
+    members: tuple[int, ...] = ()
+
+    def recipes_of(self, names: Sequence[str]) -> tuple[gramfuse.Recipe, ...]:
+        """The recipes with the members named."""
+        entries = tuple(ModelEntry(model=names[position]) for position in self.members or range(len(names)))
+        return tuple(recipe.model_copy(update={"models": entries}) for recipe in self.recipes)
+
+
+def recipe(method: MergeMethod, **parameters: float) -> gramfuse.Recipe:
+    """A recipe by its method and parameters."""
+    return gramfuse.Recipe(merge_method=method, parameters=MethodParameters.model_validate(parameters))
+
+
+ALPHA: Final = 0.9
+ALPHAS: Final = (0.0, 0.1, 0.5, 0.7, 0.9, 0.95, 1.0)
+BATCHES: Final = (1, 10, 100, None)
+GRADIENTS: Final = Measure("output_gradient")
+
+SIMPLE: Final = Merge("Simple", (recipe("linear"),))
+REGMEAN: Final = Merge("RegMean", (recipe("regmean", alpha=ALPHA),))
+WEIGHTED: Final = Merge("RegMean gradient-weighted", (recipe("regmean", alpha=ALPHA),), GRADIENTS)
+TASK_ARITHMETIC: Final = Merge(
+    "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
+)
+TIES: Final = Merge(
+    "TIES", tuple(recipe("ties", **{"lambda": value, "density": 0.2}) for value in (0.5, 1.0, 1.5, 2.0))
+)
+
+MAIN: Final = (SIMPLE, REGMEAN, WEIGHTED)
+DELTAS: Final = (SIMPLE, TASK_ARITHMETIC, TIES)
+BY_ALPHA: Final = tuple(Merge(f"α = {alpha:g}", (recipe("regmean", alpha=alpha),)) for alpha in ALPHAS)
+BY_BATCHES: Final = tuple(
+    replace(REGMEAN, row=f"batches: {count or 'all'}", measure=Measure(batches=count)) for count in BATCHES
+)
+PAIRED: Final = (SIMPLE, REGMEAN)
