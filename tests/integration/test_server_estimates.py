@@ -90,3 +90,22 @@ def test_beside_a_release_with_an_average_no_estimate_of_the_same_cohort_is_rele
     assert submit(world, "first", {"merge_method": "regmean"}).status_code == 201
     refused = problem(submit(world, "second", ESTIMATE), 409, "cohort-frozen")
     assert "missing_statistics" in refused["facts"]["differs"]
+
+
+def test_wudi_needs_nobodys_statistics_and_a_policy_that_names_it(world, worker):
+    wudi = {"merge_method": "wudi"}
+    prepare(world, worker, OPEN_POLICY.model_copy(update={"methods": ("linear", "wudi")}))
+    assert submit(world, "first", wudi).status_code == 201
+    worker.run(PROJECT, "first")
+    base = weight_of(make_base().files["model.safetensors"])
+    moved = [weight_of(make_weights(seed)) - base for seed in range(3)]
+    found = weight_of(download(world, "model.safetensors")) - base
+    assert 1e-7 < relative_error(found, sum(moved)) < 0.01  # a descent of small steps from the sum
+    assert "WUDI-Merging (Cheng et al., ICML 2025)" in download(world, "README.md").decode()
+    log = [entry["message"] for entry in world.coordinator("acme").get(f"{JOBS}/first/log").json()["items"]]
+    assert not any("linear layers are solved" in line for line in log)
+
+
+def test_by_default_no_policy_names_wudi(world, worker):
+    prepare(world, worker, OPEN_POLICY)
+    assert "not wudi" in problem(submit(world, "first", {"merge_method": "wudi"}), 422, "policy-violation")["detail"]

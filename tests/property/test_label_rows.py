@@ -17,7 +17,7 @@ from support.merging_cases import Merged, Model, Tap, merge_models, recipe_of
 
 WIDTH, LABELS = 12, 5
 HEAD = ("classifier.weight", "classifier.bias")
-METHODS = ("linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+METHODS = ("linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties", "wudi")
 TRAINED = st.lists(
     st.none() | st.sets(st.integers(0, LABELS - 1)), min_size=1, max_size=4
 )  # of each member: all of the labels, or these

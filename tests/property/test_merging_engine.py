@@ -21,10 +21,12 @@ def oriented(name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight.T if name.startswith("conv") else weight
 
 
-def expected(models: list[Model], name: str, *, alpha: float, normalize: str = "equal") -> torch.Tensor:
+def expected(
+    models: list[Model], name: str, *, alpha: float, normalize: str = "equal", ridge: float = 0.0
+) -> torch.Tensor:
     tap = TAP_OF[name]
     contributors = [Contributor(oriented(name, m.weights[name]), m.taps[tap].rows, float(m.weight)) for m in models]
-    return oriented(name, least_squares(contributors, alpha=alpha, normalize=normalize))
+    return oriented(name, least_squares(contributors, alpha=alpha, normalize=normalize, ridge=ridge))
 
 
 @settings(max_examples=15)
@@ -34,14 +36,16 @@ def expected(models: list[Model], name: str, *, alpha: float, normalize: str = "
     alpha=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     normalize=st.sampled_from(["equal", "rows"]),
     with_base=st.booleans(),
+    ridge=st.sampled_from([0.0, 0.1]),
 )
-def test_merged_files_hold_the_least_squares_solution(seed, members, alpha, normalize, with_base):
+def test_merged_files_hold_the_least_squares_solution(seed, members, alpha, normalize, with_base, ridge):
     base, models = random_models(seed, members=members)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(alpha=alpha, normalize=normalize)
+        recipe = recipe_of(alpha=alpha, normalize=normalize, ridge=ridge)
         merged = merge_models(Path(folder), models, base if with_base else None, recipe)
     for name in TAP_OF:
-        assert relative_error(merged.tensors[name], expected(models, name, alpha=alpha, normalize=normalize)) < 2e-6
+        exact = expected(models, name, alpha=alpha, normalize=normalize, ridge=ridge)
+        assert relative_error(merged.tensors[name], exact) < 2e-6
     total = sum(float(model.weight) for model in models)
     mean = sum(model.weights["norm.weight"].double() * float(model.weight) for model in models) / total
     assert relative_error(merged.tensors["norm.weight"], mean) < 2e-7

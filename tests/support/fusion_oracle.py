@@ -52,13 +52,19 @@ def make_contributors(
     return base, contributors
 
 
-def least_squares(contributors: list[Contributor], *, alpha: float, normalize: str = "equal") -> torch.Tensor:
-    """Minimize Σ aᵢ/nᵢ (α‖Xᵢ(W−Wᵢ)ᵀ‖² + (1−α)‖√diag Gᵢ (W−Wᵢ)ᵀ‖²) by lstsq on the augmented, pooled rows."""
+def least_squares(
+    contributors: list[Contributor], *, alpha: float, normalize: str = "equal", ridge: float = 0.0
+) -> torch.Tensor:
+    """Minimize Σ aᵢ/nᵢ (α‖Xᵢ(W−Wᵢ)ᵀ‖² + (1−α)‖√diag Gᵢ (W−Wᵢ)ᵀ‖² + ρ tr(Gᵢ)/d ‖W−Wᵢ‖²) by lstsq on augmented rows."""
     left, right = [], []
     for contributor in contributors:
         rows, weight = contributor.rows.double(), contributor.weight.double()
         share = contributor.share * (len(rows) if normalize == "rows" else 1.0)
-        augmented = torch.cat([alpha**0.5 * rows, (1 - alpha) ** 0.5 * rows.square().sum(0).sqrt().diag()])
+        energy = rows.square().sum(0)
+        parts = [alpha**0.5 * rows, (1 - alpha) ** 0.5 * energy.sqrt().diag()]
+        if ridge:
+            parts.append((ridge * energy.mean()).sqrt() * torch.eye(len(energy), dtype=torch.float64))
+        augmented = torch.cat(parts)
         augmented = augmented * (share / len(rows)) ** 0.5
         left.append(augmented)
         right.append(augmented @ weight.T)
@@ -103,10 +109,11 @@ def merge(
     normalize: str = "equal",
     reference: torch.Tensor | None = None,
     method: str = "regmean",
+    ridge: float = 0.0,
     device: str = "cpu",
 ) -> tuple[torch.Tensor, Solution]:
     """Merge with the code under test: W_ref + delta, on the device."""
-    settings = MethodSettings(alpha=alpha, normalize=normalize)
+    settings = MethodSettings(alpha=alpha, normalize=normalize, ridge=ridge)
     chosen = METHODS[method]
     width, rows = contributors[0].rows.shape[1], sum(len(contributor.rows) for contributor in contributors)
     dtype = torch.float64 if chosen.needs_float64(settings, width=width, rows=rows) else torch.float32

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.forward_pass import ForwardPass
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.statistics import Statistics
@@ -79,6 +80,24 @@ def test_collect_writes_a_statistics_file_and_show_tells_what_it_says(folder, te
     assert {tap["source"] for tap in shown["taps"]} == {"embeddings", "mixed"}
     code, printed, _ = run(capsys, "stats", "show", out)
     assert "embeddings" in printed
+
+
+def test_the_statistics_of_the_first_examples_are_those_of_a_run_on_just_these(folder, texts, tmp_path, capsys):
+    """Fewer batches, as the RegMean paper tries them; in a loop of one's own, by leaving it."""
+    out = tmp_path / "statistics.safetensors"
+    arguments = ["--model", folder, "--texts", texts, "--out", out, "--batch-size", 4, "--examples", 8]
+    assert run(capsys, "stats", "collect", *arguments)[0] == 0
+    model, tokenizer = tiny_bert().eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad(), Collector(model) as left:
+        for number, start in enumerate(range(0, len(SENTENCES), 4)):
+            if number == 2:
+                break
+            model(**tokenizer(SENTENCES[start : start + 4], padding=True, return_tensors="pt"))
+    expected = collect(folder, SENTENCES[:8], batch_size=4)
+    for found in (Statistics.load(out), left):
+        for tap, exact in zip(found.taps, expected.taps, strict=True):
+            assert (tap.info.rows, tap.info.distinct_rows) == (exact.info.rows, exact.info.distinct_rows)
+            assert torch.allclose(tap.gram, exact.gram, rtol=1e-5, atol=1e-5)
 
 
 def test_the_base_models_fingerprint_is_noted(folder, texts, tmp_path, capsys):

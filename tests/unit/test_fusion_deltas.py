@@ -115,7 +115,7 @@ def test_progress_counts_every_byte_that_is_read(tmp_path, method):
 @pytest.mark.parametrize("method", DELTA_METHODS)
 def test_a_method_of_differences_needs_a_base(tmp_path, method):
     _, models = random_models()
-    with pytest.raises(RecipeInvalidError, match=f"{method} adds differences to the base model.*add base_model"):
+    with pytest.raises(RecipeInvalidError, match=f"{method} takes differences from the base model.*add base_model"):
         merge_models(tmp_path, models, None, recipe_of(method))
 
 

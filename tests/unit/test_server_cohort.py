@@ -94,6 +94,20 @@ def test_a_cohort_below_the_minimum_is_refused():
         submit(recipe(models=["acme", "globex"]), policy=Policy(minimum_cohort=3))
 
 
+def test_beside_wudi_no_other_merge_of_its_members_is_released():
+    """It is a function of the weights alone: with the mean beside it, those of two members can be solved for."""
+    policy = Policy(minimum_cohort=2, methods=("linear", "regmean", "wudi"))
+    submit(recipe("wudi"), released(recipe("wudi")), policy=policy)
+    for other in ("linear", "regmean"):
+        for first, second in ((recipe("wudi"), recipe(other)), (recipe(other), recipe("wudi"))):
+            with pytest.raises(CohortFrozenError, match="would show single members' values"):
+                submit(second, released(first), policy=policy)
+    with pytest.raises(PolicyViolationError, match="allows linear, regmean, not wudi"):
+        submit(recipe("wudi"))
+    with pytest.raises(CohortFrozenError, match="another ridge"):
+        submit(recipe("wudi", ridge=0.1), released(recipe("wudi")), policy=policy)
+
+
 @pytest.mark.parametrize("sparse", ["ties", "dare_linear", "dare_ties"])
 def test_beside_a_method_that_drops_elements_no_other_merge_of_its_members_is_released(sparse):
     policy = Policy(
@@ -166,7 +180,9 @@ def test_another_weight_after_a_release_is_refused():
     submit(changed, released(recipe()), policy=OPEN)
 
 
-@pytest.mark.parametrize("parameters", [{"alpha": 0.5}, {"normalize": "rows"}, {"missing_statistics": "estimate"}])
+@pytest.mark.parametrize(
+    "parameters", [{"alpha": 0.5}, {"normalize": "rows"}, {"missing_statistics": "estimate"}, {"ridge": 0.1}]
+)
 def test_another_parameter_of_regmean_after_a_release_is_refused(parameters):
     policy = FROZEN.model_copy(update={"missing_statistics": "estimate"})
     for first, second in ((recipe(), recipe(**parameters)), (recipe(**parameters), recipe())):

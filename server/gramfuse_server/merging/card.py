@@ -34,6 +34,10 @@ _METHODS: Final = {
         "Fisher-weighted averaging (Matena and Raffel, NeurIPS 2022): every element is the mean of the contributions' "
         "own, weighted by the Fisher information that each has of it"
     ),
+    "wudi": (
+        "WUDI-Merging (Cheng et al., ICML 2025): from the sum of the contributions' differences from the base, each "
+        "linear layer descends toward what least contradicts them on themselves; everything else the weighted mean"
+    ),
     "linear": "the weighted mean of the contributions, parameter by parameter",
     "regmean": (
         "regression mean (RegMean, Jin et al., ICLR 2023): each linear layer is the least-squares answer to all "
@@ -114,6 +118,7 @@ def _parameters(inputs: MergeInputs) -> list[str]:
     }
     told = {
         "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",
+        "ridge": f"ridge (added to a Gram matrix's diagonal, times its mean): {_weight(parameters.ridge)}",
         "normalize": f"normalisation: {parameters.normalize}, {counted[parameters.normalize]}",
         "missing_statistics": (
             f"linear layers of which a contribution lacks statistics: {_MISSING[parameters.missing_statistics]}"

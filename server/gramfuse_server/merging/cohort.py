@@ -9,10 +9,10 @@ from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Over
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
 
 SELECTIVE_METHODS: Final = frozenset(
-    {"fisher"} | {method for method, reads in PARAMETERS_OF.items() if "density" in reads}
+    {"fisher", "wudi"} | {method for method, reads in PARAMETERS_OF.items() if "density" in reads}
 )
-"""Methods by which elements of the result may come from one member alone: differences are dropped, or all others'
-Fisher information of an element is next to nothing."""
+"""Methods by which parts of the result may come from one member alone: differences are dropped, all others' Fisher
+information of an element is next to nothing, or nobody else moved in a direction."""
 
 MAX_WEIGHT_RATIO: Final = 100.0
 """In a frozen project no organization may outweigh another by more: the merge would be its own model."""
@@ -122,8 +122,8 @@ def _require_same_cohort(recipe: Recipe, weights: Mapping[str, Overridable], rel
     """Two merges that differ by a member, a member's weight, α or another parameter reveal that member.
 
     What a method reads counts between two merges by that method. λ scales what is known already.
-    Where a method drops elements, or weighs each by itself, some come from one member alone; another merge of the same
-    members, which chooses others or none, tells whose.
+    Where a method drops elements, or weighs each or each direction by itself, some come from one member alone; another
+    merge of the same members, which chooses others or none, tells whose.
     """
     if weights.keys().isdisjoint(release.weights):
         return

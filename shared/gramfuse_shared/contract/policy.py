@@ -12,7 +12,7 @@ from gramfuse_shared.contract.document import Document
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
-MergeMethod = Literal["linear", "regmean", "fisher", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+MergeMethod = Literal["linear", "regmean", "fisher", "task_arithmetic", "ties", "dare_linear", "dare_ties", "wudi"]
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
 

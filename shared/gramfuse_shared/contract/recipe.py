@@ -15,6 +15,7 @@ from gramfuse_shared.errors import RecipeInvalidError, TooLargeError
 
 DEFAULT_ALPHA: Final = 0.9
 DEFAULT_WEIGHT: Final = 1.0
+DEFAULT_RIDGE: Final = 0.0
 DEFAULT_LAMBDA: Final = 1.0
 DEFAULT_DENSITY: Final = 0.5
 
@@ -87,7 +88,8 @@ class ModelEntry(Document):
 class MethodParameters(Document):
     """Parameters of the method.
 
-    RegMean: `alpha` scales a Gram matrix's off-diagonal, `normalize` says whether organizations count alike (`equal`,
+    RegMean: `alpha` scales a Gram matrix's off-diagonal, `ridge`, times the mean of the diagonal, is added to that
+    (`wudi` solves, with one, what it otherwise descends), `normalize` says whether organizations count alike (`equal`,
     as published) or by their `rows`, `missing_statistics` what becomes of a linear layer whose inputs some of them did
     not measure: an `average`, or their precision is an `estimate` from their difference to the base. `fisher` reads
     `normalize` too: a row is an example there, and `norm` divides an organization's Fisher information by its norm.
@@ -105,6 +107,7 @@ class MethodParameters(Document):
     )
     density: Overridable = Field(default=DEFAULT_DENSITY, exclude_if=lambda value: value == DEFAULT_DENSITY)
     seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED, exclude_if=lambda value: value == 0)] = 0
+    ridge: Overridable = Field(default=DEFAULT_RIDGE, exclude_if=lambda value: value == DEFAULT_RIDGE)
     missing_statistics: MissingStatistics = Field(default="average", exclude_if=lambda value: value == "average")
     exclude: Patterns = ()
 
@@ -115,6 +118,14 @@ class MethodParameters(Document):
             msg = "alpha lies between 0 and 1"
             raise ValueError(msg)
         return alpha
+
+    @field_validator("ridge")
+    @classmethod
+    def _ridges_are_not_negative(cls, ridge: Overridable) -> Overridable:
+        if any(not 0 <= value <= limits.MAX_RIDGE for value in _values(ridge)):
+            msg = f"ridge lies between 0 and {limits.MAX_RIDGE:g}"
+            raise ValueError(msg)
+        return ridge
 
     @field_validator("density")
     @classmethod
@@ -128,12 +139,13 @@ class MethodParameters(Document):
 PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
     {
         "linear": (),
-        "regmean": ("alpha", "normalize", "missing_statistics"),
+        "regmean": ("alpha", "ridge", "normalize", "missing_statistics"),
         "fisher": ("normalize",),
         "task_arithmetic": ("lambda",),
         "ties": ("lambda", "density"),
         "dare_linear": ("lambda", "density", "seed"),
         "dare_ties": ("lambda", "density", "seed"),
+        "wudi": ("ridge",),
     }
 )
 """The parameters that each method reads, beside `exclude`, which all do."""

@@ -6,6 +6,7 @@ import torch
 
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.methods.method import Gram
+from gramfuse_shared.fusion.second_moment import second_moment
 
 
 @dataclass(slots=True)
@@ -49,14 +50,6 @@ class Measured:
         if not self.members:
             msg = "an estimate takes its size from measured statistics, and there are none"
             raise ValueError(msg)
-        width, rows = difference.shape[1], max(1, round(self.rows / self.members))
-        packed = packing.packed_zeros(width, dtype=difference.dtype, device=difference.device)
-        # added in float64: squares of tiny or of huge differences are beyond float32
-        norm = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
-        if norm >= torch.finfo(difference.dtype).tiny:
-            size = rows * self.energy / self.members
-            for start, end, block in packing.block_rows(packed, width):
-                # divided by the norm before and after, for the same reason
-                torch.mm((difference[:, start:end] / norm).T, difference[:, :end], out=block)
-                block.div_(norm).mul_(size)
-        return Gram(packed, width, rows)
+        rows = max(1, round(self.rows / self.members))
+        packed = second_moment(difference, trace=rows * self.energy / self.members)
+        return Gram(packed, difference.shape[1], rows)

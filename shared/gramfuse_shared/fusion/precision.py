@@ -90,7 +90,7 @@ class _DiagonalSum(PrecisionSum[DiagonalPrecision]):
 
 @dataclass(frozen=True, slots=True)
 class GramPrecision(Precision):
-    """P = scale·(αG + (1−α) diag G) for a linear weight [out, in]; never written out. RegMean, eq. 2 and §4.2.
+    """P = scale·(αG + (1−α) diag G + ridge·I) of a linear weight [out, in]; never written out. RegMean, eq. 2, §4.2.
 
     `gram` is G packed, [packed_length(width)]: the raw sum XᵀX in float32 as it was sent.
     """
@@ -99,12 +99,11 @@ class GramPrecision(Precision):
     width: int
     scale: float = 1.0
     alpha: float = 1.0
+    ridge: float = 0.0
 
     def begin(self, shape: tuple[int, ...], dtype: torch.dtype, workspace: Workspace) -> "PrecisionSum[Precision]":
         """Return S = 0, [in, in], and R = 0, [out, in]."""
-        total = workspace.zeros("sum", (self.width, self.width), dtype)
-        products = workspace.zeros("products", shape, dtype)
-        return GramSum(total, products, workspace)  # type: ignore[return-value] # takes its own kind of precision only
+        return GramSum.zero(shape, dtype, workspace)  # type: ignore[return-value] # takes its own kind only
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +115,12 @@ class GramSum(PrecisionSum[GramPrecision]):
     workspace: Workspace
 
     @classmethod
+    def zero(cls, shape: tuple[int, ...], dtype: torch.dtype, workspace: Workspace) -> "GramSum":
+        """Begin with nothing, for differences of this shape, [out, in]."""
+        total = workspace.zeros("sum", (shape[1], shape[1]), dtype)
+        return cls(total, workspace.zeros("products", shape, dtype), workspace)
+
+    @classmethod
     def ready(cls, packed: torch.Tensor, width: int, products: torch.Tensor, workspace: Workspace) -> "GramSum":
         """Take sums that were added up elsewhere: S packed, R [out, in]."""
         total = workspace.take("sum", (width, width), products.dtype)
@@ -123,7 +128,10 @@ class GramSum(PrecisionSum[GramPrecision]):
         return cls(total, products, workspace)
 
     def add(self, precision: GramPrecision, difference: torch.Tensor | None) -> None:
-        """Add P to S and D P to R; P is scale·α times G with its diagonal divided by α, or scale·diag G where α = 0."""
+        """Add P to S and D P to R.
+
+        P is scale·α times G whose diagonal is divided by α and raised by ridge/α, or where α = 0 a scaled diagonal.
+        """
         # converted before scaling: in float64 the scale then rounds nothing
         term = self.workspace.take("square", tuple(self.total.shape), self.total.dtype)
         if precision.alpha == 0.0:
@@ -131,6 +139,8 @@ class GramSum(PrecisionSum[GramPrecision]):
         else:
             symmetric.expand(precision.gram, term)
             term.diagonal().div_(precision.alpha)
+        if precision.ridge:
+            term.diagonal().add_(precision.ridge / (precision.alpha or 1.0))
         scale = precision.scale * (precision.alpha or 1.0)
         symmetric.add_(self.total, term, alpha=scale)
         if difference is not None:

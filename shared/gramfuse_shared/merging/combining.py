@@ -11,7 +11,7 @@ from gramfuse_shared.contract.statistics_file import packed_length
 from gramfuse_shared.digest import seed_of
 from gramfuse_shared.fusion.estimation import Measured
 from gramfuse_shared.fusion.least_squares import Diagnosis
-from gramfuse_shared.fusion.methods import DeltaMethod, ElementMethod, PrecisionMethod
+from gramfuse_shared.fusion.methods import DeltaMethod, DifferenceMethod, ElementMethod, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import Fisher, Gram
 from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
@@ -142,7 +142,7 @@ def _accumulate(
             if estimates:
                 measured.add(gram)
         elif difference is not None and step.reference is None:
-            gram = measured.estimate(difference)
+            gram = method.gram(difference) if isinstance(method, DifferenceMethod) else measured.estimate(difference)
         else:
             msg = f"{step.outputs[0].name}: an estimate is of a difference to the base"
             raise ValueError(msg)

@@ -45,8 +45,8 @@ class ShardResult:
         file: its name, length and SHA-256.
         diagnostics: JSON values; one entry per group of linears that was solved, and one per parameter that was not
             merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
-            groups `alpha`, `members`, `width`, `rows`, `fewest_rows`, `compute`, `smallest_pivot`,
-            `smallest_eigenvalue`, `dead_features`, and `estimated`, the labels of the members whose precision is, where
+            groups `members`, `width`, `compute`, `smallest_pivot`, `smallest_eigenvalue`, `dead_features`; of measured
+            ones `alpha`, `rows`, `fewest_rows`, and `estimated`, the labels of the members whose precision is, where
             there are any: their rows are not counted; `label_rows` where it concerns so many rows of a head alone.
     """
 
@@ -225,12 +225,14 @@ def _describe_group(step: GramStep, plan: MergePlan) -> dict[str, Any]:
     }
     if isinstance(step.terms, ReadySum):
         return description
+    description["members"] = len(step.terms)
     rows = [term.tap.rows for term in step.terms if term.tap is not None]
+    if not rows:
+        return description
     if step.estimated:
         description["estimated"] = [plan.labels[key] for key in step.estimated]
     return description | {
         "alpha": step.settings.alpha,
-        "members": len(step.terms),
         "rows": sum(rows),
         "fewest_rows": min(rows),
     }

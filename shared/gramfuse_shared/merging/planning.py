@@ -13,6 +13,7 @@ from gramfuse_shared.contract.recipe import (
     DEFAULT_ALPHA,
     DEFAULT_DENSITY,
     DEFAULT_LAMBDA,
+    DEFAULT_RIDGE,
     DEFAULT_WEIGHT,
     Recipe,
     resolve,
@@ -20,7 +21,14 @@ from gramfuse_shared.contract.recipe import (
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
-from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, ElementMethod, Method, PrecisionMethod
+from gramfuse_shared.fusion.methods import (
+    METHODS,
+    DeltaMethod,
+    DifferenceMethod,
+    ElementMethod,
+    Method,
+    PrecisionMethod,
+)
 from gramfuse_shared.fusion.methods.method import DeltaSettings, MethodSettings
 from gramfuse_shared.merging.elements import Elements
 from gramfuse_shared.merging.label_rows import sets_of_rows, why_rows
@@ -31,6 +39,7 @@ from gramfuse_shared.merging.steps import (
     CopyStep,
     DeltaStep,
     GramStep,
+    Layout,
     Linear,
     Precision,
     RowPart,
@@ -72,12 +81,13 @@ def plan_merge(
       4. the method adds differences to the base, and the base stores it: so,
       5. one does: its own value,
       6. a linear weight whose tap every one of these members sent: by the method, in a group with the linears that
-         share the tap in each of them and have the same weights and α. Members that left the weight out and sent no tap
-         of it are not among them: nobody measures for a layer that was not tuned,
+         share the tap in each of them and have the same weights, α and ridge. Members that left the weight out and sent
+         no tap of it are not among them: nobody measures for a layer that was not tuned,
       7. one whose tap some of them sent, where the recipe says `missing_statistics: estimate` and the base stores it:
          alike, with the others' precisions estimated from their differences to the base,
       8. one of which every one of them sent Fisher information, where the method reads it: element by element,
-      9. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
+      9. one by its form (below) that the base stores, where the method's precisions are these differences: by itself,
+     10. else: the weighted mean; also where nobody sent the tap, since there is no size for an estimate then.
 
     Where a linear weight is averaged the step says why. What nobody sent statistics of is taken for one by its form: a
     two-dimensional `….weight` that matches none of `embedding_parameters`, whose rows are looked up, not multiplied.
@@ -110,8 +120,8 @@ def plan_merge(
     if recipe.parameters.exclude and base is None:
         msg = "excluded parameters are the base model's, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
-    if isinstance(METHODS[recipe.merge_method], DeltaMethod) and base is None:
-        msg = f"{recipe.merge_method} adds differences to the base model, and the recipe names none; add base_model"
+    if isinstance(METHODS[recipe.merge_method], DeltaMethod | DifferenceMethod) and base is None:
+        msg = f"{recipe.merge_method} takes differences from the base model, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
     planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders, embedding_parameters)
     steps = planner.plan_steps()
@@ -164,7 +174,7 @@ class _Planner:
             if step is None:
                 continue
             key: _GroupKey = (name,)
-            if isinstance(step, GramStep):
+            if isinstance(step, GramStep) and step.reads_taps:
                 key = (step.terms, step.reference, step.settings, step.compute, step.outputs[0].dtype)
             other = steps.get(key)
             if isinstance(other, GramStep) and isinstance(step, GramStep):
@@ -209,9 +219,9 @@ class _Planner:
         terms = tuple(Term(member.key, weights[member.key]) for member in holders)
         stored_bytes = sum(tensor_bytes(self._tensor_of(member, name)) for member in holders)
         compute = self._compute(stored, holders)
-        if isinstance(self.method, DeltaMethod) and self._base_tensor(name) is not None:
-            settings, turns = self._delta_settings(name), self.method.combine.turns
-            return DeltaStep(output, terms, stored, settings, turns, compute, stored_bytes)
+        differing = self._plan_differences(output, stored, terms, compute, stored_bytes)
+        if differing is not None:
+            return differing
         if len(holders) == 1:
             return CopyStep(output, holders[0].key, holders[0].tensors[name])
         tuned = [member for member in holders if name in member.tensors]
@@ -305,12 +315,37 @@ class _Planner:
                 raise ArchitectureMismatchError(msg)
         alpha = resolve(self.recipe.parameters.alpha, output.name, default=DEFAULT_ALPHA)
         self._require_exact_statistics(output.name, alpha, fed)
-        settings = MethodSettings(alpha, self.recipe.parameters.normalize)
+        ridge = resolve(self.recipe.parameters.ridge, output.name, default=DEFAULT_RIDGE)
+        settings = MethodSettings(alpha, self.recipe.parameters.normalize, ridge)
         tapped = tuple(replace(term, tap=fed[term.key][0]) for term in terms if term.key in fed)
         tapped += tuple(term for term in terms if term.key not in fed)
         if method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed.values())):
             compute = "float64"
         return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
+
+    def _plan_differences(
+        self, output: TensorInfo, stored: TensorInfo, terms: tuple[Term, ...], compute: Precision, stored_bytes: int
+    ) -> WholeStep | None:
+        """Plan what the method makes of the members' differences from the base alone; None where it needs none.
+
+        Only statistics say which weights are stored [in, out]; without any, all are taken to be [out, in].
+        """
+        if self._base_tensor(output.name) is None:
+            return None
+        if isinstance(self.method, DeltaMethod):
+            turns = self.method.combine.turns
+            return DeltaStep(output, terms, stored, self._delta_settings(output.name), turns, compute, stored_bytes)
+        if not isinstance(self.method, DifferenceMethod) or len(terms) == 1 or not self._looks_linear(output):
+            return None
+        told = (self.feeds[term.key][output.name][1].layout for term in terms if output.name in self.feeds[term.key])
+        layout: Layout = next(told, "out_in")
+        width = output.shape[1 if layout == "out_in" else 0]
+        ridge = resolve(self.recipe.parameters.ridge, output.name, default=DEFAULT_RIDGE)
+        settings = MethodSettings(alpha=1.0, normalize="equal", ridge=ridge)
+        if self.method.needs_float64(settings, width=width, rows=0):
+            compute = "float64"
+        stored_bytes += tensor_bytes(stored)
+        return GramStep((Linear(output, layout),), terms, None, width, settings, compute, stored_bytes)
 
     def _require_exact_statistics(self, name: str, alpha: float, fed: Mapping[str, _Feed]) -> None:
         rounded = [member.label for member in self.members if member.key in fed and member.encoding == "int16"]
@@ -325,6 +360,8 @@ class _Planner:
         """Say why a parameter is averaged that the method would treat; None where an average is all that it has."""
         if isinstance(self.method, DeltaMethod):
             return "the base does not store it, so nothing can be added to it"
+        if isinstance(self.method, DifferenceMethod):
+            return "the base does not store it, so there is no difference" if self._looks_linear(output) else None
         if self.elements is not None:
             return self.elements.why_average(output.name, holders)
         if not self.method.reads_taps:

@@ -164,8 +164,8 @@ class Linear:
 class GramStep:
     """Linear weights that every member feeds from one tap, with the same weights and α: one factorization.
 
-    Terms without a tap come last, and around the base: their precisions are estimated from their differences to it, in
-    the size of the measured ones.
+    Terms without a tap come last, and around the base: their precisions are taken from their differences to it, by the
+    method itself, or in the size of the measured ones. A step without any tap is of one linear weight.
     """
 
     linears: tuple[Linear, ...]
@@ -180,6 +180,11 @@ class GramStep:
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The tensors that come out, in this order."""
         return tuple(linear.output for linear in self.linears)
+
+    @property
+    def reads_taps(self) -> bool:
+        """Whether any of it was measured."""
+        return isinstance(self.terms, ReadySum) or any(term.tap is not None for term in self.terms)
 
     @property
     def estimated(self) -> tuple[str, ...]:

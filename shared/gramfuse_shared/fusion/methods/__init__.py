@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gramfuse_shared.fusion.methods import dare, fisher, linear, regmean, task_arithmetic, ties
-from gramfuse_shared.fusion.methods.method import DeltaMethod, ElementMethod, Method, PrecisionMethod
+from gramfuse_shared.fusion.methods import dare, fisher, linear, regmean, task_arithmetic, ties, wudi
+from gramfuse_shared.fusion.methods.method import (
+    DeltaMethod,
+    DifferenceMethod,
+    ElementMethod,
+    Method,
+    PrecisionMethod,
+)
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
@@ -18,9 +24,10 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             ties.TIES,
             dare.DARE_LINEAR,
             dare.DARE_TIES,
+            wudi.Wudi(),
         )
     }
 )
 """Every method by its name in a recipe."""
 
-__all__ = ["METHODS", "DeltaMethod", "ElementMethod", "Method", "PrecisionMethod"]
+__all__ = ["METHODS", "DeltaMethod", "DifferenceMethod", "ElementMethod", "Method", "PrecisionMethod"]

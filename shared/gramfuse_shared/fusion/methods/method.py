@@ -37,6 +37,7 @@ class MethodSettings:
 
     alpha: float
     normalize: Literal["equal", "rows", "norm"]
+    ridge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,15 @@ class PrecisionMethod(AnyMethod, Protocol):
 
     def precision(self, gram: Gram | None, weight: float, settings: MethodSettings) -> Precision:
         """Return one contribution's precision: of linear weights with the Gram matrix of their tap, else with None."""
+        ...
+
+
+@runtime_checkable
+class DifferenceMethod(PrecisionMethod, Protocol):
+    """A method of the precision form whose precisions are the differences from the base themselves."""
+
+    def gram(self, difference: torch.Tensor) -> Gram:
+        """Return what takes a measured matrix's place: a function of D = W − W_base of one linear weight [out, in]."""
         ...
 
 

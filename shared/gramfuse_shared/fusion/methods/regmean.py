@@ -5,6 +5,7 @@ Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", I
 
 from typing import Final
 
+from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.precision import GramPrecision, Precision, ScalarPrecision
 
@@ -18,7 +19,11 @@ nothing where it matters."""
 
 
 class RegMean:
-    """P = (a/n)(αG + (1−α) diag G), with a = c, or c·n where contributions count by their rows."""
+    """P = (a/n)(αG + (1−α) diag G + ρ(tr G/d)I), with a = c, or c·n where contributions count by their rows.
+
+    Published is ρ = 0 and α = 0.9, or 0.1 for T5. α = 1 and ρ > 0 add to the diagonal in place of scaling what is off
+    it; α = 0 is the diagonal alone.
+    """
 
     name = "regmean"
     version = "regmean/1"
@@ -33,4 +38,6 @@ class RegMean:
         if gram is None:
             return ScalarPrecision(weight)
         scale = weight if settings.normalize == "rows" else weight / gram.rows
-        return GramPrecision(gram.packed, gram.width, scale=scale, alpha=settings.alpha)
+        mean = packing.trace(gram.packed, gram.width) / gram.width if settings.ridge else 0.0
+        ridge = settings.ridge * mean
+        return GramPrecision(gram.packed, gram.width, scale=scale, alpha=settings.alpha, ridge=ridge)
