@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from play import clean_environment
 from processes import Processes
@@ -46,10 +46,18 @@ class Consortium:
             client.accept_policy(project.id, project.policy.digest)
         return project.id
 
-    def push(self, project: str, base: Path, models: Mapping[str, Path], statistics: Mapping[str, Path]) -> None:
-        """Everybody contributes a model and its statistics."""
+    def push(
+        self,
+        project: str,
+        base: Path,
+        models: Mapping[str, Path],
+        measured: Mapping[str, Path],
+        kind: Literal["gram", "fisher"],
+    ) -> None:
+        """Everybody contributes a model and what was measured of it."""
+        option = {"gram": "statistics", "fisher": "fisher"}[kind]
         for name, client in self.clients.items():
-            client.push(project, model=models[name], statistics=statistics[name], base=base, confirm=lambda _: True)
+            client.push(project, model=models[name], base=base, confirm=lambda _: True, **{option: measured[name]})
 
     def merge(self, project: str, recipe: gramfuse.Recipe, folder: Path) -> Path:
         """Run a job and pull its model, verified."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from benchmarks.paper.corpora import Corpus, Example
-from benchmarks.paper.merges import BY_ALPHA, BY_BATCHES, DELTAS, MAIN, PAIRED, REGMEAN, SIMPLE, WEIGHTED, Merge
+from benchmarks.paper.merges import BY_ALPHA, BY_BATCHES, DELTAS, FISHER, MAIN, PAIRED, REGMEAN, SIMPLE, WEIGHTED, Merge
 
 OFFLINE: Final = "minilm"
 """The encoder that needs no hub; every other source is a name that `from_pretrained` knows."""
@@ -108,6 +108,6 @@ FULL: Final = (
 )
 SEEDS: Final = (1, 2, 3)
 
-_TINY: Final = replace(DOMAINS, merges=(SIMPLE, REGMEAN), epochs=1, at_most=8, sections=SECTIONS[:2])
+_TINY: Final = replace(DOMAINS, merges=(SIMPLE, FISHER, REGMEAN), epochs=1, at_most=8, sections=SECTIONS[:2])
 SMOKE: Final = (_TINY,)
 SMOKE_SEEDS: Final = (1,)

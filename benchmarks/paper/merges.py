@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 import gramfuse
 from gramfuse_shared.contract.manifest import Weighting
@@ -12,15 +12,19 @@ from gramfuse_shared.contract.recipe import MethodParameters, ModelEntry
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How statistics are collected: what rows count by, and from how many batches of 32 drawn texts (None: all)."""
+    """What is collected: Gram matrices or Fisher information, and of how many batches of 32 drawn texts (None: all).
 
+    `weighting` says what a row of Gram matrices counts by.
+    """
+
+    kind: Literal["gram", "fisher"] = "gram"
     weighting: Weighting = "none"
     batches: int | None = None
 
     @property
     def slug(self) -> str:
         """A name for projects and files."""
-        return f"{self.weighting.replace('_', '-')}-{self.batches or 'all'}"
+        return f"{self.kind}-{self.weighting.replace('_', '-')}-{self.batches or 'all'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,11 @@ def recipe(method: MergeMethod, **parameters: float) -> gramfuse.Recipe:
 ALPHA: Final = 0.9
 ALPHAS: Final = (0.0, 0.1, 0.5, 0.7, 0.9, 0.95, 1.0)
 BATCHES: Final = (1, 10, 100, None)
-GRADIENTS: Final = Measure("output_gradient")
+GRADIENTS: Final = Measure(weighting="output_gradient")
 
 SIMPLE: Final = Merge("Simple", (recipe("linear"),))
 REGMEAN: Final = Merge("RegMean", (recipe("regmean", alpha=ALPHA),))
+FISHER: Final = Merge("Fisher", (recipe("fisher"),), Measure("fisher"))
 WEIGHTED: Final = Merge("RegMean gradient-weighted", (recipe("regmean", alpha=ALPHA),), GRADIENTS)
 TASK_ARITHMETIC: Final = Merge(
     "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
@@ -61,7 +66,7 @@ TIES: Final = Merge(
     "TIES", tuple(recipe("ties", **{"lambda": value, "density": 0.2}) for value in (0.5, 1.0, 1.5, 2.0))
 )
 
-MAIN: Final = (SIMPLE, REGMEAN, WEIGHTED)
+MAIN: Final = (SIMPLE, FISHER, REGMEAN, WEIGHTED)
 DELTAS: Final = (SIMPLE, TASK_ARITHMETIC, TIES)
 BY_ALPHA: Final = tuple(Merge(f"α = {alpha:g}", (recipe("regmean", alpha=alpha),)) for alpha in ALPHAS)
 BY_BATCHES: Final = tuple(

@@ -128,22 +128,25 @@ class Workshop:
         base, models = self._trained.base, self._trained.models
         project = self._everybody.begin(measure.slug, base)
         files = {name: self._measure(name, model, measure) for name, model in models.items()}
-        self._everybody.push(project, base, models, files)
+        self._everybody.push(project, base, models, files, measure.kind)
         return project
 
     def _measure(self, name: str, model: Path, measure: Measure) -> Path:
         """Collect on the texts that the model was tuned on, or on some of them, drawn from the seed."""
         key = f"statistics-{model.name}-{measure.slug}-{self._seed}-{_digest_of(MEASURING)}"
-        kept = self._cache.kept(key) / "statistics.safetensors"
+        kept = self._cache.kept(key) / f"{measure.kind}.safetensors"
         if not kept.exists():
             texts = self._task.texts(self._trained.members[name].train)
             if measure.batches is not None:
                 random.Random(self._seed).shuffle(texts)
                 texts = texts[: BATCH * measure.batches]
-            statistics = gramfuse.collect(
-                model, texts, batch_size=BATCH, device="cpu", weighting=measure.weighting, seed=self._seed
+            settings = {"batch_size": BATCH, "device": "cpu", "seed": self._seed}
+            measured = (
+                gramfuse.collect_fisher(model, texts, **settings)
+                if measure.kind == "fisher"
+                else gramfuse.collect(model, texts, weighting=measure.weighting, **settings)
             )
-            statistics.save(self._cache.begin(key) / kept.name)
+            measured.save(self._cache.begin(key) / kept.name)
             self._cache.finish(key)
         return kept
 
