@@ -91,7 +91,9 @@ class Connection:
         self._identity = WhoAmI.parse(self._transport.call("GET", "v1/whoami"))
         return self._identity
 
-    def _organization(self) -> str:
+    @property
+    def organization(self) -> str:
+        """The organization whose token this is; raises RoleRequiredError for an operator's."""
         identity = self._identity or self.whoami()
         if identity.organization is None:
             msg = "an operator's token belongs to no organization; use a coordinator's or a participant's"

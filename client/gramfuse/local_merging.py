@@ -157,6 +157,9 @@ def _read_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, Path]:
 
 
 def _open_inputs(recipe: Recipe, start: Path, stack: ExitStack) -> _Inputs:
+    if recipe.request is not None:
+        msg = "a request is answered by participants of a project; only the service merges with its answers"
+        raise RecipeInvalidError(msg)
     if not recipe.models:
         msg = "the recipe names no models; add `models:` with a list of `- model: FOLDER`"
         raise RecipeInvalidError(msg)

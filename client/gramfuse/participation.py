@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gramfuse.connection import Connection, named
+from gramfuse.connection import named
 from gramfuse.contributing.base_model import open_base_folder
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.progress import OnProgress, Progress
+from gramfuse.rounds import Rounds
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse.transfer.watching import Deadline, poll, watch_job
@@ -38,7 +39,7 @@ from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PA
 StrPath = str | Path
 
 
-class Client(Connection):
+class Client(Rounds):
     """One organization's connection to one server.
 
     Args:
@@ -72,7 +73,7 @@ class Client(Connection):
             ConflictError: the name stands for another base model or policy.
         """
         folder = open_base_folder(Path(base), part_bytes=limits.DEFAULT_PART_BYTES)
-        project = named("project", name if "." in name else f"{self._organization()}.{name}", PROJECT_PATTERN)
+        project = named("project", name if "." in name else f"{self.organization}.{name}", PROJECT_PATTERN)
         body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
         path = f"v1/projects/{project}"
         created = Project.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
@@ -320,7 +321,7 @@ class Client(Connection):
         pushing.require_ready(found)
         return pushing.prepare(
             found,
-            self._organization(),
+            self.organization,
             self.base_manifest(found.id),
             self.policy(found.id).policy,
             model=Path(model),
@@ -333,7 +334,7 @@ class Client(Connection):
     def _resolve_contribution(self, project: str, beginning: str) -> str:
         if len(beginning) == 64:  # noqa: PLR2004 - a whole digest
             return beginning
-        mine = self.contributions(project, organization=self._organization())
+        mine = self.contributions(project, organization=self.organization)
         found = [contribution.id for contribution in mine if contribution.id.startswith(beginning)]
         if len(found) != 1:
             many = "no contribution" if not found else f"{len(found)} contributions"

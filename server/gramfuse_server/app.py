@@ -9,7 +9,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.types import ASGIApp
 
-from gramfuse_server.api import admin, base, contributions, health, jobs, models, organizations, projects, tokens
+from gramfuse_server.api import (
+    admin,
+    base,
+    contributions,
+    health,
+    jobs,
+    models,
+    organizations,
+    projects,
+    requests,
+    tokens,
+)
 from gramfuse_server.api.context import Services
 from gramfuse_server.api.openapi import describe
 from gramfuse_server.api.problems import ProblemDocuments, install_handlers
@@ -34,6 +45,7 @@ ROUTERS: Final = (
     contributions.router,
     jobs.router,
     models.router,
+    requests.router,
     admin.router,
 )
 

@@ -7,7 +7,7 @@ DBOS stores is portable JSON, never pickle.
 
 import logging
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 from sqlalchemy import func, select
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server.database import Database, database_url
 from gramfuse_server.settings import Settings
-from gramfuse_server.tables import AttemptRow, ContributionRow, JobContributionRow, JobLogRow, JobRow, ProjectRow
+from gramfuse_server.tables import AttemptRow, JobContributionRow, JobLogRow, JobRow, UploadRow
 
 APPLICATION_NAME: Final = "gramfuse"
 APPLICATION_VERSION: Final = "1"
@@ -49,21 +49,14 @@ class JobQueue:
             lazy=True,  # the first transaction connects
         )
 
-    def enqueue_inspection(self, session: Session, kind: Literal["base", "contribution"], subject_id: str) -> None:
-        """Have a sealed upload assembled, checked, and accepted or rejected.
+    def enqueue_inspection(self, session: Session, upload: UploadRow) -> None:
+        """Have a sealed upload assembled, checked, and accepted or rejected. An upload is sealed once.
 
         Args:
             session: the transaction that seals the upload.
-            kind: what was uploaded.
-            subject_id: the project's id for a base model, the contribution's id for a contribution.
+            upload: what was sealed.
         """
-        # an upload is sealed once; a project whose base was rejected may seal another upload
-        upload = (
-            session.get_one(ProjectRow, subject_id).base_upload
-            if kind == "base"
-            else session.get_one(ContributionRow, subject_id).upload
-        )
-        self._enqueue(session, INSPECTIONS, INSPECT, inspection_workflow(upload), kind, subject_id)
+        self._enqueue(session, INSPECTIONS, INSPECT, inspection_workflow(upload.id), upload.id)
 
     def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int) -> str:
         """Have an attempt at a job carried out; return its workflow's id, which the attempt's row keeps."""

@@ -5,6 +5,8 @@ newest revision's number and no more. Revisions are numbered: `NNNN_what_changes
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,7 +44,7 @@ def upgrade(database: Database, revision: str = "head") -> None:
     """Bring the schema to a revision, in one transaction."""
     from alembic import command  # noqa: PLC0415 - see above
 
-    with database.write.begin() as connection:
+    with _migration(database) as connection:
         exclude_others(connection)
         command.upgrade(configuration(connection), revision)
 
@@ -57,8 +59,37 @@ def downgrade(database: Database, revision: str) -> None:
     """Take the schema back to a revision, in one transaction; what the newer tables held is lost."""
     from alembic import command  # noqa: PLC0415 - see above
 
-    with database.write.begin() as connection:
+    with _migration(database) as connection:
         command.downgrade(configuration(connection), revision)
+
+
+@contextmanager
+def _migration(database: Database) -> Iterator[Connection]:
+    """Begin a transaction in which SQLite may make a table anew that others point to.
+
+    While it does, they point to nothing, so references are checked once at the end, before the commit.
+    """
+    with database.write.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            with connection.begin():
+                yield connection
+            return
+        _enforce_references(connection, enforced=False)
+        try:
+            with connection.begin():
+                yield connection
+                broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+                if broken:
+                    msg = f"the migration would leave rows that point to nothing: {broken[:5]}; nothing was changed"
+                    raise ConfigurationError(msg)
+        finally:
+            _enforce_references(connection, enforced=True)
+
+
+def _enforce_references(connection: Connection, *, enforced: bool) -> None:
+    driver = connection.connection.driver_connection  # within a transaction, which SQLAlchemy begins, it has no effect
+    if driver is not None:
+        driver.execute(f"PRAGMA foreign_keys = {'ON' if enforced else 'OFF'}")
 
 
 def require_no_difference(database: Database) -> None:

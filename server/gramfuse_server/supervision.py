@@ -17,13 +17,13 @@ from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.heartbeats import Watch, last_beats
-from gramfuse_server.intake.inspection import Inspector, Kind
+from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, inspection_workflow
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.sweeping import delete_spent_bytes
-from gramfuse_server.tables import AttemptRow, ContributionRow, ProjectRow, TaskRow, UploadRow
+from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
 from gramfuse_shared.errors import GramfuseError
 
 _ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -95,21 +95,10 @@ class Supervisor:
 
     def _end_inspections(self) -> None:
         with reading(self.database) as session:
-            sealed = session.scalars(select(UploadRow).where(UploadRow.state == "sealed")).all()
-            subjects: dict[str, tuple[Kind, str | None]] = {
-                row.id: (
-                    ("base", session.scalar(select(ProjectRow.id).where(ProjectRow.base_upload == row.id)))
-                    if row.kind == "base"
-                    else (
-                        "contribution",
-                        session.scalar(select(ContributionRow.id).where(ContributionRow.upload == row.id)),
-                    )
-                )
-                for row in sealed
-            }
-        for upload, (kind, subject) in subjects.items():
-            if subject is not None and _ended([inspection_workflow(upload)]):
-                self.inspector.abandon(kind, subject, f"could not be inspected: {_GIVEN_UP}; send it again")
+            sealed = session.scalars(select(UploadRow.id).where(UploadRow.state == "sealed")).all()
+        for upload in sealed:
+            if _ended([inspection_workflow(upload)]):
+                self.inspector.abandon(upload, f"could not be inspected: {_GIVEN_UP}; send it again")
 
 
 def _unfinished_tasks(session: Session, attempt: AttemptRow) -> list[int]:

@@ -103,7 +103,7 @@ class TokenRow(Row):
 
 
 class UploadRow(Row):
-    """Files that arrive in parts: a project's base model or a contribution.
+    """Files that arrive in parts: a project's base model, a contribution, or an answer to a request.
 
     open → sealed → accepted | rejected; open → expired; accepted (and earlier) → withdrawn. `delete_after` is set
     when the bytes have no further use, `deleted_at` once they are gone.
@@ -111,7 +111,7 @@ class UploadRow(Row):
 
     __tablename__ = "uploads"
     __table_args__ = (
-        _one_of("kind", "base", "contribution"),
+        _one_of("kind", "base", "contribution", "answer"),
         _one_of("state", "open", "sealed", "accepted", "rejected", "expired", "withdrawn"),
     )
 
@@ -384,6 +384,42 @@ class ModelFileRow(Row):
     position: Mapped[int]
     bytes: Mapped[int]
     sha256: Mapped[str] = mapped_column(index=True)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+class RequestRow(Row):
+    """What is asked of the organizations of a cohort. Its state follows from answers, deadline and policy."""
+
+    __tablename__ = "requests"
+    __table_args__ = (ForeignKeyConstraint(["project", "policy_version"], ["policies.project", "policies.version"]),)
+
+    project: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    document: Mapped[str] = mapped_column(Text)
+    policy_version: Mapped[int]
+    asked_by: Mapped[str] = mapped_column(ForeignKey("tokens.id"))
+    created_at: Mapped[datetime]
+    deadline: Mapped[datetime]
+    cancelled_at: Mapped[datetime | None]
+
+
+class AskedRow(Row):
+    """An organization that a request asks, and its answer once there is one; files of it are an upload."""
+
+    __tablename__ = "asked"
+    __table_args__ = (ForeignKeyConstraint(["project", "request"], ["requests.project", "requests.id"]),)
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    request: Mapped[str] = mapped_column(primary_key=True)
+    organization: Mapped[str] = mapped_column(ForeignKey("organizations.name"), primary_key=True)
+    answer: Mapped[str | None] = mapped_column(Text)
+    upload: Mapped[str | None] = mapped_column(ForeignKey("uploads.id"), unique=True)
+    answered_at: Mapped[datetime | None]
+
+
+# --- workers and sign-ins ------------------------------------------------------------------------------------------
 
 
 class WorkerRow(Row):

@@ -18,7 +18,8 @@ from gramfuse_server import heartbeats, schema
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.database import open_database, transaction
-from gramfuse_server.intake.inspection import Inspector, Kind, Manifest
+from gramfuse_server.intake.inspection import Inspector
+from gramfuse_server.intake.subjects import Manifest
 from gramfuse_server.jobs import (
     INSPECT,
     INSPECTIONS,
@@ -36,7 +37,8 @@ from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
 from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
-from gramfuse_shared.contract.manifest import BaseManifest
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
+from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import choose_device
@@ -172,11 +174,7 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
         WeightsInvalidError: weights hold NaN or infinity.
         StatisticsInvalidError: statistics are not the Gram matrices, or the squares, of anything.
     """
-    if isinstance(manifest, BaseManifest):
-        names = [file.name for file in manifest.files if file.tensors is not None]
-    else:
-        names = [manifest.weights.file.name]
-    for name in names:
+    for name in _weight_files(manifest):
         with LocalFile(paths[name]) as source:
             inspect_weights(TensorFile.open(source))
     if not isinstance(manifest, BaseManifest) and manifest.statistics is not None:
@@ -184,10 +182,20 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
             file = TensorFile.open(source)
             metadata = parse_statistics_metadata(file.header)
             inspect_statistics(decode_statistics(file, metadata.encoding), metadata, device=device)
-    if not isinstance(manifest, BaseManifest) and manifest.fisher is not None:
+    if isinstance(manifest, ContributionManifest) and manifest.fisher is not None:
         with LocalFile(paths[manifest.fisher.file.name]) as source:
             file = TensorFile.open(source)
             inspect_fisher(file, parse_fisher_metadata(file.header))
+
+
+def _weight_files(manifest: Manifest) -> list[str]:
+    match manifest:
+        case BaseManifest():
+            return [file.name for file in manifest.files if file.tensors is not None]
+        case ContributionManifest():
+            return [manifest.weights.file.name]
+        case Answer():
+            return []
 
 
 def describe_host(device: torch.device) -> heartbeats.Host:
@@ -204,9 +212,9 @@ def describe_host(device: torch.device) -> heartbeats.Host:
 
 def _register_inspection(inspector: Inspector) -> None:
     @DBOS.workflow(name=INSPECT, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
-    def inspect(kind: Kind, subject: str) -> None:
+    def inspect(upload: str) -> None:
         # tried again, because what fails here and is not the upload's fault is the store or the database
         DBOS.run_step(
             {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
-            lambda: inspector.inspect(kind, subject),
+            lambda: inspector.inspect(upload),
         )

@@ -318,6 +318,14 @@ class JobFailedError(GramfuseError):
     title = "The job did not succeed"
 
 
+class RequestFailedError(GramfuseError):
+    """A request ended without the answers that it needs."""
+
+    code = "request-failed"
+    status = 409
+    title = "The request was not answered in time"
+
+
 class ContributionRejectedError(GramfuseError):
     """The worker's checks refused a contribution; the message holds its reason."""
 

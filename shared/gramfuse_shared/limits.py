@@ -32,6 +32,7 @@ MAX_LABEL_SETS: Final = 256  # sets of contributions that trained the same label
 MAX_CALIBRATED_LABELS: Final = 1_000
 
 MAX_COHORT: Final = 1_000
+MAX_REQUEST_MODELS: Final = 32
 MAX_PATTERNS: Final = 1_000
 MAX_SEED: Final = 2**53 - 1
 MAX_RIDGE: Final = 1e6

@@ -17,6 +17,7 @@ from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.requests import Answer, RequestCreate
 from gramfuse_shared.contract.safetensors_header import format_header, parse_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata, tensors_of_taps
 from gramfuse_shared.digest import sha256_hex
@@ -30,6 +31,10 @@ DOCUMENTS: dict[str, type[Document]] = {
     "contribution.json": ContributionManifest,
     "contribution-fisher.json": ContributionManifest,
     "receipt.json": SignedReceipt,
+    "policy-requests.json": Policy,
+    "request.json": RequestCreate,
+    "answer-evaluate.json": Answer,
+    "answer-gram.json": Answer,
 }
 
 

@@ -19,7 +19,7 @@ from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.merger import Merger
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
-from gramfuse_server.tables import ContributionRow, JobRow, UploadRow
+from gramfuse_server.tables import JobRow, UploadRow
 from gramfuse_server.worker import check_numbers
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
@@ -79,11 +79,11 @@ class InProcessWorker:
         )
 
     def inspect_all(self) -> list[str | None]:
-        """Inspect every sealed contribution; return the states."""
+        """Inspect every sealed upload; return the states."""
         with reading(self.database) as session:
-            sealed = session.query(ContributionRow.id).join(UploadRow, UploadRow.id == ContributionRow.upload)
-            ids = [row.id for row in sealed.filter(UploadRow.state == "sealed").order_by(ContributionRow.created_at)]
-        return [self.inspector.inspect("contribution", identifier) for identifier in ids]
+            sealed = session.query(UploadRow.id).filter(UploadRow.state == "sealed").order_by(UploadRow.created_at)
+            uploads = [row.id for row in sealed]
+        return [self.inspector.inspect(upload) for upload in uploads]
 
     def attempt(self, project: str, job: str) -> Attempt:
         """The present attempt at a job."""

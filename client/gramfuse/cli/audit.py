@@ -11,9 +11,9 @@ from rich.console import Console
 from gramfuse.cli import output, session
 from gramfuse.cli.policies import read_policy
 from gramfuse.contributing.base_model import build_base_manifest
-from gramfuse.measuring.statistics_io import written_whole
 from gramfuse.naming import folded, name_pattern
 from gramfuse.privacy.audit import NO_GUARANTEE, AuditReport, TapReport, audit
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import ConfigurationError

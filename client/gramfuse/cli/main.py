@@ -41,6 +41,8 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),
         "job": LazyCommand("gramfuse.cli.jobs", "Submit, watch, cancel and retry merges."),
         "model": LazyCommand("gramfuse.cli.models", "List, pull, verify and delete merged models."),
+        "request": LazyCommand("gramfuse.cli.requests", "Ask participants to evaluate or measure merged models."),
+        "participate": LazyCommand("gramfuse.cli.participate", "Answer what the server asks, from your own data."),
         "merge": LazyCommand("gramfuse.cli.merge", "Merge local folders by a recipe, without a server."),
     }
 )

@@ -32,8 +32,8 @@ EXIT_INTERRUPTED: Final = 130
 
 EXIT_CODES_TEXT: Final = (
     "Exit codes: 0 done · 1 error (its code and message on stderr) · 2 wrong usage · 3 refused by the policy, or not "
-    "confirmed · 4 the server cannot be reached or is not ready, try again · 5 the job failed or was cancelled · "
-    "130 interrupted; running the same command again resumes."
+    "confirmed · 4 the server cannot be reached or is not ready, try again · 5 the job or the request failed or was "
+    "cancelled · 130 interrupted; running the same command again resumes."
 )
 
 _EXIT_CODES: Final[Mapping[type[errors.GramfuseError], int]] = MappingProxyType(
@@ -45,6 +45,7 @@ _EXIT_CODES: Final[Mapping[type[errors.GramfuseError], int]] = MappingProxyType(
         errors.TransportError: EXIT_UNREACHABLE,
         errors.UnavailableError: EXIT_UNREACHABLE,
         errors.JobFailedError: EXIT_JOB,
+        errors.RequestFailedError: EXIT_JOB,
         errors.CancelledError: EXIT_JOB,
     }
 )

@@ -43,6 +43,13 @@ _DOWNLOADS: Final = {
     "participants": "Every participant may download merged models.",
     "coordinator": "Only the coordinator may download merged models.",
 }
+_REQUESTS: Final = {
+    "evaluate": "evaluate merged models on held-out texts; the metrics are shown to the project's members",
+    "gram": (
+        "measure Gram matrices as a merged model computes them, layer by layer (RegMean++); together with the first "
+        "ones they tell more about your texts than these alone"
+    ),
+}
 
 
 def read_policy(path: Path) -> Policy:
@@ -78,7 +85,20 @@ def describe_policy(policy: Policy) -> list[str]:
         f"A merge takes at least {policy.minimum_cohort} organizations.",
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],
+        *_describe_requests(policy),
     ]
+
+
+def _describe_requests(policy: Policy) -> list[str]:
+    if not policy.requests:
+        return ["Nothing is asked of you after your contribution."]
+    sentences = [
+        f"Later you may be asked to {_REQUESTS[kind]}. Nothing is answered unseen." for kind in policy.requests
+    ]
+    if "evaluate" in policy.requests:
+        sentences.append(f"An evaluation counts at least {policy.minimum_evaluation_examples} distinct examples.")
+    missed = "the request fails" if policy.missed_deadline == "fail" else "the others go on without you"
+    return [*sentences, f"If you miss a request's deadline, {missed}."]
 
 
 def policy_text(version: PolicyVersion) -> str:

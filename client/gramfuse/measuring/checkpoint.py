@@ -11,8 +11,8 @@ import torch
 from gramfuse.contributing.loading import read_header
 from gramfuse.measuring.distinct import EXAMPLE_BYTES, DistinctRows
 from gramfuse.measuring.statistics import Statistics
-from gramfuse.measuring.statistics_io import written_whole
 from gramfuse.measuring.stream import Stream
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.errors import ConflictError, StateError, StatisticsMalformedError

@@ -7,8 +7,8 @@ from typing import Self
 import torch
 
 from gramfuse.contributing.loading import read_header
-from gramfuse.measuring.statistics_io import written_whole
 from gramfuse.measuring.stream import worst_source
+from gramfuse.whole_files import written_whole
 from gramfuse_shared import limits
 from gramfuse_shared.contract.fisher_file import (
     LARGEST_VALUE,

@@ -16,8 +16,8 @@ from gramfuse.contributing.loading import read_header
 from gramfuse.measuring.batching import tokenize
 from gramfuse.measuring.head_layer import watched_head
 from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run, run
-from gramfuse.measuring.statistics_io import written_whole
 from gramfuse.measuring.texts import Text
+from gramfuse.whole_files import written_whole
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.safetensors_header import format_header

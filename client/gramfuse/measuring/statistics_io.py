@@ -1,15 +1,13 @@
 """Reads and writes statistics files; the format is `gramfuse_shared.contract.statistics_file`."""
 
-import os
-import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import torch
 
 from gramfuse.contributing.loading import read_header
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import (
     METADATA_KEY,
@@ -18,33 +16,11 @@ from gramfuse_shared.contract.statistics_file import (
     parse_statistics_metadata,
     tensors_of_taps,
 )
-from gramfuse_shared.errors import FileUnwritableError
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 
 if TYPE_CHECKING:
     from gramfuse.measuring.statistics import Tap
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file beside its place and rename it on a clean exit; on any other, nothing is left behind.
-
-    Raises:
-        FileUnwritableError: the folder cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        with beside.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        msg = f"{path} cannot be written: {error.strerror or error}"
-        raise FileUnwritableError(msg) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_statistics(path: Path, metadata: StatisticsMetadata, taps: Iterable["Tap"]) -> None:

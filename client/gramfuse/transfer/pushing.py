@@ -19,6 +19,7 @@ from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     ConflictError,
     ContributionRejectedError,
+    DigestMismatchError,
     PolicyNotAcceptedError,
     StateError,
 )
@@ -91,8 +92,9 @@ def prepare(
     """
     require_ready(project)
     require_accepted(project, organization)
-    if base.content_digest() != project.base or policy.content_digest() != project.policy.digest:
-        msg = f"the server's base model or policy of {project.id} does not have the announced digest"
+    require_announced_policy(project, policy)
+    if base.content_digest() != project.base:
+        msg = f"the server's base model of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
     draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels, fisher=fisher)
     return Prepared(project, organization, base, policy, draft, base_folder)
@@ -156,6 +158,17 @@ def require_ready(project: Project) -> None:
     }[project.state]
     msg = f"{project.id} is not ready: {next_step}"
     raise StateError(msg, state=project.state)
+
+
+def require_announced_policy(project: Project, policy: Policy) -> None:
+    """Require that a policy is the one that the project names, and that was accepted.
+
+    Raises:
+        DigestMismatchError: the server sent another.
+    """
+    if policy.content_digest() != project.policy.digest:
+        msg = f"the server's policy of {project.id} does not have the announced digest"
+        raise DigestMismatchError(msg)
 
 
 def require_accepted(project: Project, organization: str) -> None:

@@ -141,7 +141,7 @@ def seal_base(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> P
         row = visible_project(session, caller, project, lock=True)
         upload = lock_upload(session, row.base_upload)
         if upload.state == "open":
-            sealing.seal(session, upload, kind="base", subject=project, queue=services.jobs, now=now)
+            sealing.seal(session, upload, queue=services.jobs, now=now)
             audit(session, services, caller, "base.seal", project, {"base": row.base_digest, "bytes": upload.bytes})
         return project_document(session, services, row)
 

@@ -203,7 +203,7 @@ def seal_contribution(
     with transaction(services.database) as session:
         upload = lock_upload(session, row.upload)
         if upload.state == "open":
-            sealing.seal(session, upload, kind="contribution", subject=row.id, queue=services.jobs, now=now)
+            sealing.seal(session, upload, queue=services.jobs, now=now)
             details = {"contribution": row.id, "bytes": upload.bytes}
             audit(session, services, caller, "contribution.seal", project, details)
         return contributions.contribution_documents(session, [row], caller.organization, now)[0]

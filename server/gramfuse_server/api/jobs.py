@@ -28,6 +28,7 @@ from gramfuse_server.intake.uploads import used_bytes
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import find_job, job_documents, log_entry
+from gramfuse_server.merging.members import cohort_of
 from gramfuse_server.tables import JobLogRow, JobRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Page
 from gramfuse_shared.errors import (
@@ -81,7 +82,7 @@ def submit_job(
         response.status_code = 201 if new else 200
         if new:
             _require_room(session, services, row)
-            cohort = [member.contribution for member in submission.cohort_of(session, submitted)]
+            cohort = [member.contribution for member in cohort_of(session, submitted)]
             audit(session, services, caller, "job.submit", f"{project}/{job}", {"cohort": cohort})
         return _document(session, submitted)
 

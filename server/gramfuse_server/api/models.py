@@ -9,10 +9,10 @@ from gramfuse_server.api.files import StoredFile, audit_download, declares_file,
 from gramfuse_server.api.paging import PageOf, paginate
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
+from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.merging.documents import find_model, model_documents
-from gramfuse_server.tables import ModelFileRow, ModelRow, PolicyRow
+from gramfuse_server.tables import ModelFileRow, ModelRow
 from gramfuse_shared.contract.http_api import Model, Page
-from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, SignedReceipt
 from gramfuse_shared.errors import NotFoundError, RoleRequiredError
 
@@ -87,8 +87,7 @@ def _readable_model(session: Session, caller: Caller, project: str, model: str) 
     """
     owner = visible_project(session, caller, project)
     row = find_model(session, owner.id, model)
-    policy = Policy.parse(session.get_one(PolicyRow, (owner.id, owner.policy_version)).document)
-    if policy.downloads == "coordinator" and caller.organization != owner.coordinator:
+    if current_policy(session, owner).downloads == "coordinator" and caller.organization != owner.coordinator:
         msg = f"the policy leaves downloads to {owner.coordinator} (downloads: coordinator)"
         raise RoleRequiredError(msg)
     if row.deleted_at is not None:

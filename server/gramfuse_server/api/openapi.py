@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from gramfuse_shared.contract.http_api import Problem, ProjectCreate
 from gramfuse_shared.contract.manifest import ContributionManifest
+from gramfuse_shared.contract.requests import Answer
 
-_REFERENCED: tuple[type[BaseModel], ...] = (Problem, ProjectCreate, ContributionManifest)
+_REFERENCED: tuple[type[BaseModel], ...] = (Problem, ProjectCreate, ContributionManifest, Answer)
 
 
 def describe(app: FastAPI) -> None:

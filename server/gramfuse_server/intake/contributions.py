@@ -14,7 +14,7 @@ from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload,
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
 from gramfuse_server.standing import standing_contributions
-from gramfuse_server.tables import ContributionRow, ProjectRow, UploadRow
+from gramfuse_server.tables import AskedRow, ContributionRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import ContributionDetail
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.policy import Policy
@@ -155,6 +155,7 @@ def withdraw(
     upload.delete_after = now + settings.deletion_delay
     session.flush()
     cancelled = jobs.cancel_jobs_using(session, contribution=row.id, now=now)
+    _withdraw_answers(session, row, delete_after=upload.delete_after, now=now)
     audit_log.append_for(
         session,
         caller,
@@ -163,6 +164,22 @@ def withdraw(
         subject=row.project,
         details={"contribution": row.id, "cancelled_jobs": cancelled},
     )
+
+
+def _withdraw_answers(session: Session, row: ContributionRow, *, delete_after: datetime, now: datetime) -> None:
+    """Withdraw the files with which the organization answered requests: they are about merges of what it withdraws."""
+    uploads = session.scalars(
+        select(UploadRow)
+        .join(AskedRow, AskedRow.upload == UploadRow.id)
+        .where(
+            AskedRow.project == row.project,
+            AskedRow.organization == row.organization,
+            UploadRow.state.in_(("open", "sealed", "accepted")),
+        )
+        .with_for_update(of=UploadRow)
+    )
+    for upload in uploads:
+        upload.state, upload.withdrawn_at, upload.delete_after = "withdrawn", now, delete_after
 
 
 def state_is(state: str, now: datetime) -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 from sqlalchemy import select
@@ -21,14 +21,11 @@ from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, insert_if_absent, reading, transaction
 from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.intake.sealing import complete_files, reject
+from gramfuse_server.intake.subjects import Manifest, subject_of
 from gramfuse_server.intake.uploads import lock_upload
-from gramfuse_server.tables import BlobRow, ContributionRow, ProjectRow, UploadFileRow, UploadRow
+from gramfuse_server.tables import BlobRow, UploadFileRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.errors import DigestMismatchError, GramfuseError
-
-Kind = Literal["base", "contribution"]
-Manifest = BaseManifest | ContributionManifest
 
 Check = Callable[[Manifest, Mapping[str, Path]], None]
 """Raises what is numerically wrong with the assembled files of a manifest."""
@@ -49,68 +46,62 @@ class Inspector:
     check: Check
     clock: Clock
 
-    def inspect(self, kind: Kind, subject: str) -> str | None:
+    def inspect(self, upload: str) -> str | None:
         """Bring a sealed upload to accepted or rejected; return its state, None where nothing was to be done.
 
         Safe to repeat: until the transaction at the end, nothing but content-addressed blobs has been written.
         """
-        found = self._find(kind, subject)
+        found = self._find(upload)
         if found is None:
             return None
-        upload, manifest, files, digests = found
         try:
-            with self._assembled(files, digests) as paths:
-                self.check(manifest, paths)
+            with self._assembled(found) as paths:
+                self.check(found.manifest, paths)
                 for name, path in paths.items():
-                    self.blobs.put_file(blob_key(digests[name]), path)
+                    self.blobs.put_file(blob_key(found.digests[name]), path)
         except GramfuseError as error:
-            return self._decide(upload, kind, subject, digests, f"{error.code}: {error.message}")
-        return self._decide(upload, kind, subject, digests, None)
+            return self._decide(found, f"{error.code}: {error.message}")
+        return self._decide(found, None)
 
-    def abandon(self, kind: Kind, subject: str, reason: str) -> None:
+    def abandon(self, upload: str, reason: str) -> None:
         """Reject a sealed upload that could not be inspected."""
-        found = self._find(kind, subject)
+        found = self._find(upload)
         if found is not None:
-            self._decide(found[0], kind, subject, found[3], reason)
+            self._decide(found, reason)
 
-    def _find(self, kind: Kind, subject: str) -> tuple[str, Manifest, dict[str, PartedFile], dict[str, str]] | None:
+    def _find(self, upload: str) -> "_Sealed | None":
         with reading(self.database) as session:
-            manifest: Manifest
-            if kind == "base":
-                project = session.get_one(ProjectRow, subject)
-                upload, manifest = project.base_upload, BaseManifest.parse(project.base_manifest)
-            else:
-                contribution = session.get_one(ContributionRow, subject)
-                upload, manifest = contribution.upload, ContributionManifest.parse(contribution.manifest)
             row = session.get_one(UploadRow, upload)
-            if row.state != "sealed":
+            subject = subject_of(session, row)
+            if row.state != "sealed" or subject is None:
                 return None
-            return upload, manifest, complete_files(session, self.blobs, row), _digests(session, upload)
+            files = complete_files(session, self.blobs, row)
+            return _Sealed(upload, row.kind, subject.name, subject.manifest, files, _digests(session, upload))
 
     @contextmanager
-    def _assembled(self, files: Mapping[str, PartedFile], digests: Mapping[str, str]) -> Iterator[dict[str, Path]]:
+    def _assembled(self, sealed: "_Sealed") -> Iterator[dict[str, Path]]:
         """Put the parts of each file together in scratch; raises DigestMismatchError where they are not the file."""
         self.scratch.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(dir=self.scratch, prefix="inspection-")))
             paths = {}
-            for name, file in files.items():
+            for name, file in sealed.files.items():
                 paths[name] = folder / name
-                found = _assemble(file, paths[name])
-                if found != digests[name]:
-                    msg = f"the parts of {name} make a file with SHA-256 {found}, the manifest says {digests[name]}"
+                found, expected = _assemble(file, paths[name]), sealed.digests[name]
+                if found != expected:
+                    msg = f"the parts of {name} make a file with SHA-256 {found}, the manifest says {expected}"
                     raise DigestMismatchError(msg, file=name)
             yield paths
 
-    def _decide(self, upload: str, kind: Kind, subject: str, digests: Mapping[str, str], reason: str | None) -> str:
+    def _decide(self, sealed: "_Sealed", reason: str | None) -> str:
         now = self.clock()
         with transaction(self.database) as session:
-            row = lock_upload(session, upload)
+            row = lock_upload(session, sealed.upload)
             if row.state != "sealed":  # withdrawn meanwhile, or decided by another worker
                 return row.state
             if reason is None:
                 row.state, row.decided_at = "accepted", now
-                for file in session.scalars(select(UploadFileRow).where(UploadFileRow.upload == upload)):
+                for file in session.scalars(select(UploadFileRow).where(UploadFileRow.upload == sealed.upload)):
                     insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
             else:
                 reject(row, reason[:MAX_REASON_CHARACTERS], now)
@@ -120,13 +111,25 @@ class Inspector:
                 at=now,
                 organization=None,
                 token=None,
-                action=f"{kind}.{'accept' if reason is None else 'reject'}",
-                subject=subject if kind == "base" else f"{row.project}/{subject}",
-                details={"files": dict(digests)} | ({"reason": reason} if reason else {}),
+                action=f"{sealed.kind}.{'accept' if reason is None else 'reject'}",
+                subject=sealed.subject,
+                details={"files": dict(sealed.digests)} | ({"reason": reason} if reason else {}),
             )
-        _log.info("inspected", kind=kind, subject=subject, state=state, reason=reason)
-        self.blobs.delete_prefix(f"uploads/{upload}/")  # the sweep does it, should the process end here
+        _log.info("inspected", kind=sealed.kind, subject=sealed.subject, state=state, reason=reason)
+        self.blobs.delete_prefix(f"uploads/{sealed.upload}/")  # the sweep does it, should the process end here
         return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A sealed upload: what it carries, its files by name, and the digests that they shall have."""
+
+    upload: str
+    kind: str
+    subject: str
+    manifest: Manifest
+    files: Mapping[str, PartedFile]
+    digests: Mapping[str, str]
 
 
 def _digests(session: Session, upload: str) -> dict[str, str]:

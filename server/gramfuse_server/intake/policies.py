@@ -55,6 +55,11 @@ def find_policy(session: Session, project: str, version: int) -> PolicyRow:
     return row
 
 
+def current_policy(session: Session, project: ProjectRow) -> Policy:
+    """Return the rules that hold in a project now."""
+    return Policy.parse(find_policy(session, project.id, project.policy_version).document)
+
+
 def accept_policy(
     session: Session, caller: Caller, project: ProjectRow, digest: str, now: datetime
 ) -> tuple[AcceptanceRow, bool]:

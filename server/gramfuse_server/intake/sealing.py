@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from gramfuse_shared.contract.manifest import (
     ContributionManifest,
     FisherDescription,
     FisherSection,
+    StatisticsSection,
     TensorInfo,
     tensors_of,
 )
@@ -80,20 +81,23 @@ def require_contribution_files(manifest: ContributionManifest, files: Mapping[st
     _require_metadata(manifest.weights.file.name, header, _WEIGHTS_METADATA)
     if manifest.fisher is not None:
         _require_fisher(manifest.fisher, manifest.base, read_header(files[manifest.fisher.file.name]))
-    if manifest.statistics is None:
-        return
-    header = read_header(files[manifest.statistics.file.name])
+    if manifest.statistics is not None:
+        require_statistics_file(manifest.statistics, manifest.base, files)
+
+
+def require_statistics_file(announced: StatisticsSection, base: str, files: Mapping[str, PartedFile]) -> None:
+    """Require that a statistics file is what was announced, measured for this base or for none. Raises as above."""
+    header = read_header(files[announced.file.name])
     metadata = parse_statistics_metadata(header)
-    _require_metadata(manifest.statistics.file.name, header, frozenset({METADATA_KEY}))
-    announced = manifest.statistics
+    _require_metadata(announced.file.name, header, frozenset({METADATA_KEY}))
     if (metadata.taps, metadata.collector, metadata.encoding) != (
         announced.taps,
         announced.collector,
         announced.encoding,
     ):
-        msg = f"{manifest.statistics.file.name} does not describe the taps and settings that the manifest announces"
+        msg = f"{announced.file.name} does not describe the taps and settings that were announced"
         raise StatisticsMalformedError(msg)
-    if metadata.base not in {None, manifest.base}:
+    if metadata.base not in {None, base}:
         msg = "the statistics were measured for another base model; collect them with the project's base"
         raise ArchitectureMismatchError(msg)
 
@@ -126,19 +130,11 @@ def require_base_files(manifest: BaseManifest, files: Mapping[str, PartedFile]) 
         raise ArchitectureMismatchError(msg)
 
 
-def seal(
-    session: Session,
-    upload: UploadRow,
-    *,
-    kind: Literal["base", "contribution"],
-    subject: str,
-    queue: JobQueue,
-    now: datetime,
-) -> None:
+def seal(session: Session, upload: UploadRow, *, queue: JobQueue, now: datetime) -> None:
     """Close an open upload and hand it to a worker, in one transaction."""
     upload.state, upload.sealed_at = "sealed", now
     session.flush()
-    queue.enqueue_inspection(session, kind, subject)
+    queue.enqueue_inspection(session, upload)
 
 
 def reject(upload: UploadRow, reason: str, now: datetime) -> None:

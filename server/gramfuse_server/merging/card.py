@@ -80,6 +80,7 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
             for member in inputs.cohort
         ),
         "",
+        *_refined(inputs),
         f"Base model: `{inputs.base_digest}`. Policy: version {inputs.policy.version}, `{inputs.policy.digest}`.",
         "",
         "## How",
@@ -106,6 +107,16 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
         "- The merge is not differentially private. Whoever holds the model may learn something about the cohort.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _refined(inputs: MergeInputs) -> list[str]:
+    if inputs.refined is None:
+        return []
+    sentence = (
+        f"Merged anew from `{inputs.refined.model}`: {len(inputs.refined.layers)} linear layers, with statistics that "
+        f"every organization measured with that model (request `{inputs.recipe.request}`). Everything else is its own."
+    )
+    return [sentence, ""]
 
 
 def _parameters(inputs: MergeInputs) -> list[str]:

@@ -11,19 +11,28 @@ from sqlalchemy.orm import Session
 from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.cohort import CohortMember
-from gramfuse_server.merging.submission import cohort_of
+from gramfuse_server.merging.members import cohort_of
+from gramfuse_server.merging.refinement import Refined, find_refined
 from gramfuse_server.tables import ContributionRow, JobRow, PolicyRow, ProjectRow
 from gramfuse_shared.contract.labels import label_parameters
-from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
+from gramfuse_shared.contract.manifest import (
+    BaseManifest,
+    ContributionManifest,
+    FileEntry,
+    PolicyReference,
+    StatisticsSection,
+    TensorInfo,
+)
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
-from gramfuse_shared.merging.planning import plan_merge
+from gramfuse_shared.merging.planning import output_tensor, plan_merge
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
+_WEIGHTS_SUFFIX: Final = ".safetensors"
 _REMOTE_READS: Final = 8
 """Ranges of an object store asked for at once: each waits for the network, none for a core."""
 
@@ -64,6 +73,7 @@ class MergeInputs:
     """Everything that decides an attempt's result.
 
     `recipe` is the submitted one made explicit: the base by its digest, the cohort by contribution ids with weights.
+    `refined` is the model that is merged anew; None where the project's base is merged around.
     """
 
     recipe: Recipe
@@ -73,6 +83,22 @@ class MergeInputs:
     cohort: tuple[CohortMember, ...]
     manifests: Mapping[str, ContributionManifest]
     plan: MergePlan
+    refined: Refined | None = None
+
+    @property
+    def companions(self) -> tuple[FileEntry, ...]:
+        """The files beside the weights: of the refined model, else of the base."""
+        if self.refined is not None:
+            return tuple(file for file in self.refined.files if not file.name.endswith(_WEIGHTS_SUFFIX))
+        return tuple(
+            FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256)
+            for file in self.base.files
+            if file.tensors is None
+        )
+
+    def statistics(self, contribution: str) -> StatisticsSection | None:
+        """The statistics that a contribution is merged with: its own, or those of its organization's answer."""
+        return _statistics(self.refined, contribution, self.manifests)
 
 
 def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> MergeInputs:
@@ -91,9 +117,10 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         for member in cohort
     }
     recipe = Recipe.parse(job.recipe)
+    refined = find_refined(session, job, recipe, cohort)
     explicit = recipe.model_copy(
         update={
-            "base_model": project.base_digest,
+            "base_model": project.base_digest if refined is None else refined.model,
             "models": tuple(
                 ModelEntry(model=member.contribution, parameters=ModelParameters(weight=member.weight))
                 for member in cohort
@@ -102,12 +129,22 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
     )
     rules = Policy.parse(policy.document)
     plan = plan_merge(
-        [_member(member, manifests[member.contribution], base, rules) for member in cohort],
-        {tensor.name: tensor for tensor in base.tensors},
+        [
+            _member(
+                member,
+                manifests[member.contribution],
+                _statistics(refined, member.contribution, manifests),
+                base,
+                rules,
+            )
+            for member in cohort
+        ],
+        _origin_tensors(base, refined),
         recipe,
         shard_bytes=shard_bytes,
         minimum_holders=rules.minimum_cohort,
         embedding_parameters=rules.embedding_parameters,
+        only=None if refined is None else refined.layers,
     )
     return MergeInputs(
         recipe=explicit,
@@ -117,6 +154,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         cohort=cohort,
         manifests=manifests,
         plan=plan,
+        refined=refined,
     )
 
 
@@ -125,29 +163,51 @@ def open_base(blobs: Blobs, base: BaseManifest) -> TensorFiles:
     return TensorFiles(_open(blobs, file) for file in base.files if file.tensors is not None)
 
 
-def open_members(
-    blobs: Blobs, manifests: Mapping[str, ContributionManifest], base: TensorFiles
-) -> dict[str, MemberReader]:
-    """Open every contribution's files; raises FileUnreadableError."""
-    return {
-        contribution: MemberReader(
-            decode_weights(
-                _open(blobs, manifest.weights.file), manifest.weights.encoding, base, manifest.weights.left_out
-            ),
-            decode_statistics(_open(blobs, manifest.statistics.file), manifest.statistics.encoding)
-            if manifest.statistics
-            else None,
-            _open(blobs, manifest.fisher.file) if manifest.fisher else None,
-        )
-        for contribution, manifest in manifests.items()
-    }
+def open_origin(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> TensorFiles:
+    """Open the tensors that the merge is around: the refined model's, else the base's; raises FileUnreadableError."""
+    if inputs.refined is None:
+        return base
+    return TensorFiles(_open(blobs, file) for file in inputs.refined.files if file.name.endswith(_WEIGHTS_SUFFIX))
+
+
+def open_members(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> dict[str, MemberReader]:
+    """Open every contribution's weights, and the statistics of both kinds; raises FileUnreadableError."""
+    readers = {}
+    for contribution, manifest in inputs.manifests.items():
+        section = manifest.weights
+        weights = decode_weights(_open(blobs, section.file), section.encoding, base, section.left_out)
+        measured = inputs.statistics(contribution)
+        statistics = None if measured is None else decode_statistics(_open(blobs, measured.file), measured.encoding)
+        fisher = None if manifest.fisher is None else _open(blobs, manifest.fisher.file)
+        readers[contribution] = MemberReader(weights, statistics, fisher)
+    return readers
+
+
+def _statistics(
+    refined: Refined | None, contribution: str, manifests: Mapping[str, ContributionManifest]
+) -> StatisticsSection | None:
+    announced = manifests[contribution] if refined is None else refined.answers[contribution]
+    return announced.statistics
+
+
+def _origin_tensors(base: BaseManifest, refined: Refined | None) -> dict[str, TensorInfo]:
+    tensors = {tensor.name: tensor for tensor in base.tensors}
+    for recipe in () if refined is None else reversed(refined.recipes):
+        tensors = {name: output_tensor(tensor, recipe) for name, tensor in tensors.items()}
+    return tensors
 
 
 def _open(blobs: Blobs, file: FileEntry) -> TensorFile:
     return TensorFile.open(BlobSource(blobs, file.sha256, file.bytes))
 
 
-def _member(member: CohortMember, manifest: ContributionManifest, base: BaseManifest, policy: Policy) -> Member:
+def _member(
+    member: CohortMember,
+    manifest: ContributionManifest,
+    statistics: StatisticsSection | None,
+    base: BaseManifest,
+    policy: Policy,
+) -> Member:
     labels = None
     if manifest.labels is not None:
         rows = label_parameters(base.tensors, base.vocabulary_size, policy, manifest.labels.count)
@@ -157,9 +217,9 @@ def _member(member: CohortMember, manifest: ContributionManifest, base: BaseMani
         label=member.organization,
         weight=member.weight,
         tensors=decoded_tensors(manifest.weights.tensors, manifest.weights.encoding),
-        taps=manifest.statistics.taps if manifest.statistics else (),
-        encoding=manifest.statistics.encoding if manifest.statistics else "float32",
-        weighting=manifest.statistics.collector.weighting if manifest.statistics else "none",
+        taps=statistics.taps if statistics else (),
+        encoding=statistics.encoding if statistics else "float32",
+        weighting=statistics.collector.weighting if statistics else "none",
         labels=labels,
         left_out=manifest.weights.left_out,
         fisher=manifest.fisher,

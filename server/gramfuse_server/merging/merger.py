@@ -15,7 +15,7 @@ from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.merging import attempts, publication
 from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskSize
-from gramfuse_server.merging.inputs import load_inputs, open_base, open_members
+from gramfuse_server.merging.inputs import load_inputs, open_base, open_members, open_origin
 from gramfuse_shared.errors import CancelledError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
 
@@ -69,8 +69,8 @@ class Merger:
                 result = execute_task(
                     inputs.plan,
                     number,
-                    open_members(self.blobs, inputs.manifests, base),
-                    base,
+                    open_members(self.blobs, inputs, base),
+                    open_origin(self.blobs, inputs, base),
                     target,
                     device=choose_device(self.device),
                     on_progress=watch.count,

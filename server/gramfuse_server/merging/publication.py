@@ -21,7 +21,7 @@ from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_server.receipt_key import public_key
 from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.manifest import FileEntry
-from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedContribution, Receipt, SignedReceipt
+from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedAnswer, MergedContribution, Receipt, SignedReceipt
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
@@ -65,11 +65,7 @@ def prepare(
     small = _small_files(inputs, attempt, tasks, blobs, now)
     written = [_put(blobs, name, content) for name, content in small.items()]
     changed = {file.name for file in written}
-    taken = tuple(
-        FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256)
-        for file in inputs.base.files
-        if file.tensors is None and file.name not in _OWN_FILES | changed
-    )
+    taken = tuple(file for file in inputs.companions if file.name not in _OWN_FILES | changed)
     receipt = Receipt(
         project=attempt.project,
         model=attempt.job,
@@ -81,6 +77,10 @@ def prepare(
         contributions=tuple(
             MergedContribution(organization=member.organization, manifest=member.contribution, weight=member.weight)
             for member in inputs.cohort
+        ),
+        answers=tuple(
+            MergedAnswer(organization=answer.organization, answer=answer.content_digest())
+            for answer in (inputs.refined.answers.values() if inputs.refined else ())
         ),
         outputs=tuple(sorted((*shards, *written, *taken), key=lambda file: file.name)),
         created=now,
@@ -165,7 +165,7 @@ def _small_files(
     if index is not None:
         files[INDEX_FILE_NAME] = index
     if inputs.recipe.out_dtype is not None:
-        (config,) = (file for file in inputs.base.files if file.name == CONFIG_FILE_NAME)
+        (config,) = (file for file in inputs.companions if file.name == CONFIG_FILE_NAME)
         files[CONFIG_FILE_NAME] = declare_dtype(
             blobs.read(blob_key(config.sha256), 0, config.bytes), inputs.recipe.out_dtype
         )

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from pydantic import TypeAdapter
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.auth import Caller
+from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.jobs import UNFINISHED, JobQueue, write_log
 from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, require_allowed, resolve_cohort
+from gramfuse_server.merging.members import cohort_of, write_weight
+from gramfuse_server.merging.refinement import answered_cohort
 from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
@@ -19,17 +21,12 @@ from gramfuse_server.tables import (
     JobContributionRow,
     JobRow,
     ModelRow,
-    PolicyRow,
     ProjectRow,
     UploadRow,
 )
 from gramfuse_shared.contract.http_api import JobCreate
-from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.recipe import Overridable, Recipe
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ConflictError, RecipeInvalidError, StateError
-
-WEIGHT: TypeAdapter[Overridable] = TypeAdapter(Overridable)
-"""Reads and writes the weight of a cohort's member as JSON."""
 
 
 def submit(
@@ -48,7 +45,7 @@ def submit(
             msg = f"job {job} was submitted with another recipe; choose another id"
             raise ConflictError(msg)
         return known, False
-    cohort = _decide_cohort(session, project, body.recipe, besides=job)
+    cohort = _decide_cohort(session, project, body.recipe, besides=job, now=now)
     row = JobRow(
         project=project.id,
         id=job,
@@ -74,7 +71,7 @@ def submit(
                 job=job,
                 contribution=member.contribution,
                 organization=member.organization,
-                weight=WEIGHT.dump_json(member.weight).decode(),
+                weight=write_weight(member.weight),
             )
         )
     names = ", ".join(sorted(member.organization for member in cohort))
@@ -105,7 +102,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
         msg = f"the contribution of {', '.join(gone)} was withdrawn or replaced; submit a job under a new id"
         raise StateError(msg, organizations=gone)
     require_allowed(
-        Recipe.parse(row.recipe), cohort, _policy(session, project), _releases(session, project, besides=row.id)
+        Recipe.parse(row.recipe), cohort, current_policy(session, project), _releases(session, project, besides=row.id)
     )
     row.attempt += 1
     row.state = row.stage = "queued"
@@ -117,26 +114,23 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     return True
 
 
-def cohort_of(session: Session, job: JobRow) -> tuple[CohortMember, ...]:
-    """Return a job's cohort by ascending contribution id."""
-    rows = session.scalars(
-        select(JobContributionRow)
-        .where(JobContributionRow.project == job.project, JobContributionRow.job == job.id)
-        .order_by(JobContributionRow.contribution)
-    )
-    return tuple(CohortMember(row.contribution, row.organization, WEIGHT.validate_json(row.weight)) for row in rows)
-
-
-def _decide_cohort(session: Session, project: ProjectRow, recipe: Recipe, *, besides: str) -> tuple[CohortMember, ...]:
+def _decide_cohort(
+    session: Session, project: ProjectRow, recipe: Recipe, *, besides: str, now: datetime
+) -> tuple[CohortMember, ...]:
     state = session.get_one(UploadRow, project.base_upload).state
     if state != "accepted":
         msg = f"the base model of {project.id} is not ready ({state}); wait until it is checked"
         raise StateError(msg, state=state)
-    if recipe.base_model not in {None, project.id, project.base_digest}:
+    if recipe.request is None and recipe.base_model not in {None, project.id, project.base_digest}:
         msg = f"base_model is {recipe.base_model}; a project's jobs merge around its own base, so leave it out"
         raise RecipeInvalidError(msg)
-    cohort = _with_labels(session, resolve_cohort(recipe, _candidates(session, project)))
-    require_allowed(recipe, cohort, _policy(session, project), _releases(session, project, besides=besides))
+    candidates = _candidates(session, project)
+    if recipe.request is None:
+        found = resolve_cohort(recipe, candidates)
+    else:
+        found = answered_cohort(session, project, recipe, candidates, now=now)
+    cohort = _with_labels(session, found)
+    require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
     return cohort
 
 
@@ -177,10 +171,6 @@ def _with_labels(session: Session, cohort: Sequence[CohortMember]) -> tuple[Coho
 def _trained_labels(session: Session, contribution: str) -> tuple[int, ...] | None:
     labels = json.loads(session.get_one(ContributionRow, contribution).manifest).get("labels")
     return None if labels is None else tuple(labels["trained"])
-
-
-def _policy(session: Session, project: ProjectRow) -> Policy:
-    return Policy.parse(session.get_one(PolicyRow, (project.id, project.policy_version)).document)
 
 
 def _enqueue(session: Session, row: JobRow, queue: JobQueue, now: datetime) -> None:

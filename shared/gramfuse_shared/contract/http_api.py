@@ -11,6 +11,7 @@ from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import Base64, SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.requests import Answer, AnswerState
 from gramfuse_shared.identifiers import Digest, FileName, JobId, OrganizationName, ProjectId
 
 Role = Literal["operator", "coordinator", "participant"]
@@ -209,6 +210,19 @@ class ContributionDetail(Contribution):
     """A contribution with its manifest, for its own organization."""
 
     manifest: ContributionManifest | None = None
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+class AnswerInfo(Document):
+    """An organization's own answer to a request, and the upload of its files; `awaited` while there is none."""
+
+    organization: OrganizationName
+    state: AnswerState
+    reason: str | None = None
+    files: tuple[FileUpload, ...] = ()
+    answer: Answer | None = None
 
 
 # --- jobs ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
 MergeMethod = Literal["linear", "regmean", "fisher", "task_arithmetic", "ties", "dare_linear", "dare_ties", "wudi"]
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
+RequestKind = Literal["evaluate", "gram"]
+
+DEFAULT_EVALUATION_EXAMPLES: Final = 100
 
 DEFAULT_EMBEDDING_PARAMETERS: Final = (
     "*word_embeddings*",
@@ -46,6 +49,7 @@ class Policy(Document):
     """The rules of one project; every participant accepts a version of it by its digest.
 
     The defaults are the safe settings. Whoever writes an unsafe one makes every participant accept it explicitly.
+    Fields that came later are written only where they are not the default, so that older policies keep their digests.
     """
 
     format: Literal["gramfuse/policy/1"] = "gramfuse/policy/1"
@@ -94,6 +98,23 @@ class Policy(Document):
     )
     downloads: Literal["participants", "coordinator"] = Field(
         default="participants", description="who may download merged models"
+    )
+    requests: Annotated[tuple[RequestKind, ...], Field(max_length=limits.MAX_PATTERNS)] = Field(
+        default=(),
+        exclude_if=lambda value: not value,
+        description="what the server may ask participants later. evaluate: metrics of merged models on held-out data, "
+        "which the project's members see. gram: Gram matrices of layers as a merged model computes them",
+    )
+    missed_deadline: Literal["fail", "leave_out"] = Field(
+        default="fail",
+        exclude_if=lambda value: value == "fail",
+        description="fail: a request that somebody did not answer in time fails. leave_out: it goes on with the "
+        "answers of the others, if these are a cohort",
+    )
+    minimum_evaluation_examples: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)] = Field(
+        default=DEFAULT_EVALUATION_EXAMPLES,
+        exclude_if=lambda value: value == DEFAULT_EVALUATION_EXAMPLES,
+        description="an evaluation counts at least this many distinct examples",
     )
 
     def role_of(self, name: str, shape: Sequence[int], vocabulary_size: int | None) -> TensorRole:

@@ -30,8 +30,15 @@ class MergedContribution(Document):
     weight: Overridable
 
 
+class MergedAnswer(Document):
+    """An answer to a request whose statistics were merged, by its document's digest."""
+
+    organization: OrganizationName
+    answer: Digest
+
+
 class Receipt(Document):
-    """What the server declares about one model."""
+    """What the server declares about one model. `answers` are of a model that was merged anew with a request's."""
 
     format: Literal["gramfuse/receipt/1"] = "gramfuse/receipt/1"
     project: ProjectId
@@ -42,6 +49,9 @@ class Receipt(Document):
     recipe: Recipe
     method_version: Annotated[str, Field(max_length=64)]
     contributions: Annotated[tuple[MergedContribution, ...], Field(min_length=1, max_length=limits.MAX_COHORT)]
+    answers: Annotated[tuple[MergedAnswer, ...], Field(max_length=limits.MAX_COHORT)] = Field(
+        default=(), exclude_if=lambda value: not value
+    )
     outputs: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=limits.MAX_FILES_PER_UPLOAD)]
     created: datetime
     software: Annotated[str, Field(max_length=128)]

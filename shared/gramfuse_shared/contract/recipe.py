@@ -12,6 +12,7 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
 from gramfuse_shared.contract.policy import MergeMethod, MissingStatistics, Patterns
 from gramfuse_shared.errors import RecipeInvalidError, TooLargeError
+from gramfuse_shared.identifiers import JobId
 
 DEFAULT_ALPHA: Final = 0.9
 DEFAULT_WEIGHT: Final = 1.0
@@ -162,6 +163,8 @@ class Recipe(Document):
 
     `dtype` is the precision of the computation (default: float32, and float64 where alpha needs it), `out_dtype`
     that of the floating-point tensors written (default: as the base stores them). `exclude`d parameters are the base's.
+    With `request`, the service merges a model anew: `base_model` is a merged model of the project, the statistics are
+    the answers to this request about it, and what they do not cover stays as it is there.
     """
 
     merge_method: MergeMethod
@@ -171,6 +174,7 @@ class Recipe(Document):
     dtype: ComputeDtype | None = None
     out_dtype: OutputDtype | None = None
     tokenizer: TokenizerSource = TokenizerSource()
+    request: JobId | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _models_are_distinct(self) -> Self:

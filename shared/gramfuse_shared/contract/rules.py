@@ -14,6 +14,7 @@ from gramfuse_shared.contract.manifest import (
     FisherDescription,
     FisherParameter,
     LayerInfo,
+    StatisticsSection,
     TapInfo,
     TensorInfo,
 )
@@ -175,7 +176,7 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
         ArchitectureMismatchError: they do not; the message names the first place.
         HeaderMalformedError: a file's length does not fit its tensors.
     """
-    weights, statistics, fisher = manifest.weights, manifest.statistics, manifest.fisher
+    weights, fisher = manifest.weights, manifest.fisher
     known = {tensor.name: tensor for tensor in base.tensors}
     for tensor in weights.tensors:
         _require_tensor(tensor, known)
@@ -187,8 +188,13 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
         for parameter in fisher.parameters:
             _require_parameter(parameter, known)
         require_length(fisher.file.name, fisher.file.bytes, tensors_of_fisher(fisher.parameters))
-    if statistics is None:
-        return
+    if manifest.statistics is not None:
+        require_statistics_architecture(manifest.statistics, base)
+
+
+def require_statistics_architecture(statistics: StatisticsSection, base: BaseManifest) -> None:
+    """Require that taps fit the base model's weights, and the file's length its tensors. Raises as above."""
+    known = {tensor.name: tensor for tensor in base.tensors}
     for tap in statistics.taps:
         for layer in tap.layers:
             _require_layer(layer, tap, known)

@@ -3,7 +3,7 @@
 The plan is a function of its arguments alone, so every worker that plans the same job gets the same tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -69,6 +69,7 @@ def plan_merge(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     minimum_holders: int = 1,
     embedding_parameters: Sequence[str] = DEFAULT_EMBEDDING_PARAMETERS,
+    only: Collection[str] | None = None,
 ) -> MergePlan:
     """Plan the merge of contributions.
 
@@ -94,6 +95,8 @@ def plan_merge(
 
     Rows of a head that members say they did not train (`Member.labels`) are left out: each set of rows that the same
     members trained is merged of these by 3 to 7, as if they were all.
+
+    With `only`, every other parameter is the base's: a merged model is merged anew in some of its layers.
 
     Members of weight 0 are left out. `recipe.models` is not read: the members are what its entries stand for.
 
@@ -123,7 +126,7 @@ def plan_merge(
     if isinstance(METHODS[recipe.merge_method], DeltaMethod | DifferenceMethod) and base is None:
         msg = f"{recipe.merge_method} takes differences from the base model, and the recipe names none; add base_model"
         raise RecipeInvalidError(msg)
-    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders, embedding_parameters)
+    planner = _Planner(chosen, base, recipe, METHODS[recipe.merge_method], minimum_holders, embedding_parameters, only)
     steps = planner.plan_steps()
     if not steps:
         msg = "the models hold no tensors, so there is nothing to merge"
@@ -157,6 +160,7 @@ class _Planner:
     method: Method
     minimum_holders: int
     embedding_parameters: Sequence[str]
+    only: Collection[str] | None
     feeds: dict[str, dict[str, _Feed]] = field(init=False)
     elements: Elements | None = field(init=False)
 
@@ -197,6 +201,8 @@ class _Planner:
         output = output_tensor(stored, self.recipe)
         if matches_any(name, self.recipe.parameters.exclude):
             return self._copy_of_base(output, "excluded by the recipe")
+        if self.only is not None and name not in self.only:
+            return self._copy_of_base(output, None)
         if stored.dtype not in FLOAT_DTYPES:
             return self._copy_of_base(output, None) or CopyStep(output, holders[0].key, stored)
         weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in holders}

@@ -1,0 +1,134 @@
+"""Compute answers from local data: runs models over texts. Nothing here opens a connection."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gramfuse.answering.configuration import LocalTexts, Participation
+from gramfuse.answering.prepared import STATISTICS_FILE_NAME, PreparedAnswer, keep_leaving_statistics
+from gramfuse.evaluating.evaluation import Evaluation, evaluate
+from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts
+from gramfuse.evaluating.tasks import LANGUAGE_TASKS, task_of
+from gramfuse.measuring.forwarding import collect
+from gramfuse.measuring.inference import Progress
+from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
+from gramfuse_shared.errors import ConfigurationError
+
+_MEASURED: Final = "measured.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A request, and what it takes to answer it for one organization.
+
+    Attributes:
+        request: what is asked.
+        organization: for whom.
+        policy: the rules that hold now, which the organization accepted.
+        policy_version: their number.
+        base: fingerprint of the project's base model.
+        models: folders of the merged models that the request is about.
+        folder: where files of the answer are written.
+    """
+
+    request: RequestInfo
+    organization: str
+    policy: Policy
+    policy_version: int
+    base: str
+    models: Mapping[str, Path]
+    folder: Path
+
+
+def compute(
+    assignment: Assignment,
+    participation: Participation,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> PreparedAnswer:
+    """Compute the answer to a request.
+
+    Raises:
+        ConfigurationError: there is no local data for its kind.
+        PolicyViolationError: nothing of it may leave.
+        GramfuseError: see `evaluate` and `collect`.
+    """
+    run: dict[str, Any] = {
+        "batch_size": participation.batch_size,
+        "max_length": participation.max_length,
+        "device": participation.device,
+        "on_progress": on_progress,
+        "is_cancelled": is_cancelled,
+    }
+    answer = _ANSWERS.get(assignment.request.kind)
+    if answer is None:
+        msg = f"this version of gramfuse does not know requests of the kind {assignment.request.kind}; upgrade it"
+        raise ConfigurationError(msg)
+    return answer(assignment, participation, run)
+
+
+def _evaluate(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
+    held_out = _required(participation.held_out, "held_out")
+    folders: list[tuple[str | None, Path]] = list(assignment.models.items())
+    if participation.model is not None:
+        folders.append((None, participation.model))
+    scores = []
+    for name, folder in folders:
+        found = _evaluated(folder, held_out, run)
+        scores.append(ModelScore(model=name, examples=found.distinct_examples, metrics=dict(found.metrics)))
+    return PreparedAnswer(_document(assignment, scores=tuple(scores)))
+
+
+def _evaluated(folder: Path, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
+    fields = _fields(held_out)
+    if task_of(folder) in LANGUAGE_TASKS:
+        return evaluate(
+            folder, read_texts(held_out.texts, fields, split=held_out.split, limit=held_out.examples), **run
+        )
+    labels = LabelFields(label=held_out.label_field, tags=held_out.tags)
+    found = read_labelled_texts(held_out.texts, fields, labels, split=held_out.split, limit=held_out.examples)
+    return evaluate(folder, found.texts, found.labels, **run)
+
+
+def _measure(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
+    measured = _required(participation.measured, "measured")
+    texts = read_texts(measured.texts, _fields(measured), split=measured.split, limit=measured.examples)
+    (folder,) = assignment.models.values()
+    everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
+    collect(folder, texts, base=assignment.base, **run).save(everything)
+    section, stays = keep_leaving_statistics(everything, leaving, assignment.request.layers, assignment.policy)
+    everything.unlink()
+    return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
+
+
+_ANSWERS: Final[Mapping[RequestKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
+    "evaluate": _evaluate,
+    "gram": _measure,
+}
+
+
+def _document(assignment: Assignment, **parts: Any) -> Answer:  # noqa: ANN401 - the answer's own fields
+    policy = PolicyReference(version=assignment.policy_version, digest=assignment.policy.content_digest())
+    return Answer(
+        project=assignment.request.project,
+        request=assignment.request.id,
+        organization=assignment.organization,
+        policy=policy,
+        **parts,
+    )
+
+
+def _fields(texts: LocalTexts) -> Fields:
+    return Fields(text=texts.text_field, pair=texts.pair_field, tokens=texts.tokens)
+
+
+def _required(texts: LocalTexts | None, key: str) -> LocalTexts:
+    if texts is None:
+        msg = f"the configuration names no {key} texts, from which this request would be answered"
+        raise ConfigurationError(msg)
+    return texts

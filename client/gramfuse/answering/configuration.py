@@ -1,0 +1,92 @@
+"""The configuration of `gramfuse participate`: which project, which local data, and what is answered without asking."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import yaml
+from pydantic import Field, ValidationError
+
+from gramfuse.contributing.loading import read_document
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document, describe_validation
+from gramfuse_shared.contract.policy import RequestKind
+from gramfuse_shared.errors import ConfigurationError
+
+DEFAULT_FOLDER: Final = Path("answers")
+
+
+class LocalTexts(Document):
+    """Texts on this machine, and which fields of a record hold what; by default those with the usual names."""
+
+    texts: Path
+    text_field: str | None = None
+    pair_field: str | None = None
+    tokens: str | None = None
+    label_field: str | None = None
+    tags: str | None = None
+    split: str | None = None
+    examples: Annotated[int, Field(ge=1)] | None = None
+
+
+class Participation(Document):
+    """What an organization lets `gramfuse participate` do.
+
+    Attributes:
+        project: the project whose requests are answered.
+        model: the organization's own fine-tuned folder; an evaluation scores it, too.
+        held_out: labelled texts that nothing was trained on, for `evaluate`.
+        measured: the texts that statistics are measured on, for `gram`.
+        allow: kinds that are answered without showing each answer first. What leaves is noted all the same.
+        folder: where pulled models and answers are kept, so that a retry sends the same bytes.
+        batch_size: texts per forward pass.
+        max_length: tokens per text; default: what the model takes, at most 512.
+        device: auto, cpu, cuda, …
+    """
+
+    project: str
+    model: Path | None = None
+    held_out: LocalTexts | None = None
+    measured: LocalTexts | None = None
+    allow: tuple[RequestKind, ...] = ()
+    folder: Path = DEFAULT_FOLDER
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    device: str = "auto"
+
+    @property
+    def kinds(self) -> frozenset[RequestKind]:
+        """The kinds that there is local data for."""
+        texts: dict[RequestKind, LocalTexts | None] = {"evaluate": self.held_out, "gram": self.measured}
+        return frozenset(kind for kind, found in texts.items() if found is not None)
+
+
+def read_participation(path: Path) -> Participation:
+    """Read a configuration from YAML or JSON; its relative paths start from its own folder.
+
+    Raises:
+        ConfigurationError: it does not follow the schema; the message names the places.
+        FileUnreadableError, TooLargeError: the file.
+    """
+    try:
+        document = yaml.safe_load(read_document(path, most_bytes=limits.MAX_REQUEST_BYTES))
+        parsed = Participation.model_validate(document)
+    except (yaml.YAMLError, RecursionError) as error:
+        msg = f"{path} is not YAML: {error}"
+        raise ConfigurationError(msg) from error
+    except ValidationError as error:
+        raise ConfigurationError(describe_validation(str(path), error.errors())) from error
+    return _resolved(parsed, path.parent)
+
+
+def _resolved(parsed: Participation, start: Path) -> Participation:
+    def texts(found: LocalTexts | None) -> LocalTexts | None:
+        return None if found is None else found.model_copy(update={"texts": start / found.texts})
+
+    return parsed.model_copy(
+        update={
+            "model": None if parsed.model is None else start / parsed.model,
+            "held_out": texts(parsed.held_out),
+            "measured": texts(parsed.measured),
+            "folder": start / parsed.folder,
+        }
+    )

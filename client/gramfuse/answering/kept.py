@@ -1,0 +1,68 @@
+"""Answers on the disk until the server has accepted them, so that a retry after a crash sends the same bytes."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gramfuse.answering.prepared import STATISTICS_FILE_NAME, PreparedAnswer
+from gramfuse.whole_files import written_whole
+from gramfuse_shared.contract.requests import Answer
+from gramfuse_shared.errors import DocumentMalformedError, FileUnwritableError
+
+_ANSWER: Final = "answer.json"
+_STAYS: Final = "stays.json"
+_MODELS: Final = "models"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswers:
+    """A folder with a folder for every request that is being answered, readable by its owner only."""
+
+    folder: Path
+
+    def place(self, request: str) -> Path:
+        """Return the folder of a request, which is made if needed; raises FileUnwritableError."""
+        place = self.folder / request
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            msg = f"{place} cannot be made: {error.strerror}"
+            raise FileUnwritableError(msg) from error
+        return place
+
+    def model(self, model: str) -> Path:
+        """Return where a pulled model lies, or will."""
+        self.place(_MODELS)
+        return self.folder / _MODELS / model
+
+    def keep(self, prepared: PreparedAnswer) -> None:
+        """Keep an answer; its file is in the request's folder already. The document comes last: with it, all is there.
+
+        Raises:
+            FileUnwritableError: the folder cannot be written.
+        """
+        place = self.place(prepared.answer.request)
+        with written_whole(place / _STAYS) as stream:
+            stream.write(json.dumps(prepared.stays).encode())
+        with written_whole(place / _ANSWER) as stream:
+            stream.write(prepared.answer.canonical())
+
+    def find(self, request: str) -> PreparedAnswer | None:
+        """Return the answer that was kept; None where there is none, or a damaged one."""
+        place = self.folder / request
+        try:
+            answer = Answer.parse((place / _ANSWER).read_bytes())
+            stays = tuple((str(name), str(reason)) for name, reason in json.loads((place / _STAYS).read_bytes()))
+        except (OSError, ValueError, DocumentMalformedError):
+            return None
+        statistics = place / STATISTICS_FILE_NAME if answer.statistics is not None else None
+        if statistics is not None and not statistics.is_file():
+            return None
+        return PreparedAnswer(answer, statistics, stays)
+
+    def forget(self, request: str) -> None:
+        """Remove what was kept for a request."""
+        shutil.rmtree(self.folder / request, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""An answer that is ready to be sent: the document, its file, what stays at home, and words to show it to a person."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gramfuse.contributing.loading import open_statistics_file
+from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
+from gramfuse.naming import name_patterns
+from gramfuse.units import format_bytes
+from gramfuse.whole_files import written_whole
+from gramfuse_shared.contract.manifest import FileEntry, StatisticsSection
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import Answer, ModelScore
+from gramfuse_shared.contract.rules import why_tap_stays
+from gramfuse_shared.contract.safetensors_header import format_header
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, tensors_of_taps
+from gramfuse_shared.errors import PolicyViolationError
+
+STATISTICS_FILE_NAME: Final = "statistics.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAnswer:
+    """An answer, the statistics file that belongs to it, and taps that stay at home with the reasons."""
+
+    answer: Answer
+    statistics: Path | None = None
+    stays: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def files(self) -> tuple[VirtualFile, ...]:
+        """The files that leave, in the document's order."""
+        return () if self.statistics is None else (VirtualFile.of_path(self.statistics, STATISTICS_FILE_NAME),)
+
+    def __str__(self) -> str:
+        """Tell people all of what leaves, who will see it, and what stays."""
+        lines = ["Leaves this machine:"]
+        if self.answer.scores:
+            lines += [f"  {_describe_score(score)}" for score in self.answer.scores]
+            lines.append("  The members of the project will see these numbers under your organization's name.")
+        if self.answer.statistics is not None:
+            section = self.answer.statistics
+            lines.append(f"  {section.file.name}, {format_bytes(section.file.bytes)}: Gram matrices of")
+            lines += [f"    {pattern}" for pattern in name_patterns([tap.name for tap in section.taps])]
+            lines.append("  The server sees them; members of the project do not.")
+        lines.append("Stays here: your texts" + ("" if self.stays else ", and nothing else was measured"))
+        for reason in dict.fromkeys(reason for _, reason in self.stays):
+            names = [name for name, because in self.stays if because == reason]
+            lines.append(f"  statistics of {', '.join(name_patterns(names))}: {reason}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the preview as JSON values."""
+        return {
+            "answer": self.answer.model_dump(mode="json"),
+            "stays": [{"tap": name, "reason": reason} for name, reason in self.stays],
+        }
+
+
+def keep_leaving_statistics(
+    measured: Path, target: Path, layers: Sequence[str], policy: Policy
+) -> tuple[StatisticsSection, tuple[tuple[str, str], ...]]:
+    """Write those taps of a statistics file that are asked for and may leave; say which stay and why.
+
+    Args:
+        measured: a statistics file of all taps.
+        target: the file that may leave.
+        layers: the weights that are asked for; none: all.
+        policy: the project's policy.
+
+    Raises:
+        PolicyViolationError: nothing of what is asked for may leave.
+        FileUnreadableError, StatisticsMalformedError, FileUnwritableError: a file.
+    """
+    opened = open_statistics_file(measured)
+    wanted = set(layers)
+    asked = [tap for tap in opened.metadata.taps if not wanted or any(layer.weight in wanted for layer in tap.layers)]
+    if wanted:
+        asked = [
+            tap.model_copy(update={"layers": tuple(layer for layer in tap.layers if layer.weight in wanted)})
+            for tap in asked
+        ]
+    measured_layers = {layer.weight for tap in asked for layer in tap.layers}
+    reasons = {tap.name: why_tap_stays(tap, measured_layers, policy) for tap in asked}
+    leaving = tuple(tap for tap in asked if reasons[tap.name] is None)
+    stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
+    if not leaving:
+        msg = f"nothing that is asked for may leave: {stays[0][1] if stays else 'this model has no such layers'}"
+        raise PolicyViolationError(msg)
+    metadata = opened.metadata.model_copy(update={"taps": leaving})
+    layout = tensors_of_taps(leaving, metadata.encoding)
+    source = Source.of(opened.path)
+    entries = [opened.tensors[name] for name, _, _ in layout]
+    header = format_header(layout, {METADATA_KEY: metadata.canonical().decode()})
+    file = VirtualFile(STATISTICS_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+    with written_whole(target) as stream:
+        for chunk in file.chunks():
+            stream.write(chunk)
+    entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
+    return StatisticsSection(file=entry, encoding=metadata.encoding, taps=leaving, collector=metadata.collector), stays
+
+
+def _describe_score(score: ModelScore) -> str:
+    metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in score.metrics.items())
+    return f"{score.model or 'your own model'} on {score.examples:,} of your held-out texts: {metrics}"

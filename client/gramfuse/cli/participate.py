@@ -1,0 +1,116 @@
+"""`gramfuse participate`: answer what the server asks, from local data, with a person's consent."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers.utils.logging import disable_progress_bar
+
+from gramfuse.answering.configuration import Participation, read_participation
+from gramfuse.answering.participating import Handled, participate
+from gramfuse.answering.prepared import PreparedAnswer
+from gramfuse.cli import bars, output, session
+from gramfuse.cli.asking import is_confirmed
+from gramfuse_shared.errors import GramfuseError
+
+app = typer.Typer(add_completion=False)
+
+_EXAMPLES = """[b]Examples[/b]
+
+gramfuse participate participate.yaml
+
+gramfuse participate participate.yaml --watch --every 60
+
+A configuration, whose paths start from its own folder:
+
+project: acme.tweets
+
+model: tuned
+
+held_out: {texts: test.jsonl, tokens: tokens, tags: tags}
+
+measured: {texts: mine.jsonl, tokens: tokens}
+
+allow: [evaluate]
+"""
+
+
+@app.command("participate", epilog=_EXAMPLES)
+def participate_command(
+    configuration: Annotated[Path, typer.Argument(help="Names project, model and local texts (YAML or JSON).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Send every answer without being asked.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on looking for requests until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 30.0,
+) -> None:
+    """Answer the requests that wait for your organization: computed here, and shown before anything leaves.
+
+    Kinds under `allow` are sent without a question, all others only after a yes. Running it again goes on where it
+    stopped; an answer that was computed is not computed again.
+    """
+    participation = read_participation(configuration)
+    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
+    if not watch:
+        _show(_answer(participation, yes=yes))
+        return
+    with _until_interrupted() as stopped:
+        output.note(f"looking for requests of {participation.project} every {every:g} s; Ctrl-C ends it", always=True)
+        told: set[tuple[str, str]] = set()
+        while not stopped.is_set():
+            try:
+                handled = _answer(participation, yes=yes)
+            except GramfuseError as error:
+                if not error.retryable:
+                    raise
+                output.note(f"{error.message}; trying again in {every:g} s", always=True)
+                handled = []
+            news = [one for one in handled if (one.request.id, one.outcome) not in told]
+            told.update((one.request.id, one.outcome) for one in news)
+            if news:
+                _show(news)
+            stopped.wait(every)
+
+
+def _answer(participation: Participation, *, yes: bool) -> list[Handled]:
+    def confirm(prepared: PreparedAnswer) -> bool:
+        output.note(str(prepared), always=not yes)
+        return is_confirmed(f"Send this answer to {prepared.answer.request} of {prepared.answer.project}?", yes=yes)
+
+    with session.open_client() as client:
+        return participate(
+            client,
+            participation,
+            confirm=confirm,
+            on_allowed=lambda prepared: output.note(str(prepared)),
+            measuring=lambda request: bars.measurement(f"{request.id}:"),
+            transferring=bars.transfer,
+        )
+
+
+@contextmanager
+def _until_interrupted() -> "Iterator[threading.Event]":
+    """Let the first Ctrl-C end the watch between two answers, and the second one at once."""
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        output.note("stopping; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show(handled: list[Handled]) -> None:
+    rows = [(one.request.id, one.request.kind, ", ".join(one.request.models), one.outcome) for one in handled]
+    result = [{"request": one.request.id, "kind": one.request.kind, "outcome": one.outcome} for one in handled]
+    if not handled and not output.is_json():
+        output.note("no request waits for your organization", always=True)
+        return
+    output.show(result, output.table(("request", "kind", "models", "outcome"), rows))

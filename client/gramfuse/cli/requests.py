@@ -1,0 +1,177 @@
+"""Commands about requests: create, list, show, wait, cancel."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from gramfuse.cli import output, session
+from gramfuse.cli.projects import ProjectArgument
+from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.policy import RequestKind
+from gramfuse_shared.contract.requests import DAY_SECONDS, RequestInfo
+from gramfuse_shared.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="The request's id.")]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Ask participants to evaluate or measure merged models."
+)
+
+
+@app.command()
+def create(
+    project: ProjectArgument,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=", ".join(get_args(RequestKind)))],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Merged models; one, except for evaluate.")],
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Of gram: a linear weight to measure; repeat it. Default: all.")
+    ] = None,
+    days: Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline.")] = 7.0,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="The request's id: the same id again is the same request.")
+    ] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Wait until everybody has answered.")] = False,
+) -> None:
+    """Ask every organization whose contribution is in the models (coordinator). Each answers by `gramfuse participate`.
+
+    Examples: gramfuse request create acme.tweets evaluate regmean-1 average-1 --id eval-1 --wait · gramfuse request
+    create acme.tweets gram regmean-1 --layer encoder.layer.0.output.dense.weight
+    """
+    if kind not in get_args(RequestKind):
+        msg = f"{kind!r} is no kind of request; there are {', '.join(get_args(RequestKind))}"
+        raise ConfigurationError(msg)
+    with session.open_client() as client:
+        made = client.ask(
+            project,
+            cast("RequestKind", kind),
+            models,
+            layers=layer or (),
+            seconds=max(60, round(days * DAY_SECONDS)),
+            request=identifier,
+        )
+    _show(_wait(project, made.id, None) if wait_ else made)
+
+
+@app.command(name="list")
+def list_(project: ProjectArgument) -> None:
+    """List a project's requests.
+
+    Example: gramfuse request list acme.tweets
+    """
+    with session.open_client() as client:
+        requests = client.requests(project)
+    rows = [
+        (
+            request.id,
+            request.kind,
+            ", ".join(request.models),
+            request.state,
+            f"{_answered(request)} of {len(request.asked)}",
+            f"{request.deadline:%Y-%m-%d %H:%M}",
+        )
+        for request in requests
+    ]
+    output.show(requests, output.table(("request", "kind", "models", "state", "answers", "deadline"), rows))
+
+
+@app.command()
+def show(project: ProjectArgument, request: RequestArgument) -> None:
+    """Show a request: who has answered, and of an evaluation everybody's metrics.
+
+    Example: gramfuse request show acme.tweets eval-1
+    """
+    with session.open_client() as client:
+        _show(client.request(project, request))
+
+
+@app.command()
+def wait(
+    project: ProjectArgument,
+    request: RequestArgument,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait at most.")] = None,
+) -> None:
+    """Wait until a request is complete; exits 5 if it failed or was taken back.
+
+    Example: gramfuse request wait acme.tweets eval-1
+    """
+    _show(_wait(project, request, timeout))
+
+
+@app.command()
+def cancel(project: ProjectArgument, request: RequestArgument) -> None:
+    """Take a request back (coordinator).
+
+    Example: gramfuse request cancel acme.tweets eval-1
+    """
+    with session.open_client() as client:
+        _show(client.cancel_request(project, request))
+
+
+def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
+    told: set[str] = set()
+
+    def tell(seen: RequestInfo) -> None:
+        for place in seen.asked:
+            if place.state == "accepted" and place.organization not in told:
+                told.add(place.organization)
+                output.note(f"{place.organization} has answered ({_answered(seen)} of {len(seen.asked)})")
+
+    with session.open_client() as client:
+        return client.wait_for_request(project, request, on_progress=tell, timeout=timeout)
+
+
+def _answered(request: RequestInfo) -> int:
+    return sum(place.state == "accepted" for place in request.asked)
+
+
+def _show(request: RequestInfo) -> None:
+    output.show(request, lambda console: _render(request, console))
+
+
+def _render(request: RequestInfo, console: "Console") -> None:
+    state = request.state + (f": {request.reason}" if request.reason else "")
+    facts = [
+        ("request", f"{request.id} ({request.kind} of {', '.join(request.models)})"),
+        ("state", state),
+        ("deadline", f"{request.deadline:%Y-%m-%d %H:%M} UTC"),
+    ]
+    output.table(("", ""), facts)(console)
+    columns, rows = _scores(request) if request.kind == "evaluate" else _places(request)
+    console.print()
+    output.table(columns, rows, right=range(1, len(columns)) if request.kind == "evaluate" else ())(console)
+
+
+def _places(request: RequestInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    return ("organization", "answer", ""), [
+        (place.organization, place.state, place.reason or "") for place in request.asked
+    ]
+
+
+def _scores(request: RequestInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Make a row of each organization: the main metric of its own model and of each merged one, and their mean."""
+    columns: list[tuple[str, Callable[[str | None], bool]]] = [("own model", lambda model: model is None)]
+    columns += [(name, lambda model, name=name: model == name) for name in request.models]  # type: ignore[misc] # bound by the default
+    rows: list[tuple[str, ...]] = []
+    values: list[list[float]] = [[] for _ in columns]
+    metric = _main_metric(request)
+    for place in request.asked:
+        cells = []
+        for number, (_, is_meant) in enumerate(columns):
+            found = [
+                score.metrics[metric] for score in place.scores if is_meant(score.model) and metric in score.metrics
+            ]
+            values[number] += found
+            cells.append(f"{found[0]:.4f}" if found else "–" if place.scores else place.state)
+        rows.append((place.organization, *cells))
+    complete = [len(column) == len(request.asked) for column in values]
+    means = [f"{sum(column) / len(column):.4f}" if full else "–" for column, full in zip(values, complete, strict=True)]
+    return (metric.replace("_", " "), *(name for name, _ in columns)), [*rows, ("mean", *means)]
+
+
+def _main_metric(request: RequestInfo) -> MetricName:
+    metrics = [score.metrics for place in request.asked for score in place.scores]
+    return "f1" if any("f1" in found for found in metrics) else "loss"

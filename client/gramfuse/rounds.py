@@ -1,0 +1,155 @@
+"""Requests in the SDK: the coordinator asks and waits, every organization answers."""
+
+import secrets
+from collections.abc import Callable, Sequence
+
+from gramfuse.answering.prepared import PreparedAnswer
+from gramfuse.connection import Connection, named
+from gramfuse.progress import OnProgress
+from gramfuse.transfer import answering, pushing
+from gramfuse.transfer.watching import Deadline, poll
+from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion
+from gramfuse_shared.contract.policy import RequestKind
+from gramfuse_shared.contract.requests import (
+    DEFAULT_SECONDS,
+    RequestCreate,
+    RequestInfo,
+    require_answer_allowed,
+)
+from gramfuse_shared.errors import CancelledError, NotConfirmedError, RequestFailedError
+from gramfuse_shared.identifiers import JOB_PATTERN
+
+
+class Rounds(Connection):
+    """What a connection can do with requests."""
+
+    def ask(
+        self,
+        project: str,
+        kind: RequestKind,
+        models: str | Sequence[str],
+        *,
+        layers: Sequence[str] = (),
+        seconds: int = DEFAULT_SECONDS,
+        request: str | None = None,
+    ) -> RequestInfo:
+        """Ask every organization of the models' cohorts; the coordinator's right.
+
+        The same id with the same question is the same request; without an id one is made up.
+
+        Args:
+            project: the project.
+            kind: what is asked for.
+            models: merged models, one except for `evaluate`.
+            layers: of `gram`, the linear weights whose inputs are measured; none: all.
+            seconds: until the deadline.
+            request: the request's id.
+
+        Raises:
+            PolicyViolationError: the policy does not let participants be asked this.
+            ConflictError: the id stands for another question.
+            NotFoundError: there is no such model.
+        """
+        chosen = (models,) if isinstance(models, str) else tuple(models)
+        body = RequestCreate(kind=kind, models=chosen, layers=tuple(layers), seconds=seconds)
+        path = self._request_path(project, request or f"{kind}-{secrets.token_hex(3)}")
+        return RequestInfo.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
+
+    def requests(self, project: str) -> list[RequestInfo]:
+        """List a project's requests, the newest first."""
+        return list(self._pages(f"{self._path(project)}/requests", Page[RequestInfo]))
+
+    def request(self, project: str, request: str) -> RequestInfo:
+        """Return a request: who has answered, and of an evaluation everybody's metrics."""
+        return RequestInfo.parse(self._transport.call("GET", self._request_path(project, request)))
+
+    def cancel_request(self, project: str, request: str) -> RequestInfo:
+        """Take a request back; the coordinator's right."""
+        path = f"{self._request_path(project, request)}/cancel"
+        return RequestInfo.parse(self._transport.call("POST", path))
+
+    def wait_for_request(
+        self,
+        project: str,
+        request: str,
+        *,
+        on_progress: Callable[[RequestInfo], None] | None = None,
+        timeout: float | None = None,
+    ) -> RequestInfo:
+        """Wait until a request is complete and return it.
+
+        Raises:
+            RequestFailedError: somebody missed the deadline.
+            CancelledError: it was taken back.
+            UnavailableError: `timeout` seconds are over; the request stays open.
+        """
+
+        def look() -> RequestInfo:
+            seen = self.request(project, request)
+            if on_progress is not None:
+                on_progress(seen)
+            return seen
+
+        seen = poll(
+            look,
+            lambda seen: seen.state != "open",
+            what=f"the request {request}",
+            deadline=Deadline(timeout),
+            sleep=self._sleep,
+        )
+        if seen.state == "failed":
+            msg = f"request {request} failed: {seen.reason or 'no reason given'}"
+            raise RequestFailedError(msg, request=request)
+        if seen.state == "cancelled":
+            msg = f"request {request} was taken back"
+            raise CancelledError(msg)
+        return seen
+
+    def answer(
+        self,
+        prepared: PreparedAnswer,
+        *,
+        confirm: Callable[[PreparedAnswer], bool],
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> AnswerInfo:
+        """Send an answer and return it once the server accepted it. A rerun sends only what is missing.
+
+        Whether the answer is one to the request, and whether the policy lets it leave, is checked here first.
+
+        Args:
+            prepared: the answer, as `gramfuse participate` computes it.
+            confirm: shown what leaves and what stays; anything but True sends nothing.
+            on_progress: told the bytes that were sent.
+            timeout: seconds to wait for the server's checks; None: as long as they take.
+
+        Raises:
+            NotConfirmedError: `confirm` did not return True.
+            PolicyNotAcceptedError, PolicyViolationError: the policy.
+            ContributionRejectedError: the server's checks refused it.
+            StateError: the request is over.
+        """
+        answer = prepared.answer
+        project = self._project(answer.project)
+        pushing.require_accepted(project, self.organization)
+        asked = self.request(project.id, answer.request)
+        path = f"v1/projects/{project.id}/policies/{project.policy.version}"
+        policy = PolicyVersion.parse(self._transport.call("GET", path)).policy
+        pushing.require_announced_policy(project, policy)
+        require_answer_allowed(answer, asked.kind, asked.models, asked.layers, policy)
+        if confirm(prepared) is not True:
+            msg = "nothing was sent: the answer was not confirmed"
+            raise NotConfirmedError(msg)
+        given = answering.send_answer(self._transport, prepared, parallel=self._parallel, on_progress=on_progress)
+        if given.state == "sealed":
+            given = poll(
+                lambda: AnswerInfo.parse(self._transport.call("GET", answering.answer_path(prepared))),
+                lambda seen: seen.state not in {"open", "sealed"},
+                what="the server's check of the answer",
+                deadline=Deadline(timeout),
+                sleep=self._sleep,
+            )
+        return answering.require_accepted_answer(given)
+
+    def _request_path(self, project: str, request: str) -> str:
+        return f"{self._path(project)}/requests/{named('request', request, JOB_PATTERN)}"

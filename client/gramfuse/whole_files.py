@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from gramfuse_shared.errors import FileUnwritableError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file beside its place and rename it on a clean exit; on any other, nothing is left behind.
+
+    Raises:
+        FileUnwritableError: the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with beside.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        msg = f"{path} cannot be written: {error.strerror or error}"
+        raise FileUnwritableError(msg) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,289 @@
+"""Requests: made and taken back by the coordinator, answered by each organization that is asked."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.api.context import (
+    CallerOf,
+    FilePath,
+    OrganizationPath,
+    ProjectPath,
+    Services,
+    ServicesOf,
+    audit,
+    authenticated,
+    declares,
+)
+from gramfuse_server.api.documents import document_body, read_document
+from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, announced_part, discard_parts, store_part
+from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.intake import parts, sealing
+from gramfuse_server.intake.uploads import lock_upload, require_open
+from gramfuse_server.requests import answering, asking
+from gramfuse_server.requests.documents import answer_document, find_request, request_documents
+from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
+from gramfuse_shared import limits
+from gramfuse_shared.contract.http_api import AnswerInfo, Page, Part, PartList
+from gramfuse_shared.contract.requests import Answer, RequestCreate, RequestInfo
+from gramfuse_shared.errors import (
+    ArchitectureMismatchError,
+    ConflictError,
+    DocumentMalformedError,
+    GramfuseError,
+    HeaderMalformedError,
+    HeaderTooLargeError,
+    NotFoundError,
+    PartsMissingError,
+    PolicyNotAcceptedError,
+    PolicyViolationError,
+    QuotaExceededError,
+    StateError,
+    StatisticsMalformedError,
+)
+from gramfuse_shared.identifiers import JobId
+
+router = APIRouter(prefix="/v1/projects/{project}/requests", tags=["requests"])
+
+RequestPath = Annotated[JobId, Path(description="chosen by the client, of a job id's form")]
+_ANSWER = "/{request}/answers/{organization}"
+
+
+@router.put(
+    "/{request}",
+    status_code=201,
+    responses=declares(ConflictError, PolicyViolationError, PolicyNotAcceptedError)
+    | {200: {"model": RequestInfo, "description": "It was made before, with the same body"}},
+)
+def create_request(
+    project: ProjectPath,
+    request: RequestPath,
+    body: RequestCreate,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> RequestInfo:
+    """Ask every organization of the models' cohorts (coordinator)."""
+    now = services.clock()
+    with transaction(services.database) as session:
+        owner = visible_project(session, caller, project, lock=True)
+        caller.require_coordinator(owner.coordinator)
+        require_accepted_policy(session, caller, owner)
+        row, new = asking.ask(session, owner, caller, identifier=request, body=body, now=now)
+        response.status_code = 201 if new else 200
+        return request_documents(session, [row], caller.organization, now)[0]
+
+
+@router.get("", responses=declares())
+def list_requests(project: ProjectPath, services: ServicesOf, caller: CallerOf, page: PageOf) -> Page[RequestInfo]:
+    """List the project's requests, the newest first."""
+    with reading(services.database) as session:
+        owner = visible_project(session, caller, project)
+        query = select(RequestRow).where(RequestRow.project == owner.id)
+        rows, cursor = paginate(session, query, page, by=[RequestRow.created_at, RequestRow.id], descending=True)
+        items = request_documents(session, rows, caller.organization, services.clock())
+        return Page(items=tuple(items), next_cursor=cursor)
+
+
+@router.get("/{request}", responses=declares())
+def get_request(project: ProjectPath, request: RequestPath, services: ServicesOf, caller: CallerOf) -> RequestInfo:
+    """A request: what is asked, of whom, and how far they are; of an evaluation also everybody's metrics."""
+    with reading(services.database) as session:
+        row = find_request(session, visible_project(session, caller, project).id, request)
+        return request_documents(session, [row], caller.organization, services.clock())[0]
+
+
+@router.post("/{request}/cancel", responses=declares(StateError))
+def cancel_request(project: ProjectPath, request: RequestPath, services: ServicesOf, caller: CallerOf) -> RequestInfo:
+    """Take a request back (coordinator)."""
+    now = services.clock()
+    with transaction(services.database) as session:
+        owner = visible_project(session, caller, project, lock=True)
+        caller.require_coordinator(owner.coordinator)
+        row = find_request(session, owner.id, request)
+        asking.cancel(session, caller, row, now=now)
+        return request_documents(session, [row], caller.organization, now)[0]
+
+
+@router.put(
+    _ANSWER,
+    status_code=201,
+    max_body_size=limits.MAX_DOCUMENT_BYTES,
+    openapi_extra=document_body(Answer),
+    responses=declares(
+        DocumentMalformedError,
+        ConflictError,
+        StateError,
+        PolicyNotAcceptedError,
+        PolicyViolationError,
+        ArchitectureMismatchError,
+        HeaderMalformedError,
+        QuotaExceededError,
+    )
+    | {200: {"model": AnswerInfo, "description": "It was given before"}},
+)
+async def put_answer(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    http: Request,
+    response: Response,
+    services: ServicesOf,
+) -> AnswerInfo:
+    """Answer a request. Where the answer has files, the answer to it names part size and count of each."""
+    caller, answer = await read_document(http, services, Answer)
+    document, new = await run_in_threadpool(_answer, services, caller, project, request, organization, answer)
+    response.status_code = 201 if new else 200
+    return document
+
+
+@router.get(_ANSWER, responses=declares())
+def get_answer(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> AnswerInfo:
+    """An organization's own answer."""
+    with reading(services.database) as session:
+        place = _own_place(session, caller, project, request, organization)
+        return answer_document(session, place, services.clock())
+
+
+@router.get(_ANSWER + "/files/{file}/parts", responses=declares())
+def list_answer_parts(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    file: FilePath,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> PartList:
+    """The parts of a file that have arrived, so that a rerun sends only the others."""
+    with reading(services.database) as session:
+        upload = _upload(session, _own_place(session, caller, project, request, organization))
+        return parts.parts_of(session, upload, file)
+
+
+@router.put(
+    _ANSWER + "/files/{file}/parts/{number}",
+    status_code=201,
+    max_body_size=limits.MAX_PART_BYTES,
+    openapi_extra=PART_BODY,
+    responses=PART_RESPONSES,
+)
+async def put_answer_part(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    file: FilePath,
+    number: PartPath,
+    http: Request,
+    response: Response,
+    services: ServicesOf,
+) -> Part:
+    """Send a part of a file. Refused before its body is read, if it can be."""
+
+    def find_slot() -> parts.Slot:
+        caller = authenticated(services, http.headers.get("authorization"))
+        with reading(services.database) as session:
+            place = _own_place(session, caller, project, request, organization)
+            length, sha256 = announced_part(http)
+            return parts.find_slot(
+                session,
+                _upload(session, place),
+                file=file,
+                number=number,
+                length=length,
+                sha256=sha256,
+                now=services.clock(),
+            )
+
+    return await store_part(http, response, services, await run_in_threadpool(find_slot))
+
+
+@router.post(
+    _ANSWER + "/seal",
+    responses=declares(
+        PartsMissingError,
+        StateError,
+        HeaderMalformedError,
+        HeaderTooLargeError,
+        StatisticsMalformedError,
+        ArchitectureMismatchError,
+        PolicyViolationError,
+    ),
+)
+def seal_answer(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> AnswerInfo:
+    """Close the upload of an answer's files; a worker then checks it: sealed → accepted or rejected."""
+    now = services.clock()
+    with reading(services.database) as session:
+        place = _own_place(session, caller, project, request, organization)
+        upload = _upload(session, place)
+        if upload.state in {"sealed", "accepted", "rejected"}:
+            return answer_document(session, place, now)
+        require_open(upload, now)
+        answering.require_in_time(find_request(session, project, request), now)
+        answer, base = answering.answer_of(place), visible_project(session, caller, project).base_digest
+        files = sealing.complete_files(session, services.blobs, upload)
+    try:
+        if answer.statistics is not None:
+            sealing.require_statistics_file(answer.statistics, base, files)
+    except GramfuseError as error:
+        if error.retryable:  # the store's fault, not the file's
+            raise
+        _reject(services, caller, place, upload.id, error)
+        raise
+    with transaction(services.database) as session:
+        upload = lock_upload(session, upload.id)
+        if upload.state == "open":
+            sealing.seal(session, upload, queue=services.jobs, now=now)
+            audit(session, services, caller, "answer.seal", f"{project}/{request}", {"bytes": upload.bytes})
+        return answer_document(session, place, now)
+
+
+def _answer(
+    services: Services, caller: Caller, project: str, request: str, organization: str, answer: Answer
+) -> tuple[AnswerInfo, bool]:
+    now = services.clock()
+    with transaction(services.database) as session:
+        owner = visible_project(session, caller, project, lock=True)
+        row = find_request(session, owner.id, request)
+        answering.own_answer(session, caller, row, organization)
+        place, new = answering.answer_request(session, caller, owner, row, answer, settings=services.settings, now=now)
+        return answer_document(session, place, now), new
+
+
+def _own_place(session: Session, caller: Caller, project: str, request: str, organization: str) -> AskedRow:
+    row = find_request(session, visible_project(session, caller, project).id, request)
+    return answering.own_answer(session, caller, row, organization)
+
+
+def _upload(session: Session, place: AskedRow) -> UploadRow:
+    if place.upload is None:
+        msg = f"{place.organization} has not announced an answer with files to {place.request}"
+        raise NotFoundError(msg)
+    return session.get_one(UploadRow, place.upload)
+
+
+def _reject(services: Services, caller: Caller, place: AskedRow, upload_id: str, error: GramfuseError) -> None:
+    now = services.clock()
+    with transaction(services.database) as session:
+        upload = lock_upload(session, upload_id)
+        if upload.state != "open":
+            return
+        sealing.reject(upload, error.message, now)
+        audit(session, services, caller, "answer.reject", f"{place.project}/{place.request}", {"code": error.code})
+    discard_parts(services, upload_id)

@@ -1,0 +1,1 @@
+"""Requests: what participants of a cohort are asked, their answers, and when enough of them are there."""

@@ -1,0 +1,91 @@
+"""Ask: who is asked what until when, and taking it back."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.auth import Caller
+from gramfuse_server.intake.policies import current_policy
+from gramfuse_server.requests.documents import progress, request_of
+from gramfuse_server.tables import AskedRow, JobContributionRow, ModelRow, ProjectRow, RequestRow
+from gramfuse_shared.contract.requests import RequestCreate, require_request_allowed
+from gramfuse_shared.errors import ConflictError, NotFoundError, StateError
+
+
+def ask(
+    session: Session, project: ProjectRow, caller: Caller, *, identifier: str, body: RequestCreate, now: datetime
+) -> tuple[RequestRow, bool]:
+    """Ask the organizations of the models' cohorts, or find the request; tell whether it is new. Project locked.
+
+    Raises:
+        ConflictError: the id stands for another request.
+        NotFoundError: there is no such model, or it is deleted.
+        PolicyViolationError: the policy does not allow the kind.
+    """
+    known = session.get(RequestRow, (project.id, identifier))
+    if known is not None:
+        if request_of(known) != body:
+            msg = f"request {identifier} asks something else; choose another id"
+            raise ConflictError(msg)
+        return known, False
+    require_request_allowed(body, current_policy(session, project))
+    for model in body.models:
+        found = session.get(ModelRow, (project.id, model))
+        if found is None or found.deleted_at is not None:
+            msg = f"there is no model {model} in {project.id}; a request is about merged models"
+            raise NotFoundError(msg)
+    row = RequestRow(
+        project=project.id,
+        id=identifier,
+        document=body.canonical().decode(),
+        policy_version=project.policy_version,
+        asked_by=caller.token,
+        created_at=now,
+        deadline=now + timedelta(seconds=body.seconds),
+    )
+    session.add(row)
+    session.flush()
+    organizations = _members(session, project.id, body.models)
+    session.add_all(
+        AskedRow(project=project.id, request=identifier, organization=organization) for organization in organizations
+    )
+    session.flush()
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="request.create",
+        subject=f"{project.id}/{identifier}",
+        details={"kind": body.kind, "models": list(body.models), "organizations": organizations},
+    )
+    return row, True
+
+
+def cancel(session: Session, caller: Caller, row: RequestRow, *, now: datetime) -> None:
+    """Take a request back; twice is the same as once.
+
+    Raises:
+        StateError: it is over.
+    """
+    state = progress(session, row, now).state
+    if state == "cancelled":
+        return
+    if state != "open":
+        msg = f"request {row.id} is {state} already"
+        raise StateError(msg, state=state)
+    row.cancelled_at = now
+    session.flush()
+    audit_log.append_for(session, caller, at=now, action="request.cancel", subject=f"{row.project}/{row.id}")
+
+
+def _members(session: Session, project: str, models: tuple[str, ...]) -> list[str]:
+    return list(
+        session.scalars(
+            select(JobContributionRow.organization)
+            .where(JobContributionRow.project == project, JobContributionRow.job.in_(models))
+            .distinct()
+            .order_by(JobContributionRow.organization)
+        )
+    )

@@ -1,0 +1,131 @@
+"""Requests and answers as the API shows them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import cast
+
+from sqlalchemy import select, tuple_
+from sqlalchemy.orm import Session
+
+from gramfuse_server.intake.uploads import files_of, shown_state
+from gramfuse_server.requests.progress import Progress, progress_of
+from gramfuse_server.tables import AskedRow, PolicyRow, RequestRow, UploadRow
+from gramfuse_shared.contract.http_api import AnswerInfo
+from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import Answer, AnswerState, Asked, RequestCreate, RequestInfo
+from gramfuse_shared.errors import NotFoundError
+
+
+def find_request(session: Session, project: str, identifier: str) -> RequestRow:
+    """Return a request of a project; raises NotFoundError."""
+    row = session.get(RequestRow, (project, identifier))
+    if row is None:
+        msg = f"there is no request {identifier} in {project}"
+        raise NotFoundError(msg)
+    return row
+
+
+def request_of(row: RequestRow) -> RequestCreate:
+    """Return what is asked."""
+    return RequestCreate.parse(row.document)
+
+
+def progress(session: Session, row: RequestRow, now: datetime) -> Progress:
+    """Return how far a request is."""
+    places = _places(session, [row])[row.project, row.id]
+    return _progress(session, row, {place.organization: _state(upload, place, now) for place, upload in places}, now)
+
+
+def accepted_answers(session: Session, row: RequestRow) -> dict[str, Answer]:
+    """Return the answers that count, by organization."""
+    return {
+        place.organization: Answer.parse(place.answer)
+        for place, upload in _places(session, [row])[row.project, row.id]
+        if place.answer and (upload is None or upload.state == "accepted")
+    }
+
+
+def request_documents(
+    session: Session, rows: Sequence[RequestRow], viewer: str | None, now: datetime
+) -> list[RequestInfo]:
+    """Describe requests; why an answer was refused is its own organization's to know."""
+    places = _places(session, rows)
+    documents = []
+    for row in rows:
+        mine = places[row.project, row.id]
+        states = {place.organization: _state(upload, place, now) for place, upload in mine}
+        seen = _progress(session, row, states, now)
+        asked = request_of(row)
+        documents.append(
+            RequestInfo(
+                id=row.id,
+                project=row.project,
+                kind=asked.kind,
+                models=asked.models,
+                layers=asked.layers,
+                state=seen.state,
+                reason=seen.reason,
+                policy=PolicyReference(version=row.policy_version, digest=_policy(session, row).content_digest()),
+                created_at=row.created_at,
+                deadline=row.deadline,
+                asked=tuple(
+                    Asked(
+                        organization=place.organization,
+                        state=states[place.organization],
+                        reason=upload.reason if upload is not None and place.organization == viewer else None,
+                        scores=Answer.parse(place.answer).scores if place.answer else (),
+                    )
+                    for place, upload in mine
+                ),
+            )
+        )
+    return documents
+
+
+def answer_document(session: Session, place: AskedRow, now: datetime) -> AnswerInfo:
+    """Describe an organization's own answer."""
+    upload = None if place.upload is None else session.get_one(UploadRow, place.upload)
+    files = {} if upload is None else files_of(session, [upload.id])
+    return AnswerInfo(
+        organization=place.organization,
+        state=_state(upload, place, now),
+        reason=None if upload is None else upload.reason,
+        files=() if upload is None else files[upload.id],
+        answer=Answer.parse(place.answer) if place.answer else None,
+    )
+
+
+def _places(
+    session: Session, rows: Sequence[RequestRow]
+) -> dict[tuple[str, str], list[tuple[AskedRow, UploadRow | None]]]:
+    found: dict[tuple[str, str], list[tuple[AskedRow, UploadRow | None]]] = {(row.project, row.id): [] for row in rows}
+    query = (
+        select(AskedRow, UploadRow)
+        .outerjoin(UploadRow, UploadRow.id == AskedRow.upload)
+        .where(tuple_(AskedRow.project, AskedRow.request).in_(list(found)))
+        .order_by(AskedRow.organization)
+    )
+    for place, upload in session.execute(query):
+        found[place.project, place.request].append((place, upload))
+    return found
+
+
+def _state(upload: UploadRow | None, place: AskedRow, now: datetime) -> AnswerState:
+    if place.answer is None:
+        return "awaited"
+    return "accepted" if upload is None else cast("AnswerState", shown_state(upload, now))
+
+
+def _progress(session: Session, row: RequestRow, states: dict[str, AnswerState], now: datetime) -> Progress:
+    return progress_of(
+        states,
+        deadline=row.deadline,
+        cancelled=row.cancelled_at is not None,
+        now=now,
+        policy=_policy(session, row),
+    )
+
+
+def _policy(session: Session, row: RequestRow) -> Policy:
+    return Policy.parse(session.get_one(PolicyRow, (row.project, row.policy_version)).document)

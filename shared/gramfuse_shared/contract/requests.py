@@ -1,0 +1,180 @@
+"""Requests: what the server asks every participant of a cohort, and what an answer may be. Numbers only, never code.
+
+A request names a kind that the client knows. `evaluate` asks for metrics of merged models on held-out data, `gram` for
+the Gram matrices of layers as a merged model computes them (RegMean++).
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.manifest import FileEntry, PolicyReference, StatisticsSection
+from gramfuse_shared.contract.metrics import Metrics
+from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.contract.rules import why_tap_stays
+from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
+from gramfuse_shared.identifiers import JobId, OrganizationName, ProjectId, TensorName
+
+RequestState = Literal["open", "complete", "failed", "cancelled"]
+AnswerState = Literal["awaited", "open", "sealed", "accepted", "rejected", "expired", "withdrawn"]
+"""`awaited`: there is none. The others are those of the upload that carries its files; without files: accepted."""
+
+DAY_SECONDS: Final = 24 * 3600
+DEFAULT_SECONDS: Final = 7 * DAY_SECONDS
+
+EVALUATION_KINDS: Final[frozenset[RequestKind]] = frozenset({"evaluate"})
+"""Kinds that may be about several models, and whose answers all members of the project see."""
+
+
+class RequestCreate(Document):
+    """Asks every organization of the models' cohorts.
+
+    Attributes:
+        kind: what is asked for.
+        models: merged models of the project; one, except for `evaluate`.
+        layers: of `gram`, the linear weights whose inputs are measured; none: all.
+        seconds: until the deadline.
+    """
+
+    kind: RequestKind
+    models: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=limits.MAX_REQUEST_MODELS)]
+    layers: Annotated[tuple[TensorName, ...], Field(max_length=limits.MAX_TAPS)] = ()
+    seconds: Annotated[int, Field(ge=60, le=365 * DAY_SECONDS)] = DEFAULT_SECONDS
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if len(set(self.models)) != len(self.models):
+            msg = "a model is named twice"
+            raise ValueError(msg)
+        if len(self.models) > 1 and self.kind not in EVALUATION_KINDS:
+            msg = f"a request of the kind {self.kind} is about one model"
+            raise ValueError(msg)
+        if self.layers and self.kind != "gram":
+            msg = f"a request of the kind {self.kind} names no layers"
+            raise ValueError(msg)
+        return self
+
+
+class ModelScore(Document):
+    """How good a model is on an organization's held-out examples; `model` is None for the organization's own."""
+
+    model: JobId | None
+    examples: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)]
+    metrics: Metrics
+
+
+class Answer(Document):
+    """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
+
+    `scores` answer `evaluate`, `statistics` (a file beside this document) answer `gram`.
+    """
+
+    format: Literal["gramfuse/answer/1"] = "gramfuse/answer/1"
+    project: ProjectId
+    request: JobId
+    organization: OrganizationName
+    policy: PolicyReference
+    scores: Annotated[tuple[ModelScore, ...], Field(max_length=limits.MAX_REQUEST_MODELS + 1)] = Field(
+        default=(), exclude_if=lambda value: not value
+    )
+    statistics: StatisticsSection | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files that travel beside the document."""
+        return () if self.statistics is None else (self.statistics.file,)
+
+
+class Asked(Document):
+    """An organization that a request asks, and how far its answer is; `scores` are its evaluation's."""
+
+    organization: OrganizationName
+    state: AnswerState
+    reason: str | None = None
+    scores: tuple[ModelScore, ...] = ()
+
+
+class RequestInfo(Document):
+    """A request as the project's members see it.
+
+    `complete` once everybody answered, or at the deadline where the policy leaves out who missed it.
+    """
+
+    id: JobId
+    project: ProjectId
+    kind: RequestKind
+    models: tuple[JobId, ...]
+    layers: tuple[TensorName, ...] = ()
+    state: RequestState
+    reason: str | None = None
+    policy: PolicyReference
+    created_at: datetime
+    deadline: datetime
+    asked: tuple[Asked, ...]
+
+
+def require_request_allowed(request: RequestCreate, policy: Policy) -> None:
+    """Require that the policy lets participants be asked this.
+
+    Raises:
+        PolicyViolationError: it does not.
+    """
+    if request.kind not in policy.requests:
+        allowed = ", ".join(policy.requests) or "no requests"
+        msg = f"the policy allows {allowed}, not {request.kind} (requests); have the coordinator publish another policy"
+        raise PolicyViolationError(msg, kind=request.kind)
+
+
+def require_answer_allowed(
+    answer: Answer, kind: RequestKind, models: Sequence[str], layers: Sequence[str], policy: Policy
+) -> None:
+    """Require that an answer is one to this request, and that the policy lets all of it leave.
+
+    The client enforces it before it sends, the server again before it takes a byte.
+
+    Raises:
+        RequestMalformedError: it answers something else.
+        PolicyViolationError: it was measured on too few examples, or holds statistics that may not leave.
+        ArchitectureMismatchError: it holds statistics of layers that were not asked for.
+    """
+    if kind not in policy.requests:
+        msg = f"the policy does not allow answers to {kind} (requests)"
+        raise PolicyViolationError(msg, kind=kind)
+    if kind == "evaluate":
+        _require_scores(answer, models, policy)
+    else:
+        _require_statistics(answer, layers, policy)
+
+
+def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> None:
+    scored = [score.model for score in answer.scores if score.model is not None]
+    if answer.statistics is not None or sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
+        msg = f"an evaluation scores each of {', '.join(models)} once, at most the organization's own beside, no more"
+        raise RequestMalformedError(msg)
+    fewest, needed = min(score.examples for score in answer.scores), policy.minimum_evaluation_examples
+    if fewest < needed:
+        msg = (
+            f"the evaluation counts {fewest} examples, the policy wants {needed} (minimum_evaluation_examples); "
+            "use more held-out texts"
+        )
+        raise PolicyViolationError(msg, examples=fewest)
+
+
+def _require_statistics(answer: Answer, layers: Sequence[str], policy: Policy) -> None:
+    if answer.statistics is None or answer.scores:
+        msg = "the answer holds a statistics file and nothing else"
+        raise RequestMalformedError(msg)
+    measured = {layer.weight for tap in answer.statistics.taps for layer in tap.layers}
+    spare = sorted(measured - set(layers)) if layers else []
+    if spare:
+        msg = f"{spare[0]} was not asked for"
+        raise ArchitectureMismatchError(msg, layers=spare[:20])
+    for tap in answer.statistics.taps:
+        reason = why_tap_stays(tap, measured, policy)
+        if reason is not None:
+            msg = f"tap {tap.name} may not leave: {reason}"
+            raise PolicyViolationError(msg, refused=[tap.name])

@@ -1,0 +1,163 @@
+"""What the client keeps, shows and lets leave when it answers a request. The models run in other suites."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from gramfuse.answering.configuration import read_participation
+from gramfuse.answering.kept import KeptAnswers
+from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
+from gramfuse.contributing.loading import open_statistics_file
+from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, PolicyReference, TapInfo
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import Answer, ModelScore
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
+from gramfuse_shared.errors import ConfigurationError, FileUnreadableError, PolicyViolationError
+
+WIDTH = 8
+POLICY = Policy(minimum_rows_per_dimension=1)
+REFERENCE = PolicyReference(version=1, digest="0" * 64)
+
+
+def tap(name: str, *layers: str, source="mixed", rows=100) -> TapInfo:
+    return TapInfo(
+        name=name,
+        width=WIDTH,
+        rows=rows,
+        distinct_rows=rows,
+        source=source,
+        layers=tuple(LayerInfo(weight=layer) for layer in layers),
+    )
+
+
+@pytest.fixture
+def measured(tmp_path):
+    import torch  # noqa: PLC0415 - only the file's values
+
+    taps = (tap("a", "a.q", "a.k"), tap("b", "b.q"), tap("c", "c.q", source="embeddings"), tap("d", "d.q", rows=2))
+    path = tmp_path / "all.safetensors"
+    metadata = StatisticsMetadata(collector=CollectorSettings(collector_version="1"), taps=taps)
+    values = {
+        gram_tensor_name(one.name): torch.full((packed_length(WIDTH),), float(number))
+        for number, one in enumerate(taps)
+    }
+    save_file(values, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    return path
+
+
+def answer(**changes) -> Answer:
+    scores = (ModelScore(model="first", examples=120, metrics={"f1": 0.5, "average_precision": 0.25}),)
+    document = {"project": "acme.tweets", "request": "eval-1", "organization": "globex", "policy": REFERENCE}
+    return Answer.model_validate(document | {"scores": scores} | changes)
+
+
+# --- what leaves -----------------------------------------------------------------------------------------------------
+
+
+def test_only_taps_that_the_policy_lets_leave_are_in_the_file_and_the_others_are_told_with_reasons(measured, tmp_path):
+    target = tmp_path / "leaving.safetensors"
+    section, stays = keep_leaving_statistics(measured, target, (), POLICY)
+    assert [one.name for one in section.taps] == ["a", "b"]
+    assert [name for name, _ in stays] == ["c", "d"]
+    assert "embeddings feed it" in stays[0][1]
+    assert "2 distinct rows" in stays[1][1]
+    written = open_statistics_file(target)
+    assert written.metadata.taps == section.taps
+    assert list(written.tensors) == ["gram.a", "gram.b"]
+    assert (section.file.bytes, section.file.name) == (target.stat().st_size, "statistics.safetensors")
+
+
+def test_of_a_tap_only_the_layers_that_were_asked_for_are_named(measured, tmp_path):
+    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("a.k",), POLICY)
+    assert [[layer.weight for layer in one.layers] for one in section.taps] == [["a.k"]]
+    assert stays == ()
+
+
+@pytest.mark.parametrize("layers", [("c.q",), ("none",)])
+def test_an_answer_of_which_nothing_may_leave_is_an_error_and_writes_nothing(measured, tmp_path, layers):
+    with pytest.raises(PolicyViolationError, match="nothing that is asked for may leave"):
+        keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", layers, POLICY)
+    assert not (tmp_path / "leaving.safetensors").exists()
+
+
+def test_the_preview_names_every_number_who_sees_it_and_what_stays(measured, tmp_path):
+    told = str(PreparedAnswer(answer()))
+    assert "first on 120 of your held-out texts: f1 0.5, average precision 0.25" in told
+    assert "The members of the project will see these numbers" in told
+    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", (), POLICY)
+    told = str(PreparedAnswer(answer(scores=(), statistics=section), tmp_path / "leaving.safetensors", stays))
+    assert "Gram matrices of" in told
+    assert "The server sees them" in told
+    assert "statistics of c: embeddings feed it directly" in told
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_was_kept_is_found_as_it_was_and_the_folder_is_its_owners(tmp_path):
+    kept = KeptAnswers(tmp_path / "answers")
+    assert kept.find("eval-1") is None
+    kept.keep(PreparedAnswer(answer(), stays=(("a", "because"),)))
+    found = kept.find("eval-1")
+    assert found == PreparedAnswer(answer(), stays=(("a", "because"),))
+    assert (tmp_path / "answers").stat().st_mode & 0o077 == 0
+    kept.forget("eval-1")
+    assert kept.find("eval-1") is None
+
+
+def test_half_an_answer_counts_as_none(tmp_path, measured):
+    kept = KeptAnswers(tmp_path / "answers")
+    place = kept.place("eval-1")
+    section, _ = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY)
+    kept.keep(PreparedAnswer(answer(scores=(), statistics=section)))
+    assert kept.find("eval-1").statistics == place / "statistics.safetensors"
+    (place / "statistics.safetensors").unlink()
+    assert kept.find("eval-1") is None
+    (place / "answer.json").write_bytes(b'{"half": ')
+    assert kept.find("eval-1") is None
+
+
+# --- the configuration -----------------------------------------------------------------------------------------------
+
+
+def test_a_configurations_paths_start_from_its_own_folder(tmp_path):
+    path = tmp_path / "participate.yaml"
+    path.write_text("project: acme.tweets\nmodel: tuned\nheld_out: {texts: test.jsonl}\nallow: [evaluate]\n")
+    found = read_participation(path)
+    assert found.model == tmp_path / "tuned"
+    assert found.held_out.texts == tmp_path / "test.jsonl"
+    assert found.folder == tmp_path / "answers"
+    assert found.kinds == {"evaluate"}
+
+
+def test_by_default_nothing_is_answered_unasked(tmp_path):
+    path = tmp_path / "participate.yaml"
+    path.write_text("project: acme.tweets\n")
+    found = read_participation(path)
+    assert (found.allow, found.kinds) == ((), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("project: [", "not YAML"),
+        ("project: acme.tweets\nallow: [everything]\n", "allow"),
+        ("project: acme.tweets\nhook: rm\n", "hook is not a key"),
+        ("", "mapping"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_says_where(tmp_path, content, message):
+    path = tmp_path / "participate.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        read_participation(path)
+
+
+def test_a_missing_configuration_is_named(tmp_path):
+    with pytest.raises(FileUnreadableError, match=r"participate\.yaml"):
+        read_participation(tmp_path / "participate.yaml")
+
+
+def test_the_preview_as_json_is_the_answer_itself():
+    assert PreparedAnswer(answer()).to_json() == {"answer": json.loads(answer().canonical()), "stays": []}
