@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gramfuse.evaluating.predicting import predict
     from gramfuse.heads.attaching import PersonalModel, attach_head
     from gramfuse.local_merging import merge
+    from gramfuse.matching.alignment import align_model
+    from gramfuse.matching.matching import Matching, match_models
     from gramfuse.measuring.collection import Collector
     from gramfuse.measuring.fisher import Fisher
     from gramfuse.measuring.fisher_collection import collect_fisher
@@ -51,12 +53,14 @@ __all__ = [
     "ExtraMissingError",
     "Fisher",
     "GramfuseError",
+    "Matching",
     "PersonalModel",
     "Policy",
     "Recipe",
     "Statistics",
     "Verification",
     "__version__",
+    "align_model",
     "attach_head",
     "audit",
     "build_base_manifest",
@@ -65,6 +69,7 @@ __all__ = [
     "compress",
     "evaluate",
     "export_adapter",
+    "match_models",
     "merge",
     "plan_contribution",
     "predict",
@@ -79,11 +84,13 @@ _HOMES: Final = {
     "Evaluation": "gramfuse.evaluating.evaluation",
     "Fisher": "gramfuse.measuring.fisher",
     "PersonalModel": "gramfuse.heads.attaching",
+    "Matching": "gramfuse.matching.matching",
     "Policy": "gramfuse_shared.contract.policy",
     "Recipe": "gramfuse_shared.contract.recipe",
     "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",
     "attach_head": "gramfuse.heads.attaching",
+    "align_model": "gramfuse.matching.alignment",
     "audit": "gramfuse.privacy.audit",
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
@@ -91,6 +98,7 @@ _HOMES: Final = {
     "compress": "gramfuse.contributing.compressing",
     "evaluate": "gramfuse.evaluating.evaluation",
     "export_adapter": "gramfuse.adapters.exporting",
+    "match_models": "gramfuse.matching.matching",
     "merge": "gramfuse.local_merging",
     "plan_contribution": "gramfuse.contributing.planning",
     "predict": "gramfuse.evaluating.predicting",

@@ -12,11 +12,15 @@ REPORT_FILE: Final = "gramfuse-merge.json"
 HEAD_NOTE_FILE: Final = "gramfuse-head.json"
 """Written into every folder that a head was attached in: where the trunk came from, which parameters are one's own."""
 
+ALIGNMENT_NOTE_FILE: Final = "gramfuse-alignment.json"
+"""Written into every folder of a model whose units were brought into another model's order: whose, and by what."""
+
 _SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".tiktoken", ".txt"})
 _LEFT_OUT: Final = frozenset(
     {
         REPORT_FILE,
         HEAD_NOTE_FILE,
+        ALIGNMENT_NOTE_FILE,
         RECEIPT_FILE_NAME,
         INDEX_FILE,
         "diagnostics.json",

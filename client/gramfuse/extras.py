@@ -3,7 +3,17 @@
 from types import MappingProxyType
 from typing import Final
 
-_COLLECT: Final = ("torch", "transformers", "safetensors", "numpy", "datasets", "tokenizers", "sklearn", "nervaluate")
+_COLLECT: Final = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "datasets",
+    "tokenizers",
+    "scipy",
+    "sklearn",
+    "nervaluate",
+)
 
 EXTRAS: Final = MappingProxyType(dict.fromkeys(_COLLECT, "collect"))
 """Package to the extra that brings it."""

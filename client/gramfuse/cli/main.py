@@ -43,6 +43,9 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "model": LazyCommand("gramfuse.cli.models", "List, pull, verify and delete merged models."),
         "request": LazyCommand("gramfuse.cli.requests", "Ask participants to evaluate or measure merged models."),
         "participate": LazyCommand("gramfuse.cli.participate", "Answer what the server asks, from your own data."),
+        "match": LazyCommand(
+            "gramfuse.cli.match", "Tell whether a model's hidden units are in another model's order; align them."
+        ),
         "merge": LazyCommand("gramfuse.cli.merge", "Merge local folders by a recipe, without a server."),
     }
 )
