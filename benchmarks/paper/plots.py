@@ -13,22 +13,25 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 COLORS: Final = {IN: "#1f5fae", OUT: "#d07a1c"}
+SWEEPS: Final = (
+    ("btc.alpha", "α = ", "RegMean by α"),
+    ("btc.batches", "batches: ", "RegMean by batches measured"),
+)
 WORDS: Final = {IN: "in-domain", OUT: "out-of-domain"}
 
 
 def draw(results: Results, target: Path) -> None:
     """Draw what the results hold of the main table and the two sweeps."""
     plt.rcParams |= {"svg.hashsalt": "gramfuse", "svg.fonttype": "none", "font.size": 10}
-    figure = plt.figure(figsize=(10, 8), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.3, 1])
+    sweeps = [sweep for sweep in SWEEPS if sweep[0] in results]
+    heights = ([5.0] if "btc" in results else []) + ([3.5] if sweeps else []) or [1.0]  # results may hold neither
+    figure = plt.figure(figsize=(10, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     if "btc" in results:
         _draw_rows(figure.add_subplot(grid[0, :]), results["btc"])
-    for place, (setting, prefix, title) in enumerate(
-        (("btc.alpha", "α = ", "RegMean by α"), ("btc.batches", "batches: ", "RegMean by batches measured"))
-    ):
-        if setting in results:
-            rows = {name.removeprefix(prefix): row for name, row in results[setting].items()}
-            _draw_sweep(figure.add_subplot(grid[1, place]), rows, title)
+    for place, (setting, prefix, title) in enumerate(sweeps):
+        rows = {name.removeprefix(prefix): row for name, row in results[setting].items()}
+        _draw_sweep(figure.add_subplot(grid[-1, place]), rows, title)
     figure.savefig(target, metadata={"Date": None}, facecolor="white")
     plt.close(figure)
 
