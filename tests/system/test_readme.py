@@ -95,6 +95,7 @@ def _command_path(words: list[str]) -> tuple[str, ...]:
         "contribution": 2,
         "job": 2,
         "model": 2,
+        "request": 2,
         "db": 2,
         "token": 2,
         "org": 2,
