@@ -1,7 +1,6 @@
 """A project's base model: its manifest, its files, and their upload by the coordinator."""
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from gramfuse_server.api.context import (
@@ -10,32 +9,21 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
-    authenticated,
     declares,
 )
 from gramfuse_server.api.files import StoredFile, audit_download, declares_file, file_response
 from gramfuse_server.api.projects import project_document
-from gramfuse_server.api.uploads import (
-    PART_BODY,
-    PART_RESPONSES,
-    PartPath,
-    announced_part,
-    discard_parts,
-    store_part,
-)
+from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, projects, sealing
-from gramfuse_server.intake.uploads import lock_upload, require_open
-from gramfuse_server.tables import UploadRow
+from gramfuse_server.tables import ProjectRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Part, PartList, Project
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     DocumentMalformedError,
-    GramfuseError,
     HeaderMalformedError,
     HeaderTooLargeError,
     PartsMissingError,
@@ -77,9 +65,7 @@ def describe_base_file(
 def list_base_parts(project: ProjectPath, file: FilePath, services: ServicesOf, caller: CallerOf) -> PartList:
     """The parts of a file that have arrived (coordinator), so that a rerun sends only the others."""
     with reading(services.database) as session:
-        row = visible_project(session, caller, project)
-        caller.require_coordinator(row.coordinator)
-        return parts.parts_of(session, session.get_one(UploadRow, row.base_upload), file)
+        return parts.parts_of(session, _own_upload(session, caller, project)[1], file)
 
 
 @router.put(
@@ -93,19 +79,14 @@ async def put_base_part(
     project: ProjectPath, file: FilePath, number: PartPath, request: Request, response: Response, services: ServicesOf
 ) -> Part:
     """Send a part of a file (coordinator). Refused before its body is read, if it can be."""
-
-    def find_slot() -> parts.Slot:
-        caller = authenticated(services, request.headers.get("authorization"))
-        with reading(services.database) as session:
-            row = visible_project(session, caller, project)
-            caller.require_coordinator(row.coordinator)
-            length, sha256 = announced_part(request)
-            upload = session.get_one(UploadRow, row.base_upload)
-            return parts.find_slot(
-                session, upload, file=file, number=number, length=length, sha256=sha256, now=services.clock()
-            )
-
-    return await store_part(request, response, services, await run_in_threadpool(find_slot))
+    return await receive_part(
+        request,
+        response,
+        services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _own_upload(session, caller, project)[1],
+    )
 
 
 @router.post(
@@ -121,40 +102,20 @@ async def put_base_part(
 )
 def seal_base(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> Project:
     """Close the base model's upload (coordinator); a worker then checks it: sealed → ready or rejected."""
-    now = services.clock()
     with reading(services.database) as session:
-        row = visible_project(session, caller, project)
-        caller.require_coordinator(row.coordinator)
-        upload = session.get_one(UploadRow, row.base_upload)
-        if upload.state in {"sealed", "accepted", "rejected"}:
-            return project_document(session, services, row)
-        require_open(upload, now)
-        files = sealing.complete_files(session, services.blobs, upload)
-    try:
-        sealing.require_base_files(projects.base_of(row), files)
-    except GramfuseError as error:
-        if error.retryable:  # the store's fault, not the file's
-            raise
-        _reject(services, caller, project, upload.id, error)
-        raise
-    with transaction(services.database) as session:
-        row = visible_project(session, caller, project, lock=True)
-        upload = lock_upload(session, row.base_upload)
-        if upload.state == "open":
-            sealing.seal(session, upload, queue=services.jobs, now=now)
-            audit(session, services, caller, "base.seal", project, {"base": row.base_digest, "bytes": upload.bytes})
-        return project_document(session, services, row)
+        row, upload = _own_upload(session, caller, project)
+    notes = SealNotes("base", project, sealed={"base": row.base_digest})
+    seal_upload(
+        services, caller, upload.id, notes, lambda files: sealing.require_base_files(projects.base_of(row), files)
+    )
+    with reading(services.database) as session:
+        return project_document(session, services, visible_project(session, caller, project))
 
 
-def _reject(services: Services, caller: Caller, project: str, upload_id: str, error: GramfuseError) -> None:
-    now = services.clock()
-    with transaction(services.database) as session:
-        upload = lock_upload(session, upload_id)
-        if upload.state != "open":
-            return
-        sealing.reject(upload, error.message, now)
-        audit(session, services, caller, "base.reject", project, {"code": error.code})
-    discard_parts(services, upload_id)
+def _own_upload(session: Session, caller: Caller, project: str) -> tuple[ProjectRow, UploadRow]:
+    row = visible_project(session, caller, project)
+    caller.require_coordinator(row.coordinator)
+    return row, session.get_one(UploadRow, row.base_upload)
 
 
 def _stored_file(session: Session, services: Services, caller: Caller, project: str, file: str) -> StoredFile:

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from gramfuse_server.api.context import (
     CallerOf,
@@ -13,24 +14,14 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
-    authenticated,
     declares,
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf, paginate
-from gramfuse_server.api.uploads import (
-    PART_BODY,
-    PART_RESPONSES,
-    PartPath,
-    announced_part,
-    discard_parts,
-    store_part,
-)
+from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import contributions, parts, sealing
-from gramfuse_server.intake.uploads import lock_upload, require_open
 from gramfuse_server.tables import ContributionRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
@@ -46,7 +37,6 @@ from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     DigestMismatchError,
     DocumentMalformedError,
-    GramfuseError,
     HeaderMalformedError,
     HeaderTooLargeError,
     PartsMissingError,
@@ -133,8 +123,7 @@ def list_contribution_parts(
 ) -> PartList:
     """The parts of a file that have arrived, so that a rerun sends only the others."""
     with reading(services.database) as session:
-        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
-        return parts.parts_of(session, session.get_one(UploadRow, row.upload), file)
+        return parts.parts_of(session, _own_upload(session, caller, project, contribution)[1], file)
 
 
 @router.put(
@@ -154,19 +143,14 @@ async def put_contribution_part(
     services: ServicesOf,
 ) -> Part:
     """Send a part of a file. Refused before its body is read, if it can be."""
-
-    def find_slot() -> parts.Slot:
-        caller = authenticated(services, request.headers.get("authorization"))
-        with reading(services.database) as session:
-            found = visible_project(session, caller, project)
-            row = contributions.own_contribution(session, caller, found, contribution)
-            length, sha256 = announced_part(request)
-            upload = session.get_one(UploadRow, row.upload)
-            return parts.find_slot(
-                session, upload, file=file, number=number, length=length, sha256=sha256, now=services.clock()
-            )
-
-    return await store_part(request, response, services, await run_in_threadpool(find_slot))
+    return await receive_part(
+        request,
+        response,
+        services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _own_upload(session, caller, project, contribution)[1],
+    )
 
 
 @router.post(
@@ -185,28 +169,19 @@ def seal_contribution(
     project: ProjectPath, contribution: ContributionPath, services: ServicesOf, caller: CallerOf
 ) -> Contribution:
     """Close a contribution's upload; a worker then checks it: sealed → accepted or rejected."""
-    now = services.clock()
     with reading(services.database) as session:
-        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
-        upload = session.get_one(UploadRow, row.upload)
-        if upload.state in {"sealed", "accepted", "rejected"}:
-            return contributions.contribution_documents(session, [row], caller.organization, now)[0]
-        require_open(upload, now)
-        files = sealing.complete_files(session, services.blobs, upload)
-    try:
-        sealing.require_contribution_files(ContributionManifest.parse(row.manifest), files)
-    except GramfuseError as error:
-        if error.retryable:  # the store's fault, not the file's
-            raise
-        _reject(services, caller, row, error)
-        raise
-    with transaction(services.database) as session:
-        upload = lock_upload(session, row.upload)
-        if upload.state == "open":
-            sealing.seal(session, upload, queue=services.jobs, now=now)
-            details = {"contribution": row.id, "bytes": upload.bytes}
-            audit(session, services, caller, "contribution.seal", project, details)
-        return contributions.contribution_documents(session, [row], caller.organization, now)[0]
+        row, upload = _own_upload(session, caller, project, contribution)
+    named = {"contribution": row.id}
+    manifest = ContributionManifest.parse(row.manifest)
+    seal_upload(
+        services,
+        caller,
+        upload.id,
+        SealNotes("contribution", project, sealed=named, rejected=named),
+        lambda files: sealing.require_contribution_files(manifest, files),
+    )
+    with reading(services.database) as session:
+        return contributions.contribution_documents(session, [row], caller.organization, services.clock())[0]
 
 
 @router.post("/{contribution}/withdraw", responses=declares(StateError))
@@ -234,13 +209,6 @@ def _create(
         return documents[0], new
 
 
-def _reject(services: Services, caller: Caller, row: ContributionRow, error: GramfuseError) -> None:
-    now = services.clock()
-    with transaction(services.database) as session:
-        upload = lock_upload(session, row.upload)
-        if upload.state != "open":
-            return
-        sealing.reject(upload, error.message, now)
-        details = {"contribution": row.id, "code": error.code}
-        audit(session, services, caller, "contribution.reject", row.project, details)
-    discard_parts(services, row.upload)
+def _own_upload(session: Session, caller: Caller, project: str, contribution: str) -> tuple[ContributionRow, UploadRow]:
+    row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+    return row, session.get_one(UploadRow, row.upload)

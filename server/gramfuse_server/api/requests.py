@@ -1,5 +1,6 @@
 """Requests: made and taken back by the coordinator, answered by each organization that is asked."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
@@ -14,17 +15,15 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
-    authenticated,
     declares,
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf, paginate
-from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, announced_part, discard_parts, store_part
+from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, sealing
-from gramfuse_server.intake.uploads import lock_upload, require_open
+from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.requests import answering, asking
 from gramfuse_server.requests.documents import answer_document, find_request, request_documents
 from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
@@ -35,7 +34,6 @@ from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     ConflictError,
     DocumentMalformedError,
-    GramfuseError,
     HeaderMalformedError,
     HeaderTooLargeError,
     NotFoundError,
@@ -189,23 +187,16 @@ async def put_answer_part(
     services: ServicesOf,
 ) -> Part:
     """Send a part of a file. Refused before its body is read, if it can be."""
-
-    def find_slot() -> parts.Slot:
-        caller = authenticated(services, http.headers.get("authorization"))
-        with reading(services.database) as session:
-            place = _own_place(session, caller, project, request, organization)
-            length, sha256 = announced_part(http)
-            return parts.find_slot(
-                session,
-                _upload(session, place),
-                file=file,
-                number=number,
-                length=length,
-                sha256=sha256,
-                now=services.clock(),
-            )
-
-    return await store_part(http, response, services, await run_in_threadpool(find_slot))
+    return await receive_part(
+        http,
+        response,
+        services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _upload(
+            session, _own_place(session, caller, project, request, organization)
+        ),
+    )
 
 
 @router.post(
@@ -228,30 +219,21 @@ def seal_answer(
     caller: CallerOf,
 ) -> AnswerInfo:
     """Close the upload of an answer's files; a worker then checks it: sealed → accepted or rejected."""
-    now = services.clock()
     with reading(services.database) as session:
         place = _own_place(session, caller, project, request, organization)
         upload = _upload(session, place)
-        if upload.state in {"sealed", "accepted", "rejected"}:
-            return answer_document(session, place, now)
-        require_open(upload, now)
-        answering.require_in_time(find_request(session, project, request), now)
-        answer, base = answering.answer_of(place), visible_project(session, caller, project).base_digest
-        files = sealing.complete_files(session, services.blobs, upload)
-    try:
-        if answer.statistics is not None:
-            sealing.require_statistics_file(answer.statistics, base, files)
-    except GramfuseError as error:
-        if error.retryable:  # the store's fault, not the file's
-            raise
-        _reject(services, caller, place, upload.id, error)
-        raise
-    with transaction(services.database) as session:
-        upload = lock_upload(session, upload.id)
         if upload.state == "open":
-            sealing.seal(session, upload, queue=services.jobs, now=now)
-            audit(session, services, caller, "answer.seal", f"{project}/{request}", {"bytes": upload.bytes})
-        return answer_document(session, place, now)
+            answering.require_in_time(find_request(session, project, request), services.clock())
+        base = visible_project(session, caller, project).base_digest
+    statistics = answering.answer_of(place).statistics
+
+    def check(files: Mapping[str, PartedFile]) -> None:
+        if statistics is not None:
+            sealing.require_statistics_file(statistics, base, files)
+
+    seal_upload(services, caller, upload.id, SealNotes("answer", f"{project}/{request}"), check)
+    with reading(services.database) as session:
+        return answer_document(session, place, services.clock())
 
 
 def _answer(
@@ -276,14 +258,3 @@ def _upload(session: Session, place: AskedRow) -> UploadRow:
         msg = f"{place.organization} has not announced an answer with files to {place.request}"
         raise NotFoundError(msg)
     return session.get_one(UploadRow, place.upload)
-
-
-def _reject(services: Services, caller: Caller, place: AskedRow, upload_id: str, error: GramfuseError) -> None:
-    now = services.clock()
-    with transaction(services.database) as session:
-        upload = lock_upload(session, upload_id)
-        if upload.state != "open":
-            return
-        sealing.reject(upload, error.message, now)
-        audit(session, services, caller, "answer.reject", f"{place.project}/{place.request}", {"code": error.code})
-    discard_parts(services, upload_id)

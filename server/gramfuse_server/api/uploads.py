@@ -1,22 +1,29 @@
-"""Parts over HTTP: one mechanism for base models and contributions."""
+"""Parts and seals over HTTP: one mechanism for base models, contributions and answers."""
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from fastapi import Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from gramfuse_server.api.context import TOKEN_REQUIRED, Services, declares
-from gramfuse_server.database import transaction
-from gramfuse_server.intake.parts import Slot, receive, record_part
-from gramfuse_server.intake.uploads import lock_upload
+from gramfuse_server.api.context import TOKEN_REQUIRED, Services, audit, authenticated, declares
+from gramfuse_server.auth import Caller
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.intake import parts, sealing
+from gramfuse_server.intake.parts import PartedFile, Slot, receive, record_part
+from gramfuse_server.intake.uploads import lock_upload, require_open
+from gramfuse_server.tables import UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Part
 from gramfuse_shared.digest import parse_content_digest
 from gramfuse_shared.errors import (
     ConflictError,
     DigestMismatchError,
+    GramfuseError,
     LengthRequiredError,
     PartOutOfRangeError,
     RequestMalformedError,
@@ -28,6 +35,7 @@ PartPath = Annotated[int, Path(ge=0, lt=limits.MAX_PARTS_PER_FILE, description="
 PART_RESPONSES: Final = declares(
     LengthRequiredError, ConflictError, StateError, DigestMismatchError, PartOutOfRangeError
 ) | {200: {"model": Part, "description": "The same part had arrived already"}}
+_CLOSED: Final = frozenset({"sealed", "accepted", "rejected"})
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
 
 PART_BODY: Final[dict[str, Any]] = {
@@ -70,7 +78,84 @@ def announced_part(request: Request) -> tuple[int, str]:
     return int(length), parse_content_digest(digest)
 
 
-async def store_part(request: Request, response: Response, services: Services, slot: Slot) -> Part:
+FindUpload = Callable[[Session, Caller], UploadRow]
+"""Finds the upload that a request is about, if it exists for the caller and the caller may send to it."""
+
+
+async def receive_part(
+    request: Request, response: Response, services: Services, *, file: str, number: int, find_upload: FindUpload
+) -> Part:
+    """Send a part of a file of an upload. Refused before its body is read, if it can be."""
+
+    def find_slot() -> Slot:
+        caller = authenticated(services, request.headers.get("authorization"))
+        with reading(services.database) as session:
+            upload = find_upload(session, caller)
+            length, sha256 = announced_part(request)
+            return parts.find_slot(
+                session, upload, file=file, number=number, length=length, sha256=sha256, now=services.clock()
+            )
+
+    return await _store_part(request, response, services, await run_in_threadpool(find_slot))
+
+
+@dataclass(frozen=True, slots=True)
+class SealNotes:
+    """How the audit log tells a seal: `<kind>.seal` or `<kind>.reject` of a subject, with details of each."""
+
+    kind: str
+    subject: str
+    sealed: Mapping[str, Any] = field(default_factory=dict)
+    rejected: Mapping[str, Any] = field(default_factory=dict)
+
+
+def seal_upload(
+    services: Services,
+    caller: Caller,
+    upload_id: str,
+    notes: SealNotes,
+    check: Callable[[Mapping[str, PartedFile]], None],
+) -> None:
+    """Close an upload and hand it to a worker; one that is closed already stays as it is.
+
+    Raises:
+        StateError, PartsMissingError: it is not open, or not complete.
+        GramfuseError: what `check` says of its files; unless that is the store's fault, the upload is rejected.
+    """
+    now = services.clock()
+    with reading(services.database) as session:
+        upload = session.get_one(UploadRow, upload_id)
+        if upload.state in _CLOSED:
+            return
+        require_open(upload, now)
+        files = sealing.complete_files(session, services.blobs, upload)
+    try:
+        check(files)
+    except GramfuseError as error:
+        if not error.retryable:  # else it is the store's fault, not the file's
+            _reject(services, caller, upload_id, notes, error)
+        raise
+    with transaction(services.database) as session:
+        upload = lock_upload(session, upload_id)
+        if upload.state == "open":
+            sealing.seal(session, upload, queue=services.jobs, now=now)
+            details = {**notes.sealed, "bytes": upload.bytes}
+            audit(session, services, caller, f"{notes.kind}.seal", notes.subject, details)
+
+
+def _reject(services: Services, caller: Caller, upload_id: str, notes: SealNotes, error: GramfuseError) -> None:
+    now = services.clock()
+    with transaction(services.database) as session:
+        upload = lock_upload(session, upload_id)
+        if upload.state != "open":
+            return
+        sealing.reject(upload, error.message, now)
+        details = {**notes.rejected, "code": error.code}
+        audit(session, services, caller, f"{notes.kind}.reject", notes.subject, details)
+    discard_parts(services, upload_id)
+
+
+async def _store_part(request: Request, response: Response, services: Services, slot: Slot) -> Part:
     """Receive the body of a part that has a right to come, store it, and note it.
 
     Nothing is stored unless the bytes are the announced ones; nothing is noted unless they are stored.
