@@ -32,7 +32,6 @@ from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import FisherParameter
-from gramfuse_shared.errors import CancelledError
 
 EXAMPLES = """[b]Examples[/b]
 
@@ -75,21 +74,17 @@ def fisher_command(
         stopping_at_a_batch() as is_stopped,
         bars.measurement() as show_progress,
     ):
-        try:
-            fisher = collect_fisher(
-                model,
-                found,
-                batch_size=batch_size,
-                max_length=max_length,
-                device=device,
-                base=None if base is None else build_base_manifest(base).content_digest(),
-                seed=seed,
-                on_progress=show_progress,
-                is_cancelled=is_stopped,
-            )
-        except CancelledError as error:
-            output.note(error.message)
-            raise typer.Exit(output.EXIT_INTERRUPTED) from error
+        fisher = collect_fisher(
+            model,
+            found,
+            batch_size=batch_size,
+            max_length=max_length,
+            device=device,
+            base=None if base is None else build_base_manifest(base).content_digest(),
+            seed=seed,
+            on_progress=show_progress,
+            is_cancelled=is_stopped,
+        )
     fisher.save(out)
     result = {
         "file": str(out),

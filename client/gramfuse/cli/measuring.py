@@ -1,6 +1,7 @@
 """What the commands that measure share: their options, the check of the file to write, and how Ctrl-C stops them."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gramfuse.cli import output
-from gramfuse_shared.errors import FileUnwritableError
+from gramfuse_shared.errors import CancelledError, FileUnwritableError
 
 ModelOption = Annotated[
     Path,
@@ -61,16 +62,26 @@ def require_writable(out: Path, *, overwrite: bool) -> None:
 @contextmanager
 def stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
     """Let the first Ctrl-C end the run behind the present batch, so that no text counts half; the second, at once."""
-    stopped = False
+    with first_interrupt("stopping behind this batch; Ctrl-C again stops at once") as interrupted:
+        try:
+            yield interrupted.is_set
+        except CancelledError as error:
+            output.note(error.message)
+            raise typer.Exit(output.EXIT_INTERRUPTED) from error
 
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
+
+@contextmanager
+def first_interrupt(note: str) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C set an event and tell a note; the second interrupts as ever."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        output.note("stopping behind this batch; Ctrl-C again stops at once")
+        output.note(note)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield lambda: stopped
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,9 +1,5 @@
 """`gramfuse participate`: answer what the server asks, from local data, with a person's consent."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +11,7 @@ from gramfuse.answering.participating import Handled, participate
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import bars, output, session
 from gramfuse.cli.asking import is_confirmed
+from gramfuse.cli.measuring import first_interrupt
 from gramfuse_shared.errors import GramfuseError
 
 app = typer.Typer(add_completion=False)
@@ -56,7 +53,7 @@ def participate_command(
     if not watch:
         _show(_answer(participation, yes=yes))
         return
-    with _until_interrupted() as stopped:
+    with first_interrupt("stopping; Ctrl-C again stops at once") as stopped:
         output.note(f"looking for requests of {participation.project} every {every:g} s; Ctrl-C ends it", always=True)
         told: set[tuple[str, str]] = set()
         while not stopped.is_set():
@@ -88,23 +85,6 @@ def _answer(participation: Participation, *, yes: bool) -> list[Handled]:
             measuring=lambda request: bars.measurement(f"{request.id}:"),
             transferring=bars.transfer,
         )
-
-
-@contextmanager
-def _until_interrupted() -> "Iterator[threading.Event]":
-    """Let the first Ctrl-C end the watch between two answers, and the second one at once."""
-    stopped = threading.Event()
-
-    def stop(*_: object) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        output.note("stopping; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show(handled: list[Handled]) -> None:

@@ -35,7 +35,6 @@ from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.manifest import TapInfo, Weighting
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
-from gramfuse_shared.errors import CancelledError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on your own texts.")
 app.command("fisher", epilog=EXAMPLES)(fisher_command)
@@ -88,27 +87,23 @@ def collect_command(
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
-        try:
-            statistics = collect(
-                model,
-                found,
-                batch_size=batch_size,
-                max_length=max_length,
-                device=device,
-                base=None if base is None else build_base_manifest(base).content_digest(),
-                base_folder=base,
-                padding="counted" if count_padding else "dropped",
-                share_inputs=share_inputs,
-                weighting=weighting,
-                seed=seed,
-                checkpoint=checkpoint,
-                checkpoint_every=timedelta(seconds=checkpoint_every),
-                on_progress=show_progress,
-                is_cancelled=is_stopped,
-            )
-        except CancelledError as error:
-            output.note(error.message)
-            raise typer.Exit(output.EXIT_INTERRUPTED) from error
+        statistics = collect(
+            model,
+            found,
+            batch_size=batch_size,
+            max_length=max_length,
+            device=device,
+            base=None if base is None else build_base_manifest(base).content_digest(),
+            base_folder=base,
+            padding="counted" if count_padding else "dropped",
+            share_inputs=share_inputs,
+            weighting=weighting,
+            seed=seed,
+            checkpoint=checkpoint,
+            checkpoint_every=timedelta(seconds=checkpoint_every),
+            on_progress=show_progress,
+            is_cancelled=is_stopped,
+        )
     statistics.save(out)
     checkpoint.unlink(missing_ok=True)
     metadata = statistics.metadata
