@@ -28,8 +28,9 @@ from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
+from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
-from gramfuse_shared.merging.planning import output_tensor, plan_merge
+from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"

@@ -39,16 +39,22 @@ class Refined:
 
 
 def answered_cohort(
-    session: Session, project: ProjectRow, recipe: Recipe, candidates: Sequence[Candidate], *, now: datetime
+    session: Session,
+    project: ProjectRow,
+    recipe: Recipe,
+    request: str,
+    candidates: Sequence[Candidate],
+    *,
+    now: datetime,
 ) -> tuple[CohortMember, ...]:
-    """Return those members of the model's cohort who answered the recipe's request, with their weights in it.
+    """Return those members of the model's cohort who answered the request that a recipe names, with their weights.
 
     Raises:
         NotFoundError: there is no such request or model.
         RecipeInvalidError: the recipe asks for what the request's answers cannot give.
         StateError: the request is not complete, or a contribution of the cohort was withdrawn or replaced.
     """
-    row = find_request(session, project.id, recipe.request or "")
+    row = find_request(session, project.id, request)
     asked = request_of(row)
     if asked.kind != "gram" or recipe.merge_method != "regmean":
         msg = f"request {row.id} asked to {asked.kind}; answers to `gram` are merged, by regmean"

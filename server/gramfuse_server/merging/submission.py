@@ -128,7 +128,7 @@ def _decide_cohort(
     if recipe.request is None:
         found = resolve_cohort(recipe, candidates)
     else:
-        found = answered_cohort(session, project, recipe, candidates, now=now)
+        found = answered_cohort(session, project, recipe, recipe.request, candidates, now=now)
     cohort = _with_labels(session, found)
     require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
     return cohort

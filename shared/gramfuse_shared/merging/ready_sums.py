@@ -15,8 +15,9 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
 from gramfuse_shared.errors import ArchitectureMismatchError
 from gramfuse_shared.fusion.methods.method import MethodSettings
+from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import MergePlan
-from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, method_version, output_tensor
+from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, method_version
 from gramfuse_shared.merging.sharding import plan_tasks
 from gramfuse_shared.merging.steps import (
     SUM_BYTES,

@@ -57,18 +57,24 @@ class ReadySum:
 
 
 @dataclass(frozen=True, slots=True)
-class CopyStep:
-    """A tensor taken over from one source, converted where the output's dtype differs."""
+class _OfOneParameter:
+    """A step that one tensor comes out of."""
 
     output: TensorInfo
-    source: Source
-    stored: TensorInfo
-    reason: str | None = None
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The tensor that comes out."""
         return (self.output,)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStep(_OfOneParameter):
+    """A tensor taken over from one source, converted where the output's dtype differs."""
+
+    source: Source
+    stored: TensorInfo
+    reason: str | None = None
 
     @property
     def input_bytes(self) -> int:
@@ -77,20 +83,14 @@ class CopyStep:
 
 
 @dataclass(frozen=True, slots=True)
-class AverageStep:
+class AverageStep(_OfOneParameter):
     """A parameter merged element by element: W_ref + ΣcᵢDᵢ/Σcᵢ. `reason`: why a linear weight is here."""
 
-    output: TensorInfo
     terms: tuple[Term, ...] | ReadySum
     reference: Source
     compute: Precision
     stored_bytes: int
     reason: str | None = None
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensor that comes out."""
-        return (self.output,)
 
     @property
     def input_bytes(self) -> int:
@@ -99,20 +99,14 @@ class AverageStep:
 
 
 @dataclass(frozen=True, slots=True)
-class DiagonalStep:
+class DiagonalStep(_OfOneParameter):
     """A parameter of which every member sent Fisher information: each element is weighed by itself."""
 
-    output: TensorInfo
     terms: tuple[Term, ...]
     reference: Source
     settings: MethodSettings
     compute: Precision
     stored_bytes: int
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensor that comes out."""
-        return (self.output,)
 
     @property
     def input_bytes(self) -> int:
@@ -122,24 +116,18 @@ class DiagonalStep:
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaStep:
+class DeltaStep(_OfOneParameter):
     """A parameter to which a method adds what the members' differences from the base make together.
 
     `stored` is the base's tensor; every member's is read in each of the method's turns.
     """
 
-    output: TensorInfo
     terms: tuple[Term, ...]
     stored: TensorInfo
     settings: DeltaSettings
     turns: int
     compute: Precision
     stored_bytes: int
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensor that comes out."""
-        return (self.output,)
 
     @property
     def input_bytes(self) -> int:
@@ -219,20 +207,14 @@ class RowPart:
 
 
 @dataclass(frozen=True, slots=True)
-class RowsStep:
+class RowsStep(_OfOneParameter):
     """A head's parameter whose rows were trained by different members: each part is a merge of those alone.
 
     `reason` tells how many rows are concerned.
     """
 
-    output: TensorInfo
     parts: tuple[RowPart, ...]
     reason: str
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The tensor that comes out."""
-        return (self.output,)
 
     @property
     def input_bytes(self) -> int:
