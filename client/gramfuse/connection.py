@@ -12,6 +12,7 @@ from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
+from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError
 from gramfuse_shared.identifiers import IN_WORDS, JOB_PATTERN, PROJECT_PATTERN
 
@@ -105,6 +106,10 @@ class Connection:
     def projects(self) -> list[Project]:
         """List the projects that the caller's organization takes part in."""
         return list(self._pages("v1/projects", Page[Project]))
+
+    def base_manifest(self, project: str) -> BaseManifest:
+        """Return the manifest of a project's base model."""
+        return BaseManifest.parse(self._transport.call("GET", f"{self._path(project)}/base"))
 
     def _project(self, identifier: str) -> Project:
         return Project.parse(self._transport.call("GET", f"v1/projects/{identifier}"))

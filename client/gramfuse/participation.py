@@ -26,7 +26,6 @@ from gramfuse_shared.contract.http_api import (
     Project,
     ProjectCreate,
 )
-from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import (
@@ -126,10 +125,6 @@ class Client(Rounds):
         """Accept the project's current policy for the caller's organization, by its digest."""
         path = f"{self._path(project)}/acceptances/{named('digest', digest, DIGEST_PATTERN)}"
         return Acceptance.parse(self._transport.call("PUT", path))
-
-    def base_manifest(self, project: str) -> BaseManifest:
-        """Return the manifest of a project's base model."""
-        return BaseManifest.parse(self._transport.call("GET", f"{self._path(project)}/base"))
 
     def pull_base(self, project: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
         """Fetch a project's base model into a new folder; a rerun resumes.

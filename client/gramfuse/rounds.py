@@ -136,7 +136,7 @@ class Rounds(Connection):
         path = f"v1/projects/{project.id}/policies/{project.policy.version}"
         policy = PolicyVersion.parse(self._transport.call("GET", path)).policy
         pushing.require_announced_policy(project, policy)
-        require_answer_allowed(answer, asked.kind, asked.models, asked.layers, policy)
+        require_answer_allowed(answer, asked, policy, self.base_manifest(project.id))
         if confirm(prepared) is not True:
             msg = "nothing was sent: the answer was not confirmed"
             raise NotConfirmedError(msg)

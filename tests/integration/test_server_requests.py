@@ -376,6 +376,14 @@ def test_statistics_that_the_policy_or_the_request_does_not_allow_never_travel(m
     assert world.stored_keys() == before
 
 
+def test_statistics_of_a_head_that_stays_private_stay_too(merged):
+    world, _ = merged
+    ask(world, "gram-1", kind="gram")
+    answer, _ = statistics(world, "acme", tap=make_tap(layers=[{"weight": "classifier.weight"}]))
+    refused = problem(give(world, answer), 422, "policy-violation")
+    assert "none of the weights that read it leaves" in refused["detail"]
+
+
 def test_metrics_do_not_answer_a_request_for_statistics_nor_the_other_way_round(merged):
     world, _ = merged
     ask(world, "gram-1", kind="gram")

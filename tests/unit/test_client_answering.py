@@ -9,7 +9,15 @@ from gramfuse.answering.configuration import read_participation
 from gramfuse.answering.kept import KeptAnswers
 from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
 from gramfuse.contributing.loading import open_statistics_file
-from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, PolicyReference, TapInfo
+from gramfuse_shared.contract.manifest import (
+    BaseFile,
+    BaseManifest,
+    CollectorSettings,
+    LayerInfo,
+    PolicyReference,
+    TapInfo,
+    TensorInfo,
+)
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
@@ -17,6 +25,21 @@ from gramfuse_shared.errors import ConfigurationError, FileUnreadableError, Poli
 
 WIDTH = 8
 POLICY = Policy(minimum_rows_per_dimension=1)
+SHAPE = (WIDTH, WIDTH)
+BASE = BaseManifest(
+    files=(
+        BaseFile(name="config.json", bytes=2, sha256="1" * 64),
+        BaseFile(
+            name="model.safetensors",
+            bytes=5000,
+            sha256="2" * 64,
+            tensors=tuple(
+                TensorInfo(name=name, dtype="F32", shape=SHAPE)
+                for name in ("a.q", "a.k", "b.q", "c.q", "d.q", "classifier.weight")
+            ),
+        ),
+    )
+)
 REFERENCE = PolicyReference(version=1, digest="0" * 64)
 
 
@@ -35,7 +58,13 @@ def tap(name: str, *layers: str, source="mixed", rows=100) -> TapInfo:
 def measured(tmp_path):
     import torch  # noqa: PLC0415 - only the file's values
 
-    taps = (tap("a", "a.q", "a.k"), tap("b", "b.q"), tap("c", "c.q", source="embeddings"), tap("d", "d.q", rows=2))
+    taps = (
+        tap("a", "a.q", "a.k"),
+        tap("b", "b.q"),
+        tap("c", "c.q", source="embeddings"),
+        tap("d", "d.q", rows=2),
+        tap("e", "classifier.weight"),
+    )
     path = tmp_path / "all.safetensors"
     metadata = StatisticsMetadata(collector=CollectorSettings(collector_version="1"), taps=taps)
     values = {
@@ -57,11 +86,12 @@ def answer(**changes) -> Answer:
 
 def test_only_taps_that_the_policy_lets_leave_are_in_the_file_and_the_others_are_told_with_reasons(measured, tmp_path):
     target = tmp_path / "leaving.safetensors"
-    section, stays = keep_leaving_statistics(measured, target, (), POLICY)
+    section, stays = keep_leaving_statistics(measured, target, (), POLICY, BASE)
     assert [one.name for one in section.taps] == ["a", "b"]
-    assert [name for name, _ in stays] == ["c", "d"]
+    assert [name for name, _ in stays] == ["c", "d", "e"]
     assert "embeddings feed it" in stays[0][1]
     assert "2 distinct rows" in stays[1][1]
+    assert "none of the weights that read it leaves" in stays[2][1]  # a private head's
     written = open_statistics_file(target)
     assert written.metadata.taps == section.taps
     assert list(written.tensors) == ["gram.a", "gram.b"]
@@ -69,7 +99,7 @@ def test_only_taps_that_the_policy_lets_leave_are_in_the_file_and_the_others_are
 
 
 def test_of_a_tap_only_the_layers_that_were_asked_for_are_named(measured, tmp_path):
-    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("a.k",), POLICY)
+    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("a.k",), POLICY, BASE)
     assert [[layer.weight for layer in one.layers] for one in section.taps] == [["a.k"]]
     assert stays == ()
 
@@ -77,7 +107,7 @@ def test_of_a_tap_only_the_layers_that_were_asked_for_are_named(measured, tmp_pa
 @pytest.mark.parametrize("layers", [("c.q",), ("none",)])
 def test_an_answer_of_which_nothing_may_leave_is_an_error_and_writes_nothing(measured, tmp_path, layers):
     with pytest.raises(PolicyViolationError, match="nothing that is asked for may leave"):
-        keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", layers, POLICY)
+        keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", layers, POLICY, BASE)
     assert not (tmp_path / "leaving.safetensors").exists()
 
 
@@ -85,7 +115,7 @@ def test_the_preview_names_every_number_who_sees_it_and_what_stays(measured, tmp
     told = str(PreparedAnswer(answer()))
     assert "first on 120 of your held-out texts: f1 0.5, average precision 0.25" in told
     assert "The members of the project will see these numbers" in told
-    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", (), POLICY)
+    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", (), POLICY, BASE)
     told = str(PreparedAnswer(answer(scores=(), statistics=section), tmp_path / "leaving.safetensors", stays))
     assert "Gram matrices of" in told
     assert "The server sees them" in told
@@ -109,7 +139,7 @@ def test_an_answer_that_was_kept_is_found_as_it_was_and_the_folder_is_its_owners
 def test_half_an_answer_counts_as_none(tmp_path, measured):
     kept = KeptAnswers(tmp_path / "answers")
     place = kept.place("eval-1")
-    section, _ = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY)
+    section, _ = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY, BASE)
     kept.keep(PreparedAnswer(answer(scores=(), statistics=section)))
     assert kept.find("eval-1").statistics == place / "statistics.safetensors"
     (place / "statistics.safetensors").unlink()

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from gramfuse.answering.configuration import LocalTexts, Participation
-from gramfuse.answering.prepared import STATISTICS_FILE_NAME, PreparedAnswer, keep_leaving_statistics
+from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
+from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.evaluating.evaluation import Evaluation, evaluate
 from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts
 from gramfuse.evaluating.tasks import LANGUAGE_TASKS, task_of
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.inference import Progress
 from gramfuse.measuring.texts import Fields, read_texts
-from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.policy import Policy, RequestKind
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
@@ -30,7 +31,7 @@ class Assignment:
         organization: for whom.
         policy: the rules that hold now, which the organization accepted.
         policy_version: their number.
-        base: fingerprint of the project's base model.
+        base: the project's base model.
         models: folders of the merged models that the request is about.
         folder: where files of the answer are written.
     """
@@ -39,7 +40,7 @@ class Assignment:
     organization: str
     policy: Policy
     policy_version: int
-    base: str
+    base: BaseManifest
     models: Mapping[str, Path]
     folder: Path
 
@@ -100,8 +101,10 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
     texts = read_texts(measured.texts, _fields(measured), split=measured.split, limit=measured.examples)
     (folder,) = assignment.models.values()
     everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
-    collect(folder, texts, base=assignment.base, **run).save(everything)
-    section, stays = keep_leaving_statistics(everything, leaving, assignment.request.layers, assignment.policy)
+    collect(folder, texts, base=assignment.base.content_digest(), **run).save(everything)
+    section, stays = keep_leaving_statistics(
+        everything, leaving, assignment.request.layers, assignment.policy, assignment.base
+    )
     everything.unlink()
     return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gramfuse.answering.prepared import STATISTICS_FILE_NAME, PreparedAnswer
+from gramfuse.answering.prepared import PreparedAnswer
+from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.errors import DocumentMalformedError, FileUnwritableError

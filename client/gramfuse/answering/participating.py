@@ -115,7 +115,7 @@ def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferrin
         organization=client.organization,
         policy=policy.policy,
         policy_version=policy.version,
-        base=client.project(request.project).base,
+        base=client.base_manifest(request.project),
         models=models,
         folder=kept.place(request.id),
     )

@@ -3,22 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gramfuse.contributing.loading import open_statistics_file
-from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
+from gramfuse.contributing.packaging import file_of_taps
+from gramfuse.contributing.plan import STATISTICS_FILE_NAME
+from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
-from gramfuse_shared.contract.manifest import FileEntry, StatisticsSection
+from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore
-from gramfuse_shared.contract.rules import why_tap_stays
-from gramfuse_shared.contract.safetensors_header import format_header
-from gramfuse_shared.contract.statistics_file import METADATA_KEY, tensors_of_taps
+from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import PolicyViolationError
-
-STATISTICS_FILE_NAME: Final = "statistics.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class PreparedAnswer:
 
 
 def keep_leaving_statistics(
-    measured: Path, target: Path, layers: Sequence[str], policy: Policy
+    measured: Path, target: Path, layers: Sequence[str], policy: Policy, base: BaseManifest
 ) -> tuple[StatisticsSection, tuple[tuple[str, str], ...]]:
     """Write those taps of a statistics file that are asked for and may leave; say which stay and why.
 
@@ -69,6 +67,7 @@ def keep_leaving_statistics(
         target: the file that may leave.
         layers: the weights that are asked for; none: all.
         policy: the project's policy.
+        base: the project's base model, which says what is a head or an embedding.
 
     Raises:
         PolicyViolationError: nothing of what is asked for may leave.
@@ -82,19 +81,15 @@ def keep_leaving_statistics(
             tap.model_copy(update={"layers": tuple(layer for layer in tap.layers if layer.weight in wanted)})
             for tap in asked
         ]
-    measured_layers = {layer.weight for tap in asked for layer in tap.layers}
-    reasons = {tap.name: why_tap_stays(tap, measured_layers, policy) for tap in asked}
+    sendable = weights_that_may_leave(base, policy)
+    reasons = {tap.name: why_tap_stays(tap, sendable, policy) for tap in asked}
     leaving = tuple(tap for tap in asked if reasons[tap.name] is None)
     stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
     if not leaving:
         msg = f"nothing that is asked for may leave: {stays[0][1] if stays else 'this model has no such layers'}"
         raise PolicyViolationError(msg)
     metadata = opened.metadata.model_copy(update={"taps": leaving})
-    layout = tensors_of_taps(leaving, metadata.encoding)
-    source = Source.of(opened.path)
-    entries = [opened.tensors[name] for name, _, _ in layout]
-    header = format_header(layout, {METADATA_KEY: metadata.canonical().decode()})
-    file = VirtualFile(STATISTICS_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+    file = file_of_taps(opened, metadata)
     with written_whole(target) as stream:
         for chunk in file.chunks():
             stream.write(chunk)

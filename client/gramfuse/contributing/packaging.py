@@ -1,6 +1,6 @@
 """Turn a plan into what is sent: virtual files, and the manifest that names every tensor and digest of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.contract.safetensors_header import format_header
-from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, tensors_of_taps
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, TensorLayout, tensors_of_taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,13 @@ def statistics_file(plan: ContributionPlan, statistics: StatisticsFile) -> Virtu
     metadata = leaving_metadata(plan, statistics.metadata)
     if metadata is None:
         return None
+    return file_of_taps(statistics, metadata)
+
+
+def file_of_taps(statistics: StatisticsFile, metadata: StatisticsMetadata) -> VirtualFile:
+    """Present those taps of a statistics file that the metadata describes as a statistics file of their own."""
     layout = tensors_of_taps(metadata.taps, metadata.encoding)
-    header = format_header(layout, {METADATA_KEY: metadata.canonical().decode()})
-    entries = [statistics.tensors[name] for name, _, _ in layout]
-    source = Source.of(statistics.path)
-    return VirtualFile(STATISTICS_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+    return _part_of(statistics, STATISTICS_FILE_NAME, layout, {METADATA_KEY: metadata.canonical().decode()})
 
 
 def leaving_metadata(plan: ContributionPlan, metadata: StatisticsMetadata) -> StatisticsMetadata | None:
@@ -56,11 +58,17 @@ def fisher_file(plan: ContributionPlan, fisher: FisherFile) -> VirtualFile | Non
     if not parameters:
         return None
     metadata = fisher.metadata.model_copy(update={"parameters": parameters})
-    layout = tensors_of_fisher(parameters)
-    header = format_header(layout, {FISHER_METADATA_KEY: metadata.canonical().decode()})
-    entries = [fisher.tensors[name] for name, _, _ in layout]
-    source = Source.of(fisher.path)
-    return VirtualFile(FISHER_FILE_NAME, header, [Span(source, entry.start, entry.end) for entry in entries])
+    text = {FISHER_METADATA_KEY: metadata.canonical().decode()}
+    return _part_of(fisher, FISHER_FILE_NAME, tensors_of_fisher(parameters), text)
+
+
+def _part_of(
+    whole: StatisticsFile | FisherFile, name: str, layout: list[TensorLayout], metadata: Mapping[str, str]
+) -> VirtualFile:
+    """Present some tensors of a file as a file of their own, made of ranges of it."""
+    source = Source.of(whole.path)
+    entries = [whole.tensors[tensor] for tensor, _, _ in layout]
+    return VirtualFile(name, format_header(layout, metadata), [Span(source, e.start, e.end) for e in entries])
 
 
 def leaving_files(

@@ -118,10 +118,11 @@ def answer_request(
         raise PolicyNotAcceptedError(msg, version=project.policy_version)
     # 5.
     asked = request_of(row)
-    require_answer_allowed(answer, asked.kind, asked.models, asked.layers, policy)
+    base = base_of(project)
+    require_answer_allowed(answer, asked, policy, base)
     # 6.
     if answer.statistics is not None:
-        require_statistics_architecture(answer.statistics, base_of(project))
+        require_statistics_architecture(answer.statistics, base)
     # 7.
     place.upload = None
     if answer.files:

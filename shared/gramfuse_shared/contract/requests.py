@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import FileEntry, PolicyReference, StatisticsSection
+from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import Policy, RequestKind
-from gramfuse_shared.contract.rules import why_tap_stays
+from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
 from gramfuse_shared.identifiers import JobId, OrganizationName, ProjectId, TensorName
 
@@ -130,7 +130,7 @@ def require_request_allowed(request: RequestCreate, policy: Policy) -> None:
 
 
 def require_answer_allowed(
-    answer: Answer, kind: RequestKind, models: Sequence[str], layers: Sequence[str], policy: Policy
+    answer: Answer, asked: RequestCreate | RequestInfo, policy: Policy, base: BaseManifest
 ) -> None:
     """Require that an answer is one to this request, and that the policy lets all of it leave.
 
@@ -141,13 +141,13 @@ def require_answer_allowed(
         PolicyViolationError: it was measured on too few examples, or holds statistics that may not leave.
         ArchitectureMismatchError: it holds statistics of layers that were not asked for.
     """
-    if kind not in policy.requests:
-        msg = f"the policy does not allow answers to {kind} (requests)"
-        raise PolicyViolationError(msg, kind=kind)
-    if kind == "evaluate":
-        _require_scores(answer, models, policy)
+    if asked.kind not in policy.requests:
+        msg = f"the policy does not allow answers to {asked.kind} (requests)"
+        raise PolicyViolationError(msg, kind=asked.kind)
+    if asked.kind == "evaluate":
+        _require_scores(answer, asked.models, policy)
     else:
-        _require_statistics(answer, layers, policy)
+        _require_statistics(answer, asked.layers, policy, base)
 
 
 def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> None:
@@ -164,7 +164,7 @@ def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> No
         raise PolicyViolationError(msg, examples=fewest)
 
 
-def _require_statistics(answer: Answer, layers: Sequence[str], policy: Policy) -> None:
+def _require_statistics(answer: Answer, layers: Sequence[str], policy: Policy, base: BaseManifest) -> None:
     if answer.statistics is None or answer.scores:
         msg = "the answer holds a statistics file and nothing else"
         raise RequestMalformedError(msg)
@@ -173,8 +173,9 @@ def _require_statistics(answer: Answer, layers: Sequence[str], policy: Policy) -
     if spare:
         msg = f"{spare[0]} was not asked for"
         raise ArchitectureMismatchError(msg, layers=spare[:20])
+    sendable = weights_that_may_leave(base, policy)  # what was never contributed needs no statistics either
     for tap in answer.statistics.taps:
-        reason = why_tap_stays(tap, measured, policy)
+        reason = why_tap_stays(tap, sendable, policy)
         if reason is not None:
             msg = f"tap {tap.name} may not leave: {reason}"
             raise PolicyViolationError(msg, refused=[tap.name])

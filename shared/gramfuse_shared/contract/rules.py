@@ -80,6 +80,11 @@ def why_tensor_stays(tensor: TensorInfo, base: BaseManifest, policy: Policy) -> 
     }[role]
 
 
+def weights_that_may_leave(base: BaseManifest, policy: Policy) -> frozenset[str]:
+    """Name the base model's tensors whose fine-tuned values the policy lets leave."""
+    return frozenset(tensor.name for tensor in base.tensors if why_tensor_stays(tensor, base, policy) is None)
+
+
 def why_tap_stays(tap: TapInfo, contributed: Collection[str], policy: Policy) -> str | None:
     """Say why a tap's statistics stay at home; None where they may leave.
 
