@@ -7,8 +7,8 @@ from typing import Self
 import torch
 
 from gramfuse.contributing.loading import read_header
+from gramfuse.measuring.statistics_io import write_values
 from gramfuse.measuring.stream import worst_source
-from gramfuse.whole_files import written_whole
 from gramfuse_shared import limits
 from gramfuse_shared.contract.fisher_file import (
     LARGEST_VALUE,
@@ -125,10 +125,7 @@ class Fisher:
         """Write the file: beside, then renamed, so that nobody sees half of one. Raises as `metadata` does."""
         metadata = self.metadata
         header = format_header(tensors_of_fisher(metadata.parameters), {METADATA_KEY: metadata.canonical().decode()})
-        with written_whole(Path(path)) as stream:
-            stream.write(header)
-            for value in self.values.values():
-                stream.write(value.contiguous().numpy().astype("<f4", copy=False).data)
+        write_values(Path(path), header, self.values.values())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -16,8 +16,8 @@ from gramfuse.contributing.loading import read_header
 from gramfuse.measuring.batching import tokenize
 from gramfuse.measuring.head_layer import watched_head
 from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run, run
+from gramfuse.measuring.statistics_io import write_values
 from gramfuse.measuring.texts import Text
-from gramfuse.whole_files import written_whole
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.safetensors_header import format_header
@@ -149,10 +149,7 @@ class HeadStatistics:
             msg = f"the features or logits of {self.weight} hold NaN or infinity, or their sums leave the range of F32"
             raise StatisticsInvalidError(msg, tap=metadata.taps[0].name)
         header = format_header(tensors_of_statistics(metadata), {METADATA_KEY: metadata.model_dump_json()})
-        with written_whole(Path(path)) as stream:
-            stream.write(header)
-            for value in values:
-                stream.write(value.contiguous().numpy().astype("<f4", copy=False).data)
+        write_values(Path(path), header, values)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -29,10 +29,19 @@ def write_statistics(path: Path, metadata: StatisticsMetadata, taps: Iterable["T
         tensors_of_taps(metadata.taps, metadata.encoding),
         {METADATA_KEY: metadata.model_dump_json()},
     )
+    write_values(path, header, (tap.gram for tap in taps))
+
+
+def write_values(path: Path, header: bytes, values: Iterable[torch.Tensor]) -> None:
+    """Write a safetensors file of F32 tensors on the CPU, in the header's order: beside, then renamed.
+
+    Raises:
+        FileUnwritableError: the folder cannot be written.
+    """
     with written_whole(path) as stream:
         stream.write(header)
-        for tap in taps:
-            stream.write(tap.gram.numpy().astype("<f4", copy=False).data)
+        for value in values:
+            stream.write(value.contiguous().numpy().astype("<f4", copy=False).data)
 
 
 def read_statistics(path: Path) -> tuple[StatisticsMetadata, Iterator[torch.Tensor]]:
