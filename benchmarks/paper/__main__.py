@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="default 1 2 3")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where trained models and scores are kept")
     parser.add_argument("--at-once", type=int, default=2, help="models trained at a time, one thread each")
+    parser.add_argument("--device", default="cpu", help="on what models are trained, measured and asked, say cuda")
     parser.add_argument("--train-only", action="store_true", help="fill the cache of trained models and stop")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go, as JSON")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture goes, as SVG")
@@ -64,7 +65,7 @@ def main() -> None:
     seeds = arguments.seeds or (SMOKE_SEEDS if arguments.smoke else SEEDS)
     results: Results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     with held(arguments.folder) as folder:
-        bench = Bench(folder, arguments.at_once)
+        bench = Bench(folder, arguments.at_once, arguments.device)
         for experiment in experiments:
             tables = {}
             for seed in seeds:

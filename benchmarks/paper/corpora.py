@@ -10,9 +10,14 @@ from benchmarks.paper import DEMO
 
 Part = Literal["train", "dev", "test"]
 Example = dict[str, Any]
-"""One line of a corpus: `{"tokens": [...], "tags": [...]}`, or `{"text": ..., "labels": [...]}`."""
+"""One line of a corpus: `{"tokens": [...], "tags": [...]}`, or `{"text": ..., "labels": [...]}`.
+
+Tokens with `"user_names": false` come from a corpus in which user names are no entities.
+"""
 
 SHIPPED: Final = DEMO / "data"
+WITHOUT_USER_NAMES: Final = frozenset({"wnut17"})
+"""Corpora whose guidelines do not count user names such as `@somebody` as entities, where the others' do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,9 @@ class Corpus:
     def examples(self, part: Part) -> list[Example]:
         """The examples of a part."""
         raw = (SHIPPED / f"{self.name}.{part}.jsonl.gz").read_bytes()
-        return [json.loads(line) for line in gzip.decompress(raw).decode().splitlines()[: self.at_most]]
+        examples = [json.loads(line) for line in gzip.decompress(raw).decode().splitlines()[: self.at_most]]
+        spoken = {"user_names": False} if self.name in WITHOUT_USER_NAMES else {}
+        return [example | spoken for example in examples]
 
 
 def write_examples(path: Path, examples: list[Example]) -> None:

@@ -73,7 +73,7 @@ class Emotions:
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=model.device.type == "cpu",
             )
             collator = DataCollatorWithPadding(tokenizer)
             Trainer(model, arguments, data_collator=collator, train_dataset=encoded).train()
@@ -94,7 +94,7 @@ class Emotions:
             chosen = order[start : start + 2 * BATCH]
             texts = [examples[position]["text"] for position in chosen]
             inputs = tokenizer(texts, truncation=True, max_length=LONGEST, padding=True, return_tensors="pt")
-            found[chosen] = model(**inputs).logits
+            found[chosen] = model(**inputs.to(model.device)).logits.cpu()
         return found
 
     def scores(self, examples: Sequence[Example], logits: torch.Tensor) -> Scores:

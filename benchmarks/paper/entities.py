@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 OUTSIDE: Final = LABELS.index("O")
-CERTAIN: Final = 20.0  # the logit of `O` for a word beyond the longest input, which no model ever reads
+CERTAIN: Final = 20.0  # the logit of `O` for a word that no model is asked about
 
 
 class Entities:
@@ -59,19 +59,21 @@ class Entities:
         """A word's logits are those of its first subword: [words, labels]."""
         model.eval()
         sentences = _sentences(examples)
-        beyond = torch.zeros(len(LABELS))
-        beyond[OUTSIDE] = CERTAIN
-        found = [beyond.repeat(len(sentence.tokens), 1) for sentence in sentences]
+        found = [_beyond().repeat(len(sentence.tokens), 1) for sentence in sentences]
         for batch in batches(encode(sentences, tokenizer), batch_size=64, padding_id=tokenizer.pad_token_id):
-            predicted = model(**batch.inputs).logits  # [sentences, subwords, labels]
+            predicted = model(**batch.on(model.device).inputs).logits.cpu()  # [sentences, subwords, labels]
             for sentence, rows in zip(batch.sentences, predicted, strict=True):
                 words, places = list(sentence.places), list(sentence.places.values())
                 found[sentence.position][words] = rows[places]
         return torch.cat(found)
 
     def scores(self, examples: Sequence[Example], logits: torch.Tensor) -> Scores:
-        """Entity micro-F1, and the mean over the tags but `O` of their average precision over words."""
+        """Entity micro-F1, and the mean over the tags but `O` of their average precision over words.
+
+        Where the corpus does not count user names as entities, they are none, whatever a model says of them.
+        """
         sentences = _sentences(examples)
+        logits = logits.where(_judged(examples)[:, None], _beyond())
         tags = [LABELS[label] for label in logits.argmax(-1).tolist()]
         ends = torch.tensor([len(sentence.tokens) for sentence in sentences]).cumsum(0).tolist()
         predicted = [tags[end - len(sentence.tokens) : end] for sentence, end in zip(sentences, ends, strict=True)]
@@ -84,6 +86,22 @@ class Entities:
         ]
         mean = sum(precisions) / len(precisions) if precisions else 0.0
         return {"f1": entity_f1(sentences, predicted), "average_precision": 100 * mean}
+
+
+def _beyond() -> torch.Tensor:
+    """The logits of a word beyond the longest input, which no model ever reads: [labels]."""
+    return torch.nn.functional.one_hot(torch.tensor(OUTSIDE), len(LABELS)) * CERTAIN
+
+
+def _judged(examples: Sequence[Example]) -> torch.Tensor:
+    """Whether a word is one that a model is asked about: [words], bool."""
+    return torch.tensor(
+        [
+            example.get("user_names", True) or not word.startswith("@")
+            for example in examples
+            for word in example["tokens"]
+        ]
+    )
 
 
 def _sentences(examples: Sequence[Example]) -> list[Sentence]:

@@ -23,14 +23,15 @@ class Predictions:
 
     task: Task
     cache: Cache
+    device: str
     _digests: dict[Path, str] = field(default_factory=dict)
 
     def logits(self, model: Path, examples: Sequence[Example]) -> torch.Tensor:
         """The model's logits: [rows, labels]."""
-        key = f"logits-{_digest([self._weights(model), self.task.name, list(examples)])}"
+        key = f"logits-{_digest([self._weights(model), self.task.name, self.device, list(examples)])}"
         if not self.cache.kept(key).exists():
             with exact_products():
-                loaded = self.task.architecture.from_pretrained(model)
+                loaded = self.task.architecture.from_pretrained(model).to(self.device)
                 found = self.task.logits(loaded, AutoTokenizer.from_pretrained(model), examples)
             save_file({"logits": found.contiguous()}, self.cache.begin(key) / "logits.safetensors")
             self.cache.finish(key)

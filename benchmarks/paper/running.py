@@ -44,20 +44,26 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where things are, and how many models are trained at once."""
+    """Where things are, how many models are trained at once, and on what all computes."""
 
     folder: Path
     at_once: int
+    device: str = "cpu"
 
     @property
     def cache(self) -> Cache:
         """What is kept between runs."""
         return Cache(self.folder / "cache")
 
+    @property
+    def service(self) -> Path:
+        """Where the server, the clients and the merged models live for one experiment."""
+        return self.folder / "service"
+
 
 def run(experiment: Experiment, seed: int, bench: Bench) -> Rows:
     """Return the scores of every row, and keep them; what an earlier run of the same code kept is read."""
-    key = f"rows-{experiment.name}-{seed}-{_sources_digest(experiment)}"
+    key = f"rows-{experiment.name}-{seed}-{bench.device}-{_sources_digest(experiment)}"
     kept = bench.cache.kept(key) / "rows.json"
     if not kept.exists():
         rows = _run(experiment, seed, bench)
@@ -83,7 +89,7 @@ def train(experiment: Experiment, seed: int, bench: Bench) -> Trained:
     for name, examples in everything.items():
         file = bench.folder / "texts" / experiment.name / str(seed) / f"{name}.jsonl"
         write_examples(file, examples)
-        settings = (experiment.epochs, experiment.learning_rate, seed, heads.get(name))
+        settings = (experiment.epochs, experiment.learning_rate, seed, heads.get(name), bench.device)
         trainings.append(Training(experiment.task, base, file, *settings))
     *own, together = train_all(trainings, bench.cache, at_once=bench.at_once)
     return Trained(base, members, experiment.unseen(), dict(zip(members, own, strict=True)), together)
@@ -91,12 +97,12 @@ def train(experiment: Experiment, seed: int, bench: Bench) -> Trained:
 
 def _run(experiment: Experiment, seed: int, bench: Bench) -> Rows:
     trained = train(experiment, seed, bench)
-    judge = Judge(Predictions(task_named(experiment.task), bench.cache), trained)
+    judge = Judge(Predictions(task_named(experiment.task), bench.cache, bench.device), trained)
     rows = judge.unmerged() if experiment.references else {}  # before the service runs: an idle worker looks for work
-    scratch = bench.folder / "service"
+    scratch = bench.service
     shutil.rmtree(scratch, ignore_errors=True)
     with consortium(scratch, list(trained.models)) as everybody:
-        workshop = Workshop(experiment, seed, bench.cache, trained, everybody, scratch / "models")
+        workshop = Workshop(experiment, seed, bench, trained, everybody)
         if experiment.pairs:
             rows |= judge.paired(experiment.merges, workshop)
         else:
@@ -109,11 +115,11 @@ class Workshop:
     """Makes merged models, each through a job of the service; a project for each way to measure."""
 
     def __init__(
-        self, experiment: Experiment, seed: int, cache: Cache, trained: Trained, everybody: Consortium, folder: Path
+        self, experiment: Experiment, seed: int, bench: Bench, trained: Trained, everybody: Consortium
     ) -> None:
         self._task: Task = task_named(experiment.task)
-        self._seed, self._cache, self._trained, self._everybody = seed, cache, trained, everybody
-        self._folder, self._projects = folder, dict[Measure, str]()
+        self._seed, self._bench, self._trained, self._everybody = seed, bench, trained, everybody
+        self._folder, self._projects = bench.service / "models", dict[Measure, str]()
         self.names = list(trained.models)
 
     def merged(self, recipe: gramfuse.Recipe, measure: Measure) -> Path:
@@ -133,21 +139,22 @@ class Workshop:
 
     def _measure(self, name: str, model: Path, measure: Measure) -> Path:
         """Collect on the texts that the model was tuned on, or on some of them, drawn from the seed."""
-        key = f"statistics-{model.name}-{measure.slug}-{self._seed}-{_digest_of(MEASURING)}"
-        kept = self._cache.kept(key) / f"{measure.kind}.safetensors"
+        device, cache = self._bench.device, self._bench.cache
+        key = f"statistics-{model.name}-{measure.slug}-{self._seed}-{device}-{_digest_of(MEASURING)}"
+        kept = cache.kept(key) / f"{measure.kind}.safetensors"
         if not kept.exists():
             texts = self._task.texts(self._trained.members[name].train)
             if measure.batches is not None:
                 random.Random(self._seed).shuffle(texts)
                 texts = texts[: BATCH * measure.batches]
-            settings = {"batch_size": BATCH, "device": "cpu", "seed": self._seed}
+            settings = {"batch_size": BATCH, "device": device, "seed": self._seed}
             measured = (
                 gramfuse.collect_fisher(model, texts, **settings)
                 if measure.kind == "fisher"
                 else gramfuse.collect(model, texts, weighting=measure.weighting, **settings)
             )
-            measured.save(self._cache.begin(key) / kept.name)
-            self._cache.finish(key)
+            measured.save(cache.begin(key) / kept.name)
+            cache.finish(key)
         return kept
 
 

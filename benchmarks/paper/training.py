@@ -31,11 +31,12 @@ class Training:
     learning_rate: float
     seed: int
     head_seed: int | None = None
+    device: str = "cpu"
 
     @property
     def key(self) -> str:
         """The name under which the trained model is kept."""
-        options = [self.task, *map(str, (self.epochs, self.learning_rate, self.seed, self.head_seed))]
+        options = [self.task, *map(str, (self.epochs, self.learning_rate, self.seed, self.head_seed)), self.device]
         return training_key(self.base, self.examples, task_named(self.task).programs, options)
 
 
@@ -68,6 +69,7 @@ def _train(training: Training, key: str, cache: Cache) -> None:
         with torch.no_grad():
             model.classifier.weight.normal_(0.0, model.config.initializer_range)
             model.classifier.bias.zero_()
+    model.to(training.device)
     examples = read_examples(training.examples)
     with exact_products():
         task.finetune(

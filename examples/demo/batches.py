@@ -31,6 +31,11 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
 
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on a device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(self.sentences, inputs, self.labels.to(device))
+
 
 def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Split words into subwords; a word's first subword bears its label, the others none."""

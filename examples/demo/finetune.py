@@ -53,9 +53,10 @@ def finetune(
     for epoch in range(training.epochs):
         started, total = time.monotonic(), 0.0
         for batch in batches(encoded, batch_size=training.batch_size, padding_id=tokenizer.pad_token_id, shuffle=order):
-            logits = model(**batch.inputs).logits  # [sentences, subwords, labels]
+            here = batch.on(model.device)
+            logits = model(**here.inputs).logits  # [sentences, subwords, labels]
             loss = torch.nn.functional.cross_entropy(
-                logits.view(-1, len(LABELS)), batch.labels.view(-1), ignore_index=IGNORED
+                logits.view(-1, len(LABELS)), here.labels.view(-1), ignore_index=IGNORED
             )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)
