@@ -40,3 +40,8 @@ def few(names: Sequence[str], what: str) -> str:
     """Write a number of things with the first names: 5 taps (a, b, c, …)."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
+
+
+def natural_key(name: str) -> tuple[tuple[int, str | int], ...]:
+    """Order names as a person would: `layer.2` before `layer.10`."""
+    return tuple((1, int(part)) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name))

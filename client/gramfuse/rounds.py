@@ -3,20 +3,24 @@
 import secrets
 from collections.abc import Callable, Sequence
 
+from pydantic import ValidationError
+
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.connection import Connection, named
 from gramfuse.progress import OnProgress
 from gramfuse.transfer import answering, pushing
 from gramfuse.transfer.watching import Deadline, poll
+from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import (
     DEFAULT_SECONDS,
+    MeasuredBlock,
     RequestCreate,
     RequestInfo,
     require_answer_allowed,
 )
-from gramfuse_shared.errors import CancelledError, NotConfirmedError, RequestFailedError
+from gramfuse_shared.errors import CancelledError, NotConfirmedError, RequestFailedError, RequestMalformedError
 from gramfuse_shared.identifiers import JOB_PATTERN
 
 
@@ -30,6 +34,7 @@ class Rounds(Connection):
         models: str | Sequence[str],
         *,
         layers: Sequence[str] = (),
+        block: MeasuredBlock = "merged",
         seconds: int = DEFAULT_SECONDS,
         request: str | None = None,
     ) -> RequestInfo:
@@ -42,6 +47,7 @@ class Rounds(Connection):
             kind: what is asked for.
             models: merged models, one except for `evaluate`.
             layers: of `gram`, the linear weights whose inputs are measured; none: all.
+            block: of `gram`, whose weights the blocks have that hold these layers while they are measured.
             seconds: until the deadline.
             request: the request's id.
 
@@ -49,9 +55,13 @@ class Rounds(Connection):
             PolicyViolationError: the policy does not let participants be asked this.
             ConflictError: the id stands for another question.
             NotFoundError: there is no such model.
+            RequestMalformedError: what is asked does not fit the kind.
         """
         chosen = (models,) if isinstance(models, str) else tuple(models)
-        body = RequestCreate(kind=kind, models=chosen, layers=tuple(layers), seconds=seconds)
+        try:
+            body = RequestCreate(kind=kind, models=chosen, layers=tuple(layers), block=block, seconds=seconds)
+        except ValidationError as error:
+            raise RequestMalformedError(describe_validation("request", error.errors())) from error
         path = self._request_path(project, request or f"{kind}-{secrets.token_hex(3)}")
         return RequestInfo.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
 

@@ -33,6 +33,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "receipt.json": SignedReceipt,
     "policy-requests.json": Policy,
     "request.json": RequestCreate,
+    "request-own.json": RequestCreate,
     "answer-evaluate.json": Answer,
     "answer-gram.json": Answer,
 }

@@ -127,6 +127,17 @@ def test_the_same_request_again_is_the_same_one_and_another_under_its_id_is_refu
     problem(ask(world, status=409, seconds=3600), 409, "conflict")
 
 
+def test_a_request_says_whose_blocks_are_measured_and_only_where_it_is_not_the_merged_models(merged):
+    world, _ = merged
+    layers = ["encoder.layer.0.dense.weight"]
+    assert "block" not in ask(world, "gram-1", kind="gram", layers=layers).json()
+    assert ask(world, "gram-2", kind="gram", layers=layers, block="own").json()["block"] == "own"
+    problem(ask(world, "gram-1", kind="gram", layers=layers, block="own", status=409), 409, "conflict")
+    nameless = ask(world, "gram-3", kind="gram", block="own", status=422)
+    problem(nameless, 422, "request-malformed")
+    assert "block: own names the layers" in nameless.text
+
+
 def test_only_the_coordinator_asks_and_takes_back(merged):
     world, _ = merged
     ask(world)

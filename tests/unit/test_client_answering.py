@@ -1,11 +1,13 @@
 """What the client keeps, shows and lets leave when it answers a request. The models run in other suites."""
 
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
-from gramfuse.answering.configuration import read_participation
+from gramfuse.answering.configuration import Participation, read_participation
 from gramfuse.answering.kept import KeptAnswers
 from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
 from gramfuse.contributing.loading import open_statistics_file
@@ -19,11 +21,12 @@ from gramfuse_shared.contract.manifest import (
     TensorInfo,
 )
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.requests import Answer, ModelScore
+from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
 from gramfuse_shared.errors import ConfigurationError, FileUnreadableError, PolicyViolationError
 
 WIDTH = 8
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 POLICY = Policy(minimum_rows_per_dimension=1)
 SHAPE = (WIDTH, WIDTH)
 BASE = BaseManifest(
@@ -148,6 +151,19 @@ def test_half_an_answer_counts_as_none(tmp_path, measured):
     assert kept.find("eval-1") is None
 
 
+def test_pulled_models_that_no_request_waits_for_are_removed(tmp_path):
+    kept = KeptAnswers(tmp_path / "answers")
+    kept.forget_models(set())  # nothing was pulled yet
+    for name in ("first", "second"):
+        kept.model(name).mkdir()
+        (kept.model(name) / "model.safetensors").write_bytes(b"weights")
+    kept.keep(PreparedAnswer(answer()))
+    kept.forget_models({"second"})
+    assert not kept.model("first").exists()
+    assert kept.model("second").exists()
+    assert kept.find("eval-1") is not None
+
+
 # --- the configuration -----------------------------------------------------------------------------------------------
 
 
@@ -166,6 +182,16 @@ def test_by_default_nothing_is_answered_unasked(tmp_path):
     path.write_text("project: acme.tweets\n")
     found = read_participation(path)
     assert (found.allow, found.kinds) == ((), frozenset())
+
+
+def test_whoever_names_no_model_answers_no_requests_about_own_blocks():
+    request = {"id": "gram-1", "project": "acme.tweets", "kind": "gram", "models": ["first"], "layers": ["a.q"]}
+    request |= {"state": "open", "policy": REFERENCE, "created_at": NOW, "deadline": NOW, "asked": []}
+    merged, own = (RequestInfo.model_validate(request | {"block": block}) for block in ("merged", "own"))
+    without = Participation.model_validate({"project": "acme.tweets", "measured": {"texts": "mine.jsonl"}})
+    assert (without.can_answer(merged), without.can_answer(own)) == (True, False)
+    assert without.model_copy(update={"model": Path("tuned")}).can_answer(own)
+    assert not Participation(project="acme.tweets", model=Path("tuned")).can_answer(merged)
 
 
 @pytest.mark.parametrize(

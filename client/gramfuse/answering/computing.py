@@ -12,7 +12,8 @@ from gramfuse.evaluating.evaluation import Evaluation, evaluate
 from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts
 from gramfuse.evaluating.tasks import LANGUAGE_TASKS, task_of
 from gramfuse.measuring.forwarding import collect
-from gramfuse.measuring.inference import Progress
+from gramfuse.measuring.inference import OpenModel, Progress, open_model
+from gramfuse.measuring.own_blocks import put_own_blocks
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.policy import Policy, RequestKind
@@ -34,6 +35,7 @@ class Assignment:
         base: the project's base model.
         models: folders of the merged models that the request is about.
         folder: where files of the answer are written.
+        base_folder: where the base model lies, if that is known; an adapter is added to it.
     """
 
     request: RequestInfo
@@ -43,6 +45,7 @@ class Assignment:
     base: BaseManifest
     models: Mapping[str, Path]
     folder: Path
+    base_folder: Path | None = None
 
 
 def compute(
@@ -101,12 +104,26 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
     texts = read_texts(measured.texts, _fields(measured), split=measured.split, limit=measured.examples)
     (folder,) = assignment.models.values()
     everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
-    collect(folder, texts, base=assignment.base.content_digest(), **run).save(everything)
+    base = assignment.base.content_digest()
+    if assignment.request.block == "own":
+        opened = _with_own_blocks(folder, assignment, participation)
+        collect(opened.model, texts, tokenizer=opened.tokenizer, base=base, **run).save(everything)
+    else:
+        collect(folder, texts, base=base, **run).save(everything)
     section, stays = keep_leaving_statistics(
         everything, leaving, assignment.request.layers, assignment.policy, assignment.base
     )
     everything.unlink()
     return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
+
+
+def _with_own_blocks(folder: Path, assignment: Assignment, participation: Participation) -> OpenModel:
+    if participation.model is None:
+        msg = "the configuration names no model, whose blocks this request would be answered with"
+        raise ConfigurationError(msg)
+    opened = open_model(folder, device=participation.device)
+    put_own_blocks(opened.model, participation.model, assignment.request.layers, base_folder=assignment.base_folder)
+    return opened
 
 
 _ANSWERS: Final[Mapping[RequestKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {

@@ -10,6 +10,7 @@ from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
 from gramfuse_shared.contract.policy import RequestKind
+from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
 DEFAULT_FOLDER: Final = Path("answers")
@@ -33,7 +34,8 @@ class Participation(Document):
 
     Attributes:
         project: the project whose requests are answered.
-        model: the organization's own fine-tuned folder; an evaluation scores it, too.
+        model: the organization's own fine-tuned folder, as it was contributed; an evaluation scores it, too, and `gram`
+            requests about own blocks take these from it.
         held_out: labelled texts that nothing was trained on, for `evaluate`.
         measured: the texts that statistics are measured on, for `gram`.
         allow: kinds that are answered without showing each answer first. What leaves is noted all the same.
@@ -58,6 +60,10 @@ class Participation(Document):
         """The kinds that there is local data for."""
         texts: dict[RequestKind, LocalTexts | None] = {"evaluate": self.held_out, "gram": self.measured}
         return frozenset(kind for kind, found in texts.items() if found is not None)
+
+    def can_answer(self, request: RequestInfo) -> bool:
+        """Tell whether there is all that a request would be answered from."""
+        return request.kind in self.kinds and (request.block == "merged" or self.model is not None)
 
 
 def read_participation(path: Path) -> Participation:

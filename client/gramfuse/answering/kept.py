@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,18 @@ class KeptAnswers:
         """Return where a pulled model lies, or will."""
         self.place(_MODELS)
         return self.folder / _MODELS / model
+
+    def forget_models(self, needed: Collection[str]) -> None:
+        """Remove the pulled models that no request waits for: a refinement asks about as many as there are blocks."""
+        for folder in self._models():
+            if folder.name not in needed:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _models(self) -> list[Path]:
+        try:
+            return list((self.folder / _MODELS).iterdir())
+        except OSError:
+            return []
 
     def keep(self, prepared: PreparedAnswer) -> None:
         """Keep an answer; its file is in the request's folder already. The document comes last: with it, all is there.

@@ -63,7 +63,7 @@ def participate(
     kept = KeptAnswers(participation.folder)
     handled = []
     for request in waiting_requests(client, participation.project):
-        if request.kind not in participation.kinds:
+        if not participation.can_answer(request):
             handled.append(Handled(request, "no local data"))
             continue
         prepared = kept.find(request.id)
@@ -81,6 +81,7 @@ def participate(
             client.answer(prepared, confirm=lambda _: True, on_progress=on_transfer)
         kept.forget(request.id)
         handled.append(Handled(request, "answered"))
+    kept.forget_models({model for one in handled if one.outcome != "answered" for model in one.request.models})
     return handled
 
 
@@ -110,6 +111,7 @@ def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferrin
         with transferring() as on_transfer:
             models[model] = client.pull(request.project, model, kept.model(model), on_progress=on_transfer)
     policy = client.policy(request.project)
+    project = client.project(request.project)
     return Assignment(
         request=request,
         organization=client.organization,
@@ -118,4 +120,5 @@ def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferrin
         base=client.base_manifest(request.project),
         models=models,
         folder=kept.place(request.id),
+        base_folder=client.home.base_folder(project.base),
     )

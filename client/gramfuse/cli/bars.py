@@ -95,6 +95,25 @@ def job() -> Iterator[Callable[[Job], None]]:
         yield show
 
 
+@contextlib.contextmanager
+def steps(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Show the bar of a loop of requests and jobs: the share that is done, and what is waited for."""
+    columns = (
+        rich_progress.TextColumn(title),
+        rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TextColumn("{task.fields[detail]}"),
+    )
+    with _bars(*columns) as bars:
+        task = bars.add_task("", total=1.0, detail="")
+
+        def show(share: float, detail: str) -> None:
+            bars.start()
+            bars.update(task, completed=share, detail=detail)
+
+        yield show
+
+
 def describe_job(seen: Job) -> str:
     """Write a job's state, tasks, rate and estimate in a few words."""
     words = [seen.state if seen.stage in {"", seen.state} else f"{seen.state}: {seen.stage}"]

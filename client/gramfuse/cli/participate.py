@@ -1,5 +1,6 @@
 """`gramfuse participate`: answer what the server asks, from local data, with a person's consent."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import bars, output, session
 from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.measuring import first_interrupt
-from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.errors import CancelledError, GramfuseError
 
 app = typer.Typer(add_completion=False)
 
@@ -58,7 +59,10 @@ def participate_command(
         told: set[tuple[str, str]] = set()
         while not stopped.is_set():
             try:
-                handled = _answer(participation, yes=yes)
+                handled = _answer(participation, yes=yes, is_cancelled=stopped.is_set)
+            except CancelledError as error:
+                output.note(error.message)
+                break
             except GramfuseError as error:
                 if not error.retryable:
                     raise
@@ -71,7 +75,9 @@ def participate_command(
             stopped.wait(every)
 
 
-def _answer(participation: Participation, *, yes: bool) -> list[Handled]:
+def _answer(
+    participation: Participation, *, yes: bool, is_cancelled: Callable[[], bool] = lambda: False
+) -> list[Handled]:
     def confirm(prepared: PreparedAnswer) -> bool:
         output.note(str(prepared), always=not yes)
         return is_confirmed(f"Send this answer to {prepared.answer.request} of {prepared.answer.project}?", yes=yes)
@@ -84,6 +90,7 @@ def _answer(participation: Participation, *, yes: bool) -> list[Handled]:
             on_allowed=lambda prepared: output.note(str(prepared)),
             measuring=lambda request: bars.measurement(f"{request.id}:"),
             transferring=bars.transfer,
+            is_cancelled=is_cancelled,
         )
 
 

@@ -7,15 +7,18 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.refining.running import RefinementProgress
 from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.policy import RequestKind
-from gramfuse_shared.contract.requests import DAY_SECONDS, RequestInfo
+from gramfuse_shared.contract.requests import DAY_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="The request's id.")]
+
+DaysOption = Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline of a request.")]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Ask participants to evaluate or measure merged models."
@@ -30,7 +33,14 @@ def create(
     layer: Annotated[
         list[str] | None, typer.Option("--layer", help="Of gram: a linear weight to measure; repeat it. Default: all.")
     ] = None,
-    days: Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline.")] = 7.0,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block",
+            help="Of gram with --layer: own measures with each organization's own blocks in the merged model.",
+        ),
+    ] = None,
+    days: DaysOption = 7.0,
     identifier: Annotated[
         str | None, typer.Option("--id", help="The request's id: the same id again is the same request.")
     ] = None,
@@ -44,13 +54,15 @@ def create(
     if kind not in get_args(RequestKind):
         msg = f"{kind!r} is no kind of request; there are {', '.join(get_args(RequestKind))}"
         raise ConfigurationError(msg)
+    chosen = _chosen_block(block) or "merged"
     with session.open_client() as client:
         made = client.ask(
             project,
             cast("RequestKind", kind),
             models,
             layers=layer or (),
-            seconds=max(60, round(days * DAY_SECONDS)),
+            block=chosen,
+            seconds=_seconds(days),
             request=identifier,
         )
     _show(_wait(project, made.id, None) if wait_ else made)
@@ -109,6 +121,89 @@ def cancel(project: ProjectArgument, request: RequestArgument) -> None:
     """
     with session.open_client() as client:
         _show(client.cancel_request(project, request))
+
+
+@app.command()
+def refine(
+    project: ProjectArgument,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The merged model to begin with.")],
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="The new model's id; default: MODEL-refined. The same id again goes on.")
+    ] = None,
+    blocks_at_once: Annotated[int, typer.Option("--blocks-at-once", min=1, help="Blocks per step.")] = 1,
+    all_at_once: Annotated[
+        bool, typer.Option("--all-at-once", help="One step for all layers: an iteration of RegMean, not RegMean++.")
+    ] = False,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            "--block", help="own or merged: whose weights a block has while it is measured. Default: own, as published."
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", min=0, max=1, help="Of the merges; default: as MODEL was merged.")
+    ] = None,
+    days: DaysOption = 7.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the models in between; default: delete them.")] = False,
+) -> None:
+    """Merge a model anew block by block (RegMean++, coordinator): ask everybody to measure, merge, go on.
+
+    Participants answer best by `gramfuse participate --watch`. Ctrl-C leaves the open request open; the same command
+    again goes on where it was, asks anew what failed, and retries a job that did.
+
+    Example: gramfuse request refine acme.tweets regmean-1 --id regmean-pp
+    """
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    waited: list[str] = []
+    with session.open_client() as client, bars.steps("Refining") as show_bar:
+
+        def show_progress(progress: RefinementProgress) -> None:
+            show_bar(progress.share, _describe_refinement(progress))
+            waited[:] = [progress.request.id] if progress.request is not None else []
+
+        try:
+            job = client.refine(
+                project,
+                model,
+                result=identifier,
+                blocks_at_once=None if all_at_once else blocks_at_once,
+                block=_chosen_block(block),
+                alpha=alpha,
+                seconds=_seconds(days),
+                keep=keep,
+                on_request=lambda request: waited.append(request.id),
+                on_progress=show_progress,
+            )
+        except KeyboardInterrupt:
+            for request in waited[-1:]:
+                way_back = f"`gramfuse request cancel {project} {request}` takes it back"
+                output.note(f"request {request} stays open for answers; {way_back}")
+            raise typer.Exit(output.EXIT_INTERRUPTED) from None
+    rows = [
+        ("model", job.id),
+        ("begun with", model),
+        ("organizations", ", ".join(member.organization for member in job.cohort)),
+    ]
+    output.show(job, output.table(("", ""), rows))
+
+
+def _describe_refinement(progress: RefinementProgress) -> str:
+    step = f"step {progress.step.number} of {progress.step.total}"
+    if progress.request is not None:
+        return f"{step} · {_answered(progress.request)} of {len(progress.request.asked)} have answered"
+    return f"{step} · merging" if progress.job is not None else step
+
+
+def _chosen_block(block: str | None) -> MeasuredBlock | None:
+    if block is not None and block not in get_args(MeasuredBlock):
+        msg = f"--block is {block!r}; it is one of {', '.join(get_args(MeasuredBlock))}"
+        raise ConfigurationError(msg)
+    return cast("MeasuredBlock | None", block)
+
+
+def _seconds(days: float) -> int:
+    return max(60, round(days * DAY_SECONDS))
 
 
 def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:

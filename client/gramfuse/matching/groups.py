@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
 from gramfuse.matching.families import FAMILIES, AttentionNames, BlockNames
-from gramfuse.measuring.layers import natural_key
-from gramfuse.naming import name_pattern
+from gramfuse.naming import name_pattern, natural_key
 from gramfuse_shared.errors import ArchitectureMismatchError
 
 _FUSED_PARTS: Final = 3

@@ -13,11 +13,12 @@ import torch
 
 from gramfuse.measuring.distinct import Readers
 from gramfuse.measuring.examples import Examples, PassCounts
-from gramfuse.measuring.layers import Layer, natural_key
+from gramfuse.measuring.layers import Layer
 from gramfuse.measuring.masking import Selection
 from gramfuse.measuring.masks import RowCount
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.stream import Stream
+from gramfuse.naming import natural_key
 from gramfuse_shared.errors import WiringChangedError
 
 _NO_VERSION: Final = -1

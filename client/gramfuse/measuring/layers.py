@@ -1,6 +1,5 @@
 """Which linear layers of a model are measured, and under which names their weights are saved."""
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,11 +57,6 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
         msg = f"{type(model).__name__} holds no nn.Linear or Conv1D of its own, so there is nothing to measure"
         raise ArchitectureMismatchError(msg)
     return layers
-
-
-def natural_key(name: str) -> tuple[tuple[int, str | int], ...]:
-    """Order names as a person would: `layer.2` before `layer.10`."""
-    return tuple((1, int(part)) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name))
 
 
 def checkpoint_names(model: nn.Module) -> dict[str, str]:

@@ -16,9 +16,9 @@ import torch
 
 from gramfuse.measuring.distinct import DistinctRows, Readers
 from gramfuse.measuring.examples import PassCounts
-from gramfuse.measuring.layers import natural_key
 from gramfuse.measuring.statistics_io import read_statistics, write_statistics
 from gramfuse.measuring.stream import Stream, worst_source
+from gramfuse.naming import natural_key
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata

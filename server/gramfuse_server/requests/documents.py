@@ -64,6 +64,7 @@ def request_documents(
                 kind=asked.kind,
                 models=asked.models,
                 layers=asked.layers,
+                block=asked.block,
                 state=seen.state,
                 reason=seen.reason,
                 policy=PolicyReference(version=row.policy_version, digest=_policy(session, row).content_digest()),

@@ -103,7 +103,8 @@ class Policy(Document):
         default=(),
         exclude_if=lambda value: not value,
         description="what the server may ask participants later. evaluate: metrics of merged models on held-out data, "
-        "which the project's members see. gram: Gram matrices of layers as a merged model computes them",
+        "which the project's members see. gram: Gram matrices of layers as a merged model "
+        "computes them, or one in which blocks are the organization's own",
     )
     missed_deadline: Literal["fail", "leave_out"] = Field(
         default="fail",

@@ -26,6 +26,9 @@ AnswerState = Literal["awaited", "open", "sealed", "accepted", "rejected", "expi
 DAY_SECONDS: Final = 24 * 3600
 DEFAULT_SECONDS: Final = 7 * DAY_SECONDS
 
+MeasuredBlock = Literal["merged", "own"]
+"""Whose weights a block has while its layers are measured: the merged model's, or the organization's own."""
+
 EVALUATION_KINDS: Final[frozenset[RequestKind]] = frozenset({"evaluate"})
 """Kinds that may be about several models, and whose answers all members of the project see."""
 
@@ -37,12 +40,16 @@ class RequestCreate(Document):
         kind: what is asked for.
         models: merged models of the project; one, except for `evaluate`.
         layers: of `gram`, the linear weights whose inputs are measured; none: all.
+        block: of `gram`, `own` puts the blocks that hold these layers in the merged model as the organization has them,
+            every parameter of them, and measures there: the inputs of a block are the merged model's, what its inner
+            layers read is the organization's own work (RegMean++ as published).
         seconds: until the deadline.
     """
 
     kind: RequestKind
     models: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=limits.MAX_REQUEST_MODELS)]
     layers: Annotated[tuple[TensorName, ...], Field(max_length=limits.MAX_TAPS)] = ()
+    block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
     seconds: Annotated[int, Field(ge=60, le=365 * DAY_SECONDS)] = DEFAULT_SECONDS
 
     @model_validator(mode="after")
@@ -55,6 +62,9 @@ class RequestCreate(Document):
             raise ValueError(msg)
         if self.layers and self.kind != "gram":
             msg = f"a request of the kind {self.kind} names no layers"
+            raise ValueError(msg)
+        if self.block == "own" and not self.layers:
+            msg = "block: own names the layers; with all blocks its own, the model would be the organization's alone"
             raise ValueError(msg)
         return self
 
@@ -109,6 +119,7 @@ class RequestInfo(Document):
     kind: RequestKind
     models: tuple[JobId, ...]
     layers: tuple[TensorName, ...] = ()
+    block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
     state: RequestState
     reason: str | None = None
     policy: PolicyReference

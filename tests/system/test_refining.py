@@ -1,0 +1,184 @@
+"""RegMean++ on real processes: participants that look for requests by themselves, and a coordinator's one command."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+import gramfuse
+from gramfuse.answering.configuration import read_participation
+from gramfuse.answering.participating import participate
+from support import collaboration
+from support.collaboration import Collaboration
+from support.deployment import Desk, kill, wait_until
+from support.tiny_models import Recorder
+
+POLICY = gramfuse.Policy(
+    heads="shared",
+    minimum_rows_per_dimension=1,
+    embedding_taps="send",  # so that the result is the published algorithm's in all layers, the first ones too
+    requests=("gram",),
+)
+ALPHA = 0.9
+BLOCKS = ("bert.encoder.layer.0.", "bert.encoder.layer.1.")
+
+
+pytestmark = pytest.mark.parametrize("deployment", ["sqlite"], indirect=True)  # nothing here hangs on the database
+
+
+@pytest.fixture
+def merged(deployment, request) -> Collaboration:
+    """A project with the model `first`, whose participants have a configuration."""
+    test = f"{request.node.name[5:15].strip('_').replace('_', '-')}-{deployment.database_url is None:d}"
+    made = collaboration.begin(deployment, [f"{name}-{test}" for name in ("acme", "globex", "initech")], policy=POLICY)
+    collaboration.contribute(made)
+    for desk in made.desks:
+        configuration = {"project": made.project, "model": "tuned", "measured": {"texts": "texts.jsonl"}}
+        (desk.folder / "participate.yaml").write_text(yaml.safe_dump(configuration | {"allow": ["gram"]}))
+    with made.coordinator.client() as client:
+        client.submit(made.project, gramfuse.Recipe(merge_method="regmean"), job="first")
+        client.wait(made.project, "first")
+    return made
+
+
+def answer_all(made: Collaboration) -> None:
+    for desk in made.desks:
+        with desk.client() as client:
+            participate(client, read_participation(desk.folder / "participate.yaml"), confirm=lambda _: False)
+
+
+@contextmanager
+def watching(*desks: Desk) -> Iterator[list[subprocess.Popen[str]]]:
+    """Participants' clients that look for requests every second."""
+    started = [desk.start("participate", "participate.yaml", "--watch", "--every", "1") for desk in desks]
+    try:
+        yield started
+    finally:
+        for process in started:
+            if process.poll() is None:
+                kill(process)
+            process.communicate()
+
+
+def request_of(desk: Desk, made: Collaboration, name: str) -> Any:
+    return desk.get(made.path(f"/requests/{name}"))
+
+
+def answers(desk: Desk, made: Collaboration, name: str) -> int:
+    found = request_of(desk, made, name)
+    return 0 if found is None else sum(place["state"] == "accepted" for place in found["asked"])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+def published(made: Collaboration, first: Path) -> dict[str, torch.Tensor]:
+    """RegMean++ (arXiv 2508.03121, algorithm 1) in float64, text by text: no padding, no shared sums, an inverse.
+
+    Each block of each organization reads what the merged blocks below make of its texts; the linear weights of the
+    block are least squares on the inputs that they have within it, all else in it is the mean.
+    """
+    result = weights(first)
+    own = [weights(desk.folder / "tuned") for desk in made.desks]
+    for block in BLOCKS:
+        grams = []
+        for desk, mine in zip(made.desks, own, strict=True):
+            model = BertForSequenceClassification.from_pretrained(first).double().eval()
+            model.load_state_dict({name: (mine if name.startswith(block) else result)[name] for name in result})
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(first)
+            recorder = Recorder(model)
+            for line in (desk.folder / "texts.jsonl").read_text().splitlines():
+                with torch.no_grad():
+                    model(**tokenizer(json.loads(line)["text"], return_tensors="pt"))
+            grams.append(recorder)
+        for name in [name for name in result if name.startswith(block)]:
+            if name in grams[0].inputs:
+                precisions = []
+                for recorder in grams:
+                    gram = recorder.gram(name) / len(torch.cat(recorder.inputs[name]))
+                    precisions.append(ALPHA * gram + (1 - ALPHA) * gram.diag().diag())
+                products = sum(mine[name] @ precision for mine, precision in zip(own, precisions, strict=True))
+                result[name] = products @ torch.linalg.inv(sum(precisions))
+            else:
+                result[name] = sum(mine[name] for mine in own) / len(own)
+    return result
+
+
+def test_one_command_and_participants_that_watch_make_the_published_algorithms_model(merged):
+    """And it is interrupted, and so are they: the same commands again go on, and nobody answers twice."""
+    acme, globex, initech = merged.desks
+    # Ctrl-C while nobody answers yet
+    coordinator = acme.start("request", "refine", merged.project, "first", "--id", "pp")
+    wait_until(lambda: request_of(acme, merged, "pp-1"), seconds=60, what="the first request")
+    time.sleep(1)  # until it knows what it waits for
+    coordinator.send_signal(signal.SIGINT)
+    _, told = coordinator.communicate(timeout=30)
+    assert coordinator.returncode == 130, told
+    assert "request pp-1 stays open" in told
+    assert "running the same command again resumes" in told
+    assert request_of(acme, merged, "pp-1")["state"] == "open"
+
+    with watching(acme, globex) as (_, victim):
+        wait_until(lambda: answers(acme, merged, "pp-1") == 2, seconds=120, what="two answers")
+        kill(victim)
+        coordinator = acme.start("request", "refine", merged.project, "first", "--id", "pp", "--format", "json")
+        with watching(globex, initech) as (again, other):
+            _, told = coordinator.communicate(timeout=240)
+            assert coordinator.returncode == 0, told
+            for process in (again, other):
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=60)
+                assert process.returncode == 0, told
+                assert "stopping; Ctrl-C again stops at once" in told
+
+    with acme.client() as client:
+        assert [(request.id, request.block, request.state) for request in client.requests(merged.project)] == [
+            ("pp-2", "own", "complete"),
+            ("pp-1", "own", "complete"),
+        ]
+        client.pull(merged.project, "first", acme.folder / "first")
+        client.pull(merged.project, "pp", acme.folder / "pp")
+        assert client.model(merged.project, "pp-1").deleted_at is not None
+    found, expected = weights(acme.folder / "pp"), published(merged, acme.folder / "first")
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= 2e-6, name
+    # what was pulled for answers that were accepted is gone
+    for desk in merged.desks:
+        assert list((desk.folder / "answers").glob("models/*")) == [], desk.name
+
+
+def test_in_one_program_the_participants_answer_while_the_loop_waits(merged):
+    """Two blocks at once with merged weights, begun again with other settings under another name; models are kept."""
+    with merged.coordinator.client() as client:
+        shares: list[float] = []
+        job = client.refine(
+            merged.project,
+            "first",
+            result="once",
+            blocks_at_once=None,
+            alpha=ALPHA,
+            keep=True,
+            on_request=lambda _: answer_all(merged),
+            on_progress=lambda progress: shares.append(progress.share),
+        )
+        assert (job.id, job.recipe.request) == ("once", "once-1")
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+        assert client.request(merged.project, "once-1").block == "merged"
+        assert {model.id: model.deleted_at for model in client.models(merged.project)} == {"first": None, "once": None}
+        # the same call again only looks
+        before = len(client.requests(merged.project))
+        again = client.refine(merged.project, "first", result="once", blocks_at_once=None, alpha=ALPHA, keep=True)
+        assert again == job
+        assert len(client.requests(merged.project)) == before
