@@ -15,6 +15,7 @@ from support.worker_world import MEMBERS, InProcessWorker, contribute, make_weig
 
 POLICY = OPEN_POLICY.model_copy(update={"methods": ("linear", "regmean", "fisher")})
 PROJECT = "acme.tweets"
+GIVEN = {"collector_version": "0.1.0", "labels": "given"}
 
 
 def values_of(seed):
@@ -23,14 +24,14 @@ def values_of(seed):
     return {name: 10.0 ** (6 * torch.rand(shape, generator=chooser) - 3) for name, _, shape in BODY_TENSORS}
 
 
-def make_fisher(project, values, *, examples=50, norms=None):
+def make_fisher(project, values, *, examples=50, norms=None, **changes):
     """A file of Fisher information and what is told of it."""
     found = {name: float(value.double().norm()) for name, value in values.items()} | (norms or {})
     parameters = [
         {"name": name, "shape": tuple(value.shape), "norm": found[name], "source": "mixed"}
         for name, value in values.items()
     ]
-    information = make_information(examples=examples, base=project["base"], parameters=parameters)
+    information = make_information(examples=examples, base=project["base"], parameters=parameters, **changes)
     header = format_header(tensors_of_fisher(information.parameters), {METADATA_KEY: information.model_dump_json()})
     return information, header + b"".join(value.numpy().tobytes() for value in values.values())
 
@@ -62,6 +63,7 @@ def test_by_default_the_server_takes_none(world):
     ("made", "reason"),
     [
         ({"source": "embeddings"}, "hangs on which tokens"),
+        ({"collector": GIVEN}, "measured with the texts' own labels, and tells how the model does"),
         ({"source": "unknown"}, "what feeds it is not known"),
         ({"examples": 11}, "11 distinct examples, the policy wants 12"),
         ({"tensors": BASE_TENSORS[:1]}, "embeddings: base"),
@@ -133,10 +135,10 @@ def test_values_that_are_no_information_are_rejected_with_the_reason(world, sett
     assert reason in found["reason"]
 
 
-def push_all(world, settings, *, without=()):
-    project = world.project(*MEMBERS, policy=POLICY)
+def push_all(world, settings, *, without=(), policy=POLICY, **changes):
+    project = world.project(*MEMBERS, policy=policy)
     for seed, member in enumerate(MEMBERS):
-        information, content = make_fisher(project, values_of(seed), examples=50 * (seed + 1))
+        information, content = make_fisher(project, values_of(seed), examples=50 * (seed + 1), **changes)
         fisher = {} if member in without else {"information": information, "fisher": content}
         contribute(world, project, member, seed, **fisher)
     worker = InProcessWorker(world, settings)
@@ -173,8 +175,18 @@ def test_a_job_merges_by_fisher_information_as_the_definition_says(world, settin
     card = download(world, "README.md").decode()
     assert "`fisher` (fisher/1): Fisher-weighted averaging" in card
     assert f"normalisation: {normalize}" in card
+    assert "labels of the Fisher information: drawn from each organization's own model" in card
     assert yaml.safe_load(download(world, "recipe.yaml"))["merge_method"] == "fisher"
     assert json.loads(download(world, "diagnostics.json")) == []
+
+
+def test_where_the_policy_lets_given_labels_leave_the_card_says_that_they_were(world, settings):
+    worker = push_all(world, settings, policy=POLICY.model_copy(update={"given_labels": "send"}), collector=GIVEN)
+    submit(world, {"merge_method": "fisher"})
+    worker.run(PROJECT, "first")
+    assert (
+        "labels of the Fisher information: those of the organizations' texts" in download(world, "README.md").decode()
+    )
 
 
 def test_a_cohort_of_which_one_sent_none_fails_with_a_reason(world, settings):

@@ -92,7 +92,9 @@ def fisher_metadata(*, examples: int = 200, base: str | None = None, shapes=SHAP
     return FisherMetadata.model_validate(document | {"collector": {"collector_version": "0.1.0"}})
 
 
-def write_fisher(path: Path, *, examples: int = 200, base: str | None = None) -> Path:
-    metadata = fisher_metadata(examples=examples, base=base)
+def write_fisher(
+    path: Path, *, examples: int = 200, base: str | None = None, metadata: FisherMetadata | None = None
+) -> Path:
+    metadata = metadata or fisher_metadata(examples=examples, base=base)
     shapes = {parameter.name: ("F32", parameter.shape) for parameter in metadata.parameters}
     return write_safetensors(path, shapes, 1, {FISHER_METADATA_KEY: metadata.canonical().decode()})

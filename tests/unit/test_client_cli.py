@@ -228,6 +228,10 @@ def test_an_unsafe_rule_is_called_unsafe_before_it_is_accepted():
     unsafe = Policy(embeddings="average", embedding_taps="send", cohorts="open")
     assert sum("UNSAFE" in sentence for sentence in describe_policy(unsafe)) == 3
     assert any("at least 7 organizations" in sentence for sentence in describe_policy(Policy(minimum_cohort=7)))
+    assert not any("own labels" in sentence for sentence in describe_policy(Policy(given_labels="send")))
+    for rule, words in (("withhold", "not with your texts' own"), ("send", "tells how your model does on these texts")):
+        told = describe_policy(Policy(methods=("fisher",), given_labels=rule))
+        assert any(words in sentence for sentence in told)
     estimating = describe_policy(Policy(missing_statistics="estimate"))
     assert any("the merged model is close to your own" in sentence for sentence in estimating)
 

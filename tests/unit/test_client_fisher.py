@@ -18,6 +18,7 @@ from gramfuse.contributing.packaging import build_package, leaving_files
 from gramfuse.measuring.fisher import Fisher
 from gramfuse.measuring.squared_gradients import SquaredGradients
 from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
+from gramfuse_shared.contract.manifest import FisherSettings
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import parse_header
 from gramfuse_shared.errors import ArchitectureMismatchError, FileUnreadableError, StatisticsMalformedError
@@ -89,6 +90,19 @@ def test_what_embeddings_feed_leaves_with_a_warning_where_the_policy_says_so(fol
     plan = draft(folders, open_policy, fisher="many.safetensors").plan
     assert len(plan.leaving_fisher) == 6
     assert any("hangs on the tokens of your text" in warning for warning in plan.warnings)
+
+
+def test_what_given_labels_told_stays_or_leaves_with_a_warning(folders):
+    given = fisher_metadata().model_copy(update={"collector": FisherSettings(collector_version="0", labels="given")})
+    write_fisher(folders[2] / "given.safetensors", metadata=given)
+    plan = draft(folders, fisher="given.safetensors").plan
+    assert plan.leaving_fisher == ()
+    assert "given_labels: withhold): measure it with sampled ones" in str(plan)
+    sending = ALLOWED.model_copy(update={"given_labels": "send"})
+    plan = draft(folders, sending, fisher="given.safetensors").plan
+    assert [decision.info.name for decision in plan.leaving_fisher] == LEAVING
+    assert any("of your texts' own labels leaves" in warning for warning in plan.warnings)
+    assert not any("own labels" in warning for warning in draft(folders, sending).plan.warnings)
 
 
 def test_a_model_that_is_newer_than_what_was_measured_is_told(folders):
@@ -208,6 +222,29 @@ def test_stats_fisher_writes_a_file_and_show_and_audit_tell_what_it_says(tiny, t
     assert code == 0
     assert "fisher.safetensors" in printed
     assert "hangs on which tokens the text holds" in " ".join(printed.split())
+
+
+def test_stats_fisher_takes_the_labels_that_the_texts_bear(tiny, tmp_path, capsys):
+    records = [json.loads(line) for line in (tiny / "texts-1.jsonl").read_text().splitlines()]
+    labelled, out = tmp_path / "labelled.jsonl", tmp_path / "fisher.safetensors"
+    labelled.write_text("\n".join(json.dumps(record | {"mood": n % 3}) for n, record in enumerate(records)))
+    command = ("stats", "fisher", "--model", tiny / "tuned-1", "--texts", labelled, "--out", out)
+    code, printed, _ = run(
+        capsys, *command, "--labels", "given", "--label-field", "mood", "--examples", 9, "--format", "json"
+    )
+    assert code == 0
+    assert (json.loads(printed)["labels"], json.loads(printed)["examples"]) == ("given", 9)
+    texts = [record["text"] for record in records[:9]]
+    expected = gramfuse.collect_fisher(tiny / "tuned-1", texts, labels=[n % 3 for n in range(9)])
+    assert torch.equal(Fisher.load(out).values["classifier.bias"], expected.values["classifier.bias"])
+    assert "labels given" in run(capsys, "stats", "show", out)[1]
+
+    code, _, error = run(capsys, *command, "--overwrite", "--label-field", "mood")
+    assert code == 1
+    assert "add --labels given" in error
+    code, _, error = run(capsys, *command, "--overwrite", "--labels", "given")
+    assert code == 1
+    assert "none of the fields label, labels" in error
 
 
 def test_ctrl_c_ends_behind_the_batch_and_leaves_nothing(tiny, tmp_path, capsys, monkeypatch):

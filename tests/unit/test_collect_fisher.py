@@ -12,6 +12,7 @@ from torch import nn
 import gramfuse
 from gramfuse.measuring.batching import TokenizedText, batch_inputs
 from gramfuse.measuring.example_gradients import ExampleGradients, NotByExampleError
+from gramfuse.measuring.example_losses import SampledLabels
 from gramfuse.measuring.fisher import Fisher
 from gramfuse.measuring.inference import open_model, ready_to_run
 from gramfuse.measuring.sampled_loss import sampled_loss
@@ -337,7 +338,7 @@ def test_parts_of_texts_add_up_to_all_of_them():
             opened = open_model(model, tokenizer=Words(), device="cpu")
             with ready_to_run(opened):
                 names = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
-                squares = SquaredGradients(opened, names, seed=0)
+                squares = SquaredGradients(opened, names, SampledLabels(0, opened.device))
                 batch = [(place, TokenizedText(Words()(TEXTS[place])["input_ids"])) for place in places]
                 squares.try_batches(batch)
                 squares.add(batch)

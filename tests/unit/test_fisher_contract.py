@@ -99,6 +99,25 @@ def test_it_goes_where_the_weights_go_and_not_where_embeddings_feed():
     assert "which tokens the text holds (embedding_taps: withhold)" in found["layer.0.weight"]
 
 
+def test_what_given_labels_told_stays_unless_the_policy_says_so():
+    given = {"collector": {"collector_version": "0", "labels": "given"}}
+    reasons = set(stays(ALLOWED, **given).values())
+    assert len(reasons) == 1
+    assert "with the texts' own labels, and tells how the model does on them (given_labels: withhold)" in reasons.pop()
+    with pytest.raises(PolicyViolationError, match="given_labels"):
+        require_policy(manifest(**given), base(), OPEN)
+    sending = OPEN.model_copy(update={"given_labels": "send"})
+    require_policy(manifest(**given), base(), sending)
+    require_policy(manifest(), base(), sending)
+    assert "no method of the policy" in next(iter(stays(Policy(given_labels="send"), **given).values()))
+
+
+def test_a_policy_says_of_given_labels_only_where_they_leave():
+    """So a policy that was accepted before there were any keeps its digest."""
+    assert b"given_labels" not in ALLOWED.canonical()
+    assert b'"given_labels":"send"' in Policy(given_labels="send").canonical()
+
+
 def test_a_policy_that_shares_everything_lets_all_of_it_leave():
     assert set(stays(OPEN).values()) == {None}
     require_policy(manifest(), base(), OPEN)

@@ -9,8 +9,8 @@ from gramfuse.answering.configuration import LocalTexts, Participation
 from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.evaluating.evaluation import Evaluation, evaluate
-from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts
-from gramfuse.evaluating.tasks import LANGUAGE_TASKS, task_of
+from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
+from gramfuse.evaluating.tasks import task_of
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.own_blocks import put_own_blocks
@@ -90,13 +90,11 @@ def _evaluate(assignment: Assignment, participation: Participation, run: Mapping
 
 def _evaluated(folder: Path, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
     fields = _fields(held_out)
-    if task_of(folder) in LANGUAGE_TASKS:
-        return evaluate(
-            folder, read_texts(held_out.texts, fields, split=held_out.split, limit=held_out.examples), **run
-        )
-    labels = LabelFields(label=held_out.label_field, tags=held_out.tags)
-    found = read_labelled_texts(held_out.texts, fields, labels, split=held_out.split, limit=held_out.examples)
-    return evaluate(folder, found.texts, found.labels, **run)
+    named = LabelFields(label=held_out.label_field, tags=held_out.tags)
+    texts, labels = read_texts_of_task(
+        task_of(folder), held_out.texts, fields, named, split=held_out.split, limit=held_out.examples
+    )
+    return evaluate(folder, texts, labels, **run)
 
 
 def _measure(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:

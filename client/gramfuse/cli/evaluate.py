@@ -9,10 +9,11 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.cli import bars, output
+from gramfuse.cli.measuring import LabelFieldOption, TagsOption
 from gramfuse.evaluating.evaluation import evaluate
-from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts
-from gramfuse.evaluating.tasks import LANGUAGE_TASKS, task_of
-from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
+from gramfuse.evaluating.tasks import task_of
+from gramfuse.measuring.texts import Fields
 
 app = typer.Typer()
 
@@ -36,13 +37,9 @@ def evaluate_command(
             "A language model takes texts alone."
         ),
     ],
-    label_field: Annotated[
-        str | None, typer.Option(help="Field with the label, its name or id, or a list; default: label, labels.")
-    ] = None,
+    label_field: LabelFieldOption = None,
     tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
-    tags: Annotated[
-        str | None, typer.Option(help="Field with a tag per word; default: tags, ner_tags, labels.")
-    ] = None,
+    tags: TagsOption = None,
     text_field: Annotated[str | None, typer.Option(help="Field with the text; default: text, sentence, …")] = None,
     pair_field: Annotated[
         str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
@@ -61,11 +58,7 @@ def evaluate_command(
     start = time.monotonic()
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
     label_fields = LabelFields(label=label_field, tags=tags)
-    if task_of(model) in LANGUAGE_TASKS:
-        found, labels = read_texts(texts, fields, split=split, limit=examples), None
-    else:
-        labelled = read_labelled_texts(texts, fields, label_fields, split=split, limit=examples)
-        found, labels = labelled.texts, labelled.labels
+    found, labels = read_texts_of_task(task_of(model), texts, fields, label_fields, split=split, limit=examples)
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     with bars.measurement("Evaluating") as show_progress:
         evaluation = evaluate(

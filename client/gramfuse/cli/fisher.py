@@ -16,9 +16,11 @@ from gramfuse.cli.measuring import (
     BatchSizeOption,
     DeviceOption,
     ExamplesOption,
+    LabelFieldOption,
     MaxLengthOption,
     PairFieldOption,
     SplitOption,
+    TagsOption,
     TextFieldOption,
     TextsOption,
     TokensOption,
@@ -26,18 +28,23 @@ from gramfuse.cli.measuring import (
     stopping_at_a_batch,
 )
 from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
+from gramfuse.evaluating.tasks import task_of
 from gramfuse.measuring.fisher_collection import collect_fisher
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import FisherMetadata
-from gramfuse_shared.contract.manifest import FisherParameter
+from gramfuse_shared.contract.manifest import FisherParameter, Labels
+from gramfuse_shared.errors import ConfigurationError
 
 EXAMPLES = """[b]Examples[/b]
 
 gramfuse stats fisher --model tuned --texts mine.jsonl --out fisher.safetensors
 
 gramfuse stats fisher --model tuned --texts ner.jsonl --tokens tokens --examples 5000 --base base
+
+gramfuse stats fisher --model tuned --texts labelled.jsonl --labels given --label-field sentiment
 """
 
 
@@ -57,15 +64,29 @@ def fisher_command(
         Path | None, typer.Option(help="Folder of the project's base model; its fingerprint is noted in the file.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    labels: Annotated[
+        Labels,
+        typer.Option(
+            help="sampled: drawn from the model's own predictions, so the texts need none. given: those of the texts "
+            "(the empirical Fisher information); a language model's are the texts themselves."
+        ),
+    ] = "sampled",
+    label_field: LabelFieldOption = None,
+    tags: TagsOption = None,
     seed: Annotated[int, typer.Option(help="What the drawing of labels begins with.")] = 0,
 ) -> None:
     """Measure how much the model's predictions hang on each single weight: the Fisher information's diagonal.
 
-    Labels are drawn from the model's own predictions, so the texts need none. The merge method fisher weighs every
-    element by it. The file is as large as the model in float32. Nothing leaves this machine.
+    The merge method fisher weighs every element by it. The file is as large as the model in float32. Nothing leaves
+    this machine.
     """
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
-    found = read_texts(texts, fields, split=split, limit=examples)
+    label_fields = LabelFields(label=label_field, tags=tags)
+    if labels == "given":
+        found, given = read_texts_of_task(task_of(model), texts, fields, label_fields, split=split, limit=examples)
+    else:
+        _require_no_label_fields(label_fields)
+        found, given = read_texts(texts, fields, split=split, limit=examples), None
     require_writable(out, overwrite=overwrite)
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
@@ -77,6 +98,7 @@ def fisher_command(
         fisher = collect_fisher(
             model,
             found,
+            labels=labels if given is None else given,
             batch_size=batch_size,
             max_length=max_length,
             device=device,
@@ -89,6 +111,7 @@ def fisher_command(
     result = {
         "file": str(out),
         "bytes": out.stat().st_size,
+        "labels": labels,
         "examples": fisher.examples,
         "distinct_examples": fisher.distinct_examples,
         "parameters": len(fisher.values),
@@ -125,6 +148,12 @@ def render_fisher(metadata: FisherMetadata, console: Console) -> None:
         f"({metadata.distinct_examples:,} distinct), labels {metadata.collector.labels}, base "
         f"{metadata.base or 'not noted'}"
     )
+
+
+def _require_no_label_fields(named: LabelFields) -> None:
+    if named != LabelFields():
+        msg = "labels are drawn from the model, and --label-field and --tags name given ones: add --labels given"
+        raise ConfigurationError(msg)
 
 
 @contextmanager

@@ -36,6 +36,13 @@ PairFieldOption = Annotated[
     typer.Option("--pair-field", help="Field with the second text of a pair; of a generating model, the target."),
 ]
 TokensOption = Annotated[str | None, typer.Option("--tokens", help="Field with a list of words instead of a text.")]
+LabelFieldOption = Annotated[
+    str | None,
+    typer.Option("--label-field", help="Field with the label, its name or id, or a list; default: label, labels."),
+]
+TagsOption = Annotated[
+    str | None, typer.Option("--tags", help="Field with a tag per word; default: tags, ner_tags, labels.")
+]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a saved DatasetDict.")]
 BaseOption = Annotated[
     Path | None,

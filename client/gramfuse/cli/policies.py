@@ -32,6 +32,10 @@ _MISSING_STATISTICS: Final = {
         "moved in few directions, as adapters do, the merged model is close to your own in these."
     ),
 }
+_GIVEN_LABELS: Final = {
+    "withhold": "Fisher information leaves only where its labels were drawn from your model, not with your texts' own.",
+    "send": "Fisher information of your texts' own labels may leave. It tells how your model does on these texts.",
+}
 _COHORTS: Final = {
     "frozen": (
         "After a release you are merged only with the same organizations, weights, alpha and normalisation: two merges "
@@ -81,6 +85,7 @@ def describe_policy(policy: Policy) -> list[str]:
             f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension "
             f"on; below {policy.advised_rows_per_dimension:g} you are warned."
         ),
+        *([_GIVEN_LABELS[policy.given_labels]] if "fisher" in policy.methods else []),
         _MISSING_STATISTICS[policy.missing_statistics],
         f"A merge takes at least {policy.minimum_cohort} organizations.",
         _COHORTS[policy.cohorts],

@@ -77,16 +77,7 @@ def plan_contribution(
     unknown = missing if left_out == "unknown" else []
     warnings = list(_warnings(weights, taps, unknown, policy, changed=changed, measured=statistics is not None))
     decided = () if fisher is None else _decide_fisher(fisher, leaving, expected, base, policy)
-    if "fisher" in policy.methods and not any(decision.stays_because is None for decision in decided):
-        warnings.append(
-            "no Fisher information of yours leaves: fisher weighs a tensor only where every contribution brings it, so "
-            "with yours it can merge none, for everybody"
-        )
-    if any(decision.stays_because is None and decision.info.source != "mixed" for decision in decided):
-        warnings.append(
-            "Fisher information of layers fed by embeddings leaves: it hangs on the tokens of your text (policy: "
-            "embedding_taps = send)"
-        )
+    warnings += _fisher_warnings(decided, policy, given=fisher is not None and fisher.collector.labels == "given")
     if statistics is not None and statistics.encoding == "int16" and any(tap.stays_because is None for tap in taps):
         warnings.append(
             f"the statistics are rounded to int16: no merge with alpha above {INT16_MOST_ALPHA:g} takes them"
@@ -227,6 +218,25 @@ def _statistics_warnings(taps: Sequence[TapDecision], *, measured: bool) -> Iter
         return
     if all(tap.stays_because is not None for tap in taps):
         yield f"none of your statistics leaves: {needed}, so with yours every layer is averaged, for everybody"
+
+
+def _fisher_warnings(fisher: Sequence[FisherDecision], policy: Policy, *, given: bool) -> Iterator[str]:
+    leaving = [decision for decision in fisher if decision.stays_because is None]
+    if "fisher" in policy.methods and not leaving:
+        yield (
+            "no Fisher information of yours leaves: fisher weighs a tensor only where every contribution brings it, so "
+            "with yours it can merge none, for everybody"
+        )
+    if leaving and given:
+        yield (
+            "Fisher information of your texts' own labels leaves: it tells how your model does on these texts (policy: "
+            "given_labels = send)"
+        )
+    if any(decision.info.source != "mixed" for decision in leaving):
+        yield (
+            "Fisher information of layers fed by embeddings leaves: it hangs on the tokens of your text (policy: "
+            "embedding_taps = send)"
+        )
 
 
 def _untouched_told(labels: Sequence[int]) -> str:

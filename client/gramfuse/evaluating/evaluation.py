@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gramfuse.evaluating.labels import Label, class_ids, label_sets, tag_ids
+from gramfuse.evaluating.labels import Label, checked_labels, class_ids, label_sets, require_as_many, tag_ids
 from gramfuse.evaluating.language import text_losses
 from gramfuse.evaluating.predicting import logits_of
 from gramfuse.evaluating.scoring import score_classes, score_label_sets, score_tags, score_texts
@@ -18,7 +18,6 @@ from gramfuse.measuring.batching import TokenizedText, tokenize
 from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.metrics import MetricName, Task
-from gramfuse_shared.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,7 @@ def evaluate(
         WeightsInvalidError: the predictions hold NaN or infinity.
         CancelledError: `is_cancelled` said so.
     """
-    if not texts or (labels is not None and len(labels) != len(texts)):
-        msg = f"{len(texts)} texts and {len(labels or ())} labels: a model is scored on texts with a label each"
-        raise ConfigurationError(msg)
+    require_as_many(texts, labels)
     opened = open_model(model, tokenizer=tokenizer, device=device)
     task = task_of(opened.model)
     score = _scoring(task, opened, texts, labels)  # first: a label that the model lacks is found before the work
@@ -84,27 +81,15 @@ _Scoring = Callable[[Sequence[TokenizedText], Mapping[str, Any]], dict[MetricNam
 
 
 def _scoring(task: Task, opened: OpenModel, texts: Sequence[Text], labels: Sequence[Label] | None) -> _Scoring:
+    found = checked_labels(opened.model, task, texts, labels)
     if task in LANGUAGE_TASKS:
-        if labels is not None:
-            msg = f"{type(opened.model).__name__} writes text: it is scored on the texts themselves, without labels"
-            raise ConfigurationError(msg)
-        _require_targets(task, texts)
         return lambda tokenized, run: score_texts(text_losses(opened, tokenized, **run))
-    if labels is None:
-        msg = f"{type(opened.model).__name__} is scored on labelled texts, and no labels were given"
-        raise ConfigurationError(msg)
     names = label_names_of(opened.model)
     if task == "token-classification":
-        tags = tag_ids(texts, labels, names)
+        tags = tag_ids(texts, found, names)
         return lambda tokenized, run: score_tags(logits_of(opened, tokenized, **run), tags, names.names)
     if task == "multi-label-classification":
-        sets = label_sets(labels, names)
+        sets = label_sets(found, names)
         return lambda tokenized, run: score_label_sets(torch.stack(logits_of(opened, tokenized, **run)), sets)
-    ids = class_ids(labels, names)
+    ids = class_ids(found, names)
     return lambda tokenized, run: score_classes(torch.stack(logits_of(opened, tokenized, **run)), ids)
-
-
-def _require_targets(task: Task, texts: Sequence[Text]) -> None:
-    if task == "seq2seq-lm" and not all(isinstance(text, tuple) for text in texts):
-        msg = "a model that writes a target from a source is scored on pairs of both (--pair-field)"
-        raise ConfigurationError(msg)

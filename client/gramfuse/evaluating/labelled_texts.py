@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gramfuse.evaluating.labels import Label
-from gramfuse.measuring.texts import Fields, Text, read_records, text_of
+from gramfuse.evaluating.tasks import LANGUAGE_TASKS
+from gramfuse.measuring.texts import Fields, Text, read_records, read_texts, text_of
+from gramfuse_shared.contract.metrics import Task
 from gramfuse_shared.errors import ConfigurationError, DocumentMalformedError
 
 _LABEL_FIELDS: Final = ("label", "labels")
@@ -33,6 +35,26 @@ class LabelledTexts:
 
     texts: list[Text]
     labels: list[Label]
+
+
+def read_texts_of_task(
+    task: Task,
+    path: Path,
+    fields: Fields | None = None,
+    labels: LabelFields | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[Text], list[Label] | None]:
+    """Read texts with the labels that a model of the task predicts; of a language model, whose labels they are, alone.
+
+    Raises:
+        FileUnreadableError, DocumentMalformedError, ConfigurationError: see `read_labelled_texts`.
+    """
+    if task in LANGUAGE_TASKS:
+        return read_texts(path, fields, split=split, limit=limit), None
+    found = read_labelled_texts(path, fields, labels, split=split, limit=limit)
+    return found.texts, found.labels
 
 
 def read_labelled_texts(

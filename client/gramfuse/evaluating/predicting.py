@@ -65,12 +65,12 @@ def logits_of(
     labels: int = config.num_labels  # type: ignore[union-attr,assignment] # transformers' attribute
     found = [torch.full((labels,), torch.nan) for _ in texts]
     if task == "token-classification":
-        found = [torch.full((len(_require_words(text)), labels), torch.nan) for text in texts]
+        found = [torch.full((len(require_words(text)), labels), torch.nan) for text in texts]
     batches = run(opened, texts, batch_size=batch_size, on_progress=on_progress, is_cancelled=is_cancelled)
     for batch in batches:
         for at, logits in zip(batch.positions, batch.output.logits.float().cpu(), strict=True):
             if task == "token-classification":
-                seen = [(word, place) for word, place in enumerate(_require_words(texts[at])) if place is not None]
+                seen = [(word, place) for word, place in enumerate(require_words(texts[at])) if place is not None]
                 found[at][[word for word, _ in seen]] = _require_finite(logits[[place for _, place in seen]])
             else:
                 found[at].copy_(_require_finite(logits))
@@ -84,7 +84,12 @@ def _require_finite(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _require_words(text: TokenizedText) -> tuple[int | None, ...]:
+def require_words(text: TokenizedText) -> tuple[int | None, ...]:
+    """Return at which token each word begins.
+
+    Raises:
+        ConfigurationError: the text was not given as words, or the tokenizer does not tell.
+    """
     if text.words is None:
         msg = (
             "a token classifier predicts for words: give each text as a list of words (--tokens), and a tokenizer that "

@@ -50,7 +50,7 @@ def task_of(model: nn.Module | Path) -> Task:
     if name.endswith("ForSequenceClassification"):
         problem = getattr(config, "problem_type", None)
         if problem == "regression" or config.num_labels == 1:
-            msg = f"{name} predicts a number (problem_type: regression); only labels and texts are scored"
+            msg = f"{name} predicts a number (problem_type: regression); only labels and texts are known as answers"
             raise ConfigurationError(msg)
         return "multi-label-classification" if problem == "multi_label_classification" else "sequence-classification"
     if config.is_encoder_decoder and name.endswith(("ForConditionalGeneration", "Seq2SeqLM")):
@@ -58,8 +58,8 @@ def task_of(model: nn.Module | Path) -> Task:
     if not config.is_encoder_decoder and name.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal-lm"
     msg = (
-        f"{name} is no model that can be scored: its class ends with none of ForTokenClassification, "
-        "ForSequenceClassification, ForCausalLM, LMHeadModel, ForConditionalGeneration"
+        f"{name} is no model that can be scored, or whose labels are known: its class ends with none of "
+        "ForTokenClassification, ForSequenceClassification, ForCausalLM, LMHeadModel, ForConditionalGeneration"
     )
     raise ConfigurationError(msg)
 

@@ -1,7 +1,4 @@
-"""Sums the squares of examples' gradients of log p(y|x), y drawn from the model's own prediction, over batches.
-
-The loss of an example is drawn by its own generator, so that neither batches nor padding change what is measured.
-"""
+"""Sums the squares of examples' gradients of log p(y|x) over batches; what y is, the loss of an example says."""
 
 import inspect
 import warnings
@@ -15,17 +12,16 @@ from torch import nn
 
 from gramfuse.measuring.batching import TokenizedText, batch_inputs
 from gramfuse.measuring.example_gradients import ExampleGradients, NotByExampleError
+from gramfuse.measuring.example_losses import ExampleLoss
 from gramfuse.measuring.inference import OpenModel
 from gramfuse.measuring.layers import Layer
 from gramfuse.measuring.masking import frame_of
 from gramfuse.measuring.probing import PROBES_PER_MODULE, probe_sources
-from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.stream import worst_source
 from gramfuse_shared.contract.manifest import Source
-from gramfuse_shared.digest import seed_of
 
 Numbered: TypeAlias = tuple[int, TokenizedText]
-"""A text and its place among the texts, by which its labels are drawn."""
+"""A text and its place among the texts, by which its labels are known."""
 
 _MASKS: Final = ("attention_mask", "decoder_attention_mask")
 _PREDICTIONS: Final = ("logits", "start_logits", "end_logits")
@@ -44,7 +40,7 @@ class SquaredGradients:
         by_batch: whether gradients are told apart within a batch; else examples are passed alone.
     """
 
-    def __init__(self, opened: OpenModel, names: Mapping[nn.Parameter, str], *, seed: int) -> None:
+    def __init__(self, opened: OpenModel, names: Mapping[nn.Parameter, str], loss: ExampleLoss) -> None:
         """Begin with zero."""
         self.names = names
         self.sums = {
@@ -54,8 +50,7 @@ class SquaredGradients:
         self._model = opened.model
         self._device = opened.device
         self._pad = opened.pad
-        self._seed = seed
-        self._problem = getattr(opened.model.config, "problem_type", None)
+        self._loss_of = loss
         self._sources: dict[str, Source] = {}
         self._probes = 0
 
@@ -151,11 +146,10 @@ class SquaredGradients:
         return batch_inputs(self._model, [text for _, text in batch], self._pad, self._device)
 
     def _loss(self, inputs: Mapping[str, Any], batch: Sequence[Numbered]) -> torch.Tensor:
-        """Return Σ −log p(ŷ) over the examples, each with labels of its own generator."""
+        """Return Σ −log p(y|x) over the examples."""
         output = self._model(**inputs)
         losses = []
         for place, (number, _) in enumerate(batch):
-            drawn = torch.Generator(self._device).manual_seed(seed_of(f"{self._seed} {number}"))
             predicted = SimpleNamespace(
                 **{
                     name: value[place : place + 1]
@@ -164,7 +158,7 @@ class SquaredGradients:
                 }
             )
             masks = {name: inputs[name][place : place + 1] for name in _MASKS if name in inputs}
-            losses.append(sampled_loss(predicted, masks, drawn, problem=self._problem))
+            losses.append(self._loss_of(number, predicted, masks))
         return torch.stack(losses).sum()
 
 

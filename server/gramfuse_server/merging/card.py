@@ -46,6 +46,11 @@ _METHODS: Final = {
 }
 
 
+_LABELS: Final = {
+    "sampled": "drawn from each organization's own model",
+    "given": "those of the organizations' texts (the empirical Fisher information)",
+}
+
 _MISSING: Final = {
     "average": "averaged",
     "estimate": (
@@ -139,6 +144,9 @@ def _parameters(inputs: MergeInputs) -> list[str]:
         "seed": f"seed of what is left to chance: {parameters.seed}",
     }
     lines = [f"- {told[parameter]}" for parameter in PARAMETERS_OF[recipe.merge_method]]
+    if recipe.merge_method == "fisher":
+        kinds = {member.fisher.collector.labels for member in inputs.manifests.values() if member.fisher is not None}
+        lines += [f"- labels of the Fisher information: {_LABELS[kind]}" for kind in sorted(kinds)]
     if recipe.parameters.exclude:
         lines.append(f"- excluded, so the base's: {', '.join(f'`{name}`' for name in recipe.parameters.exclude)}")
     lines.append(f"- written as {recipe.out_dtype or 'the base stores it'}")

@@ -81,6 +81,12 @@ class Policy(Document):
     advised_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=200.0, description="a tap with fewer distinct rows than this times its width is warned about"
     )
+    given_labels: Literal["withhold", "send"] = Field(
+        default="withhold",
+        exclude_if=lambda value: value == "withhold",
+        description="withhold: Fisher information that was measured with the texts' own labels stays at home. send: it "
+        "leaves, where fisher is among the methods, and tells how the model does on these texts",
+    )
     missing_statistics: MissingStatistics = Field(
         default="average",
         exclude_if=lambda value: value == "average",

@@ -120,9 +120,16 @@ def why_fisher_stays(
         base: the project's base model.
         policy: the project's policy.
     """
+    none_leaves = None
     if "fisher" not in policy.methods:
-        reason = "no method of the policy reads Fisher information (methods)"
-        return dict.fromkeys((parameter.name for parameter in fisher.parameters), reason)
+        none_leaves = "no method of the policy reads Fisher information (methods)"
+    elif fisher.collector.labels == "given" and policy.given_labels == "withhold":
+        none_leaves = (
+            "it was measured with the texts' own labels, and tells how the model does on them (given_labels: "
+            "withhold): measure it with sampled ones"
+        )
+    if none_leaves is not None:
+        return dict.fromkeys((parameter.name for parameter in fisher.parameters), none_leaves)
     reasons = {
         parameter.name: _why_parameter_stays(parameter, contributed, base, policy) for parameter in fisher.parameters
     }
