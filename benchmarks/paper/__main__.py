@@ -21,7 +21,8 @@ from benchmarks.paper.experiments import FULL, SEEDS, SMOKE, SMOKE_SEEDS
 from benchmarks.paper.page import write_page
 from benchmarks.paper.plots import draw
 from benchmarks.paper.results import Results, summarize
-from benchmarks.paper.running import Bench, run, train
+from benchmarks.paper.running import run
+from benchmarks.paper.trained import Bench, train
 from transformers.utils import logging
 
 RESULTS: Final = REPOSITORY / "benchmarks" / "results" / "paper.json"
@@ -53,6 +54,10 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a handful of sentences: does it run at all?")
     parser.add_argument("--only", action="append", default=[], choices=names, help="run this, keep the others' results")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 1 2 3")
+    parser.add_argument("--source", help="another encoder, by its name on a hub or its folder")
+    parser.add_argument("--domains", nargs="+", help="other domains: data sets by NAME[:CONFIGURATION], or folders")
+    parser.add_argument("--held-out", nargs="*", help="with --domains: those that nobody trains on")
+    parser.add_argument("--epochs", type=int, help="instead of the experiments' own")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where trained models and scores are kept")
     parser.add_argument("--at-once", type=int, default=2, help="models trained at a time, one thread each")
     parser.add_argument("--device", default="cpu", help="on what models are trained, measured and asked, say cuda")
@@ -61,7 +66,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture goes, as SVG")
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; a smoke run has no page")
     arguments = parser.parse_args()
-    experiments = [one for one in (SMOKE if arguments.smoke else FULL) if one.name in (arguments.only or names)]
+    experiments = [
+        one.with_others(arguments.source, arguments.domains, arguments.held_out, arguments.epochs)
+        for one in (SMOKE if arguments.smoke else FULL)
+        if one.name in (arguments.only or names)
+    ]
     seeds = arguments.seeds or (SMOKE_SEEDS if arguments.smoke else SEEDS)
     results: Results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     with held(arguments.folder) as folder:

@@ -24,6 +24,8 @@ POLICY: Final = gramfuse.Policy(
     minimum_cohort=2,
 )
 """Everything is allowed: ablations need few rows and many cohorts, and the texts are public. Not for real projects."""
+PRIVATE_HEADS: Final = {"heads": "private", "head_parameters": (*POLICY.head_parameters, "*pooler.*")}
+"""The pooler is read by some heads alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,10 @@ class Consortium:
         """Who creates projects and submits jobs."""
         return next(iter(self.clients.values()))
 
-    def begin(self, name: str, base: Path) -> str:
+    def begin(self, name: str, base: Path, *, private_heads: bool) -> str:
         """Create a project that everybody joins; return its full name."""
-        project = self.coordinator.create_project(name, base=base, policy=POLICY)
+        policy = POLICY.model_copy(update=PRIVATE_HEADS) if private_heads else POLICY
+        project = self.coordinator.create_project(name, base=base, policy=policy)
         for position, (organization, client) in enumerate(self.clients.items()):
             if position:
                 self.coordinator.invite(project.id, organization)
@@ -68,6 +71,14 @@ class Consortium:
             self.coordinator.submit(project, recipe, job=job)
             self.coordinator.wait(project, job)
             self.coordinator.pull(project, job, target)
+        return target
+
+    def personal(self, name: str, merged: Path, own: Path) -> Path:
+        """Put an organization's own head on a merged model that was pulled."""
+        target = merged.with_name(f"{merged.name}-of-{name}")
+        if not target.exists():
+            policy = POLICY.model_copy(update=PRIVATE_HEADS)
+            gramfuse.attach_head(merged, own, target, policy=policy, home=self.clients[name].home)
         return target
 
 

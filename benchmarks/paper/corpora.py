@@ -1,19 +1,13 @@
-"""Where the texts come from: the shipped files, by corpus and part."""
+"""Where the texts come from: shipped files and data sets, by corpus and part."""
 
 import gzip
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 from benchmarks.paper import DEMO
-
-Part = Literal["train", "dev", "test"]
-Example = dict[str, Any]
-"""One line of a corpus: `{"tokens": [...], "tags": [...]}`, or `{"text": ..., "labels": [...]}`.
-
-Tokens with `"user_names": false` come from a corpus in which user names are no entities.
-"""
+from benchmarks.paper.examples import Example, Part
+from benchmarks.paper.hub import hub_examples
 
 SHIPPED: Final = DEMO / "data"
 WITHOUT_USER_NAMES: Final = frozenset({"wnut17"})
@@ -28,20 +22,11 @@ class Corpus:
     at_most: int | None = None
 
     def examples(self, part: Part) -> list[Example]:
-        """The examples of a part."""
-        raw = (SHIPPED / f"{self.name}.{part}.jsonl.gz").read_bytes()
+        """The examples of a part: of a shipped file, else of a data set by that name."""
+        shipped = SHIPPED / f"{self.name}.{part}.jsonl.gz"
+        if not shipped.exists():
+            return hub_examples(self.name, part, self.at_most)
+        raw = shipped.read_bytes()
         examples = [json.loads(line) for line in gzip.decompress(raw).decode().splitlines()[: self.at_most]]
         spoken = {"user_names": False} if self.name in WITHOUT_USER_NAMES else {}
         return [example | spoken for example in examples]
-
-
-def write_examples(path: Path, examples: list[Example]) -> None:
-    """Write JSON lines, the bytes decided by the examples alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(example, ensure_ascii=False, sort_keys=True) + "\n" for example in examples)
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def read_examples(path: Path) -> list[Example]:
-    """Read what `write_examples` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
-from benchmarks.paper.corpora import Example
+from benchmarks.paper.examples import Example
 from benchmarks.paper.rows import Scores
 from benchmarks.paper.tasks import LONGEST
 from sklearn.metrics import average_precision_score, f1_score
@@ -98,11 +98,13 @@ class Emotions:
         return found
 
     def scores(self, examples: Sequence[Example], logits: torch.Tensor) -> Scores:
-        """Macro-F1 and macro average precision."""
-        truth = _truth(examples).numpy()
+        """Macro-F1 and macro average precision over the emotions that occur."""
+        truth = _truth(examples).bool()
+        occur = truth.any(0)
+        true, predicted = truth[:, occur].numpy(), logits[:, occur]
         return {
-            "f1": 100 * float(f1_score(truth, (logits > 0).numpy(), average="macro", zero_division=0)),
-            "average_precision": 100 * float(average_precision_score(truth, logits.numpy(), average="macro")),
+            "f1": 100 * float(f1_score(true, (predicted > 0).numpy(), average="macro", zero_division=0)),
+            "average_precision": 100 * float(average_precision_score(true, predicted.numpy(), average="macro")),
         }
 
 

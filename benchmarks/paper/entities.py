@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from batches import batches, encode
 from benchmarks.paper import DEMO
-from benchmarks.paper.corpora import Example
+from benchmarks.paper.examples import Example
 from benchmarks.paper.rows import Scores
 from evaluate import entity_f1
 from finetune import Training, finetune

@@ -16,6 +16,7 @@ TITLES: Final[Mapping[str, str]] = {
     "btc.pairs": "Two at a time: means over the six pairs, in-domain the pair's own two",
     "btc.own_heads": "The same, each organization with a task head that it drew itself",
     "goemotions.key_class": "Non-i.i.d. partitions of one data set: GoEmotions, 80 % of each one class",
+    "tasks": "Different tasks, private heads: entities of sections F and H, and emotions, each under its own head",
 }
 ORDER: Final = (
     "Avg.",

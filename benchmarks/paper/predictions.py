@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from benchmarks.paper.corpora import Example
+from benchmarks.paper.examples import Example
 from benchmarks.paper.rows import Scores
 from benchmarks.paper.tasks import Task
 from cache import Cache
@@ -19,28 +19,27 @@ from gramfuse_shared.merging.exact_products import exact_products
 
 @dataclass(slots=True)
 class Predictions:
-    """What models of one task say. A model that was asked once is not asked again, not even by a later run."""
+    """What models say. A model that was asked once is not asked again, not even by a later run."""
 
-    task: Task
     cache: Cache
     device: str
     _digests: dict[Path, str] = field(default_factory=dict)
 
-    def logits(self, model: Path, examples: Sequence[Example]) -> torch.Tensor:
+    def logits(self, task: Task, model: Path, examples: Sequence[Example]) -> torch.Tensor:
         """The model's logits: [rows, labels]."""
-        key = f"logits-{_digest([self._weights(model), self.task.name, self.device, list(examples)])}"
+        key = f"logits-{_digest([self._weights(model), task.name, self.device, list(examples)])}"
         if not self.cache.kept(key).exists():
             with exact_products():
-                loaded = self.task.architecture.from_pretrained(model).to(self.device)
-                found = self.task.logits(loaded, AutoTokenizer.from_pretrained(model), examples)
+                loaded = task.architecture.from_pretrained(model).to(self.device)
+                found = task.logits(loaded, AutoTokenizer.from_pretrained(model), examples)
             save_file({"logits": found.contiguous()}, self.cache.begin(key) / "logits.safetensors")
             self.cache.finish(key)
         return load_file(self.cache.kept(key) / "logits.safetensors")["logits"]
 
-    def scores(self, models: Sequence[Path], examples: Sequence[Example]) -> Scores:
+    def scores(self, task: Task, models: Sequence[Path], examples: Sequence[Example]) -> Scores:
         """Scores of a model, or of the mean of several models' logits."""
-        logits = torch.stack([self.logits(model, examples) for model in models]).mean(0)
-        return self.task.scores(examples, logits)
+        logits = torch.stack([self.logits(task, model, examples) for model in models]).mean(0)
+        return task.scores(examples, logits)
 
     def _weights(self, model: Path) -> str:
         if model not in self._digests:

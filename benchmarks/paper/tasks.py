@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from benchmarks.paper.corpora import Example
+from benchmarks.paper.examples import Example
 from benchmarks.paper.rows import Scores
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.paper.catalogue import task_named
-from benchmarks.paper.corpora import read_examples
+from benchmarks.paper.examples import read_examples
 from cache import Cache, training_key
 from transformers import AutoTokenizer
 from transformers.utils import logging

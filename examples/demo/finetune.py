@@ -41,7 +41,8 @@ def finetune(
     """Train in place with AdamW; the learning rate rises over `warmup` of the steps, then falls to nothing."""
     # The project's policy keeps the base's embeddings: a change of them would be thrown away, and would tell which
     # words occur in the private text.
-    for parameter in model.base_model.embeddings.parameters():
+    embeddings = getattr(model.base_model, "embeddings", model.get_input_embeddings())
+    for parameter in embeddings.parameters():
         parameter.requires_grad = False
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)

@@ -23,6 +23,7 @@ def smoke(tmp_path):
 def test_every_row_has_a_score_and_nothing_of_the_service_is_left(smoke):
     results = json.loads((smoke / "results.json").read_text(encoding="utf-8"))
     assert set(results["btc"]) == ROWS
+    assert set(results["tasks"]) == {"Domain-specific", "Simple"}
     for name, row in results["btc"].items():
         assert set(row) == ({"in_domain"} if name == "Domain-specific" else {"in_domain", "out_of_domain"})
         for found in row.values():

@@ -1,0 +1,68 @@
+"""What the service makes of the organizations' models: everybody contributes, then jobs are run."""
+
+import random
+from pathlib import Path
+from typing import Final
+
+from benchmarks.paper.catalogue import task_named
+from benchmarks.paper.consortium import Consortium
+from benchmarks.paper.experiments import Experiment
+from benchmarks.paper.merges import Measure
+from benchmarks.paper.sources import MEASURING, digest_of
+from benchmarks.paper.trained import Bench, Trained
+
+import gramfuse
+
+BATCH: Final = 32
+
+
+class Workshop:
+    """Makes merged models, each through a job of the service; a project for each way to measure."""
+
+    def __init__(
+        self, experiment: Experiment, seed: int, bench: Bench, trained: Trained, everybody: Consortium
+    ) -> None:
+        self._experiment, self._seed, self._bench = experiment, seed, bench
+        self._trained, self._everybody = trained, everybody
+        self._folder, self._projects = bench.service / "models", dict[Measure, str]()
+        self.names = list(trained.models)
+
+    def merged(self, recipe: gramfuse.Recipe, measure: Measure) -> Path:
+        """The model that a recipe makes of what everybody contributed."""
+        if measure not in self._projects:
+            self._projects[measure] = self._contribute(measure)
+        folder = self._folder / measure.slug
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._everybody.merge(self._projects[measure], recipe, folder)
+
+    def personal(self, merged: Path, name: str) -> Path:
+        """An organization's own head on a merged trunk."""
+        return self._everybody.personal(name, merged, self._trained.models[name])
+
+    def _contribute(self, measure: Measure) -> str:
+        base, models = self._trained.base, self._trained.models
+        project = self._everybody.begin(measure.slug, base, private_heads=self._experiment.private_heads)
+        files = {name: self._measure(name, model, measure) for name, model in models.items()}
+        self._everybody.push(project, base, models, files, measure.kind)
+        return project
+
+    def _measure(self, name: str, model: Path, measure: Measure) -> Path:
+        """Collect on the texts that the model was tuned on, or on some of them, drawn from the seed."""
+        device, cache = self._bench.device, self._bench.cache
+        key = f"statistics-{model.name}-{measure.slug}-{self._seed}-{device}-{digest_of(MEASURING)}"
+        kept = cache.kept(key) / f"{measure.kind}.safetensors"
+        if not kept.exists():
+            own = self._trained.members[name]
+            texts = task_named(own.task).texts(own.train)
+            if measure.batches is not None:
+                random.Random(self._seed).shuffle(texts)
+                texts = texts[: BATCH * measure.batches]
+            settings = {"batch_size": BATCH, "device": device, "seed": self._seed}
+            measured = (
+                gramfuse.collect_fisher(model, texts, **settings)
+                if measure.kind == "fisher"
+                else gramfuse.collect(model, texts, weighting=measure.weighting, **settings)
+            )
+            measured.save(cache.begin(key) / kept.name)
+            cache.finish(key)
+        return kept
