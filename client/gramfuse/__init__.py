@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from gramfuse.measuring.statistics import Statistics
     from gramfuse.participation import Client
     from gramfuse.privacy.audit import audit
+    from gramfuse.searching.results import SearchResult
+    from gramfuse.searching.strategies import GreedySearch, GridSearch, RandomSearch
     from gramfuse.verification import Verification, verify
     from gramfuse_shared.contract.policy import Policy
     from gramfuse_shared.contract.recipe import Recipe
@@ -53,10 +55,14 @@ __all__ = [
     "ExtraMissingError",
     "Fisher",
     "GramfuseError",
+    "GreedySearch",
+    "GridSearch",
     "Matching",
     "PersonalModel",
     "Policy",
+    "RandomSearch",
     "Recipe",
+    "SearchResult",
     "Statistics",
     "Verification",
     "__version__",
@@ -83,9 +89,13 @@ _HOMES: Final = {
     "ExportedAdapter": "gramfuse.adapters.exporting",
     "Evaluation": "gramfuse.evaluating.evaluation",
     "Fisher": "gramfuse.measuring.fisher",
+    "GreedySearch": "gramfuse.searching.strategies",
+    "GridSearch": "gramfuse.searching.strategies",
     "PersonalModel": "gramfuse.heads.attaching",
     "Matching": "gramfuse.matching.matching",
     "Policy": "gramfuse_shared.contract.policy",
+    "RandomSearch": "gramfuse.searching.strategies",
+    "SearchResult": "gramfuse.searching.results",
     "Recipe": "gramfuse_shared.contract.recipe",
     "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",

@@ -7,9 +7,8 @@ from pathlib import Path
 from gramfuse.connection import named
 from gramfuse.contributing.base_model import open_base_folder
 from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.loops import Loops
 from gramfuse.progress import OnProgress, Progress
-from gramfuse.refining.running import Refinement, RefinementProgress, measured_block
-from gramfuse.rounds import Rounds
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse.transfer.watching import Deadline, poll, watch_job
@@ -29,7 +28,6 @@ from gramfuse_shared.contract.http_api import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.requests import DEFAULT_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import (
     NotConfirmedError,
     NotFoundError,
@@ -40,7 +38,7 @@ from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PA
 StrPath = str | Path
 
 
-class Client(Rounds):
+class Client(Loops):
     """One organization's connection to one server.
 
     Args:
@@ -269,59 +267,6 @@ class Client(Rounds):
     def retry(self, project: str, job: str) -> Job:
         """Begin a new attempt of a failed or cancelled job; the coordinator's right."""
         return Job.parse(self._transport.call("POST", f"{self._job_path(project, job)}/retry"))
-
-    def refine(
-        self,
-        project: str,
-        model: str,
-        *,
-        result: str | None = None,
-        blocks_at_once: int | None = 1,
-        block: MeasuredBlock | None = None,
-        alpha: float | None = None,
-        seconds: int = DEFAULT_SECONDS,
-        keep: bool = False,
-        on_request: Callable[[RequestInfo], None] = lambda _: None,
-        on_progress: Callable[[RefinementProgress], None] = lambda _: None,
-    ) -> Job:
-        """Merge a model anew block by block, each with Gram matrices of the model merged so far (RegMean++).
-
-        A loop of `gram` requests to everybody and of jobs with their answers. All names follow from `result`, so the
-        same call after an interruption goes on where it was: it asks anew what failed, and retries a job that did.
-
-        Args:
-            project: the project.
-            model: the merged model to begin with.
-            result: the id of the model that comes out; default `<model>-refined`. Models in between are `<result>-1` …
-            blocks_at_once: blocks per step; None: all layers in one, an iteration of RegMean.
-            block: whose weights a measured block has: `own`, as published and by default, or `merged`, by default of
-                all at once.
-            alpha: of the merges; by default, and all other parameters always, as in the model's own recipe.
-            seconds: until the deadline of each request.
-            keep: leave the models in between; by default each is deleted behind the job that read it.
-            on_request: told each open request before it is waited for. Where one program holds everybody's clients, let
-                them answer in it.
-            on_progress: told how far it is.
-
-        Raises:
-            PolicyViolationError: the policy does not let participants be asked.
-            ArchitectureMismatchError: the model has no numbered blocks.
-            RequestFailedError, CancelledError, JobFailedError: a request or a job ended; the same call tries it anew.
-            ConflictError: `result` stands for something else.
-        """
-        return Refinement(
-            client=self,
-            project=project,
-            model=model,
-            result=result or f"{model}-refined",
-            blocks_at_once=blocks_at_once,
-            block=measured_block(block, blocks_at_once),
-            alpha=alpha,
-            seconds=seconds,
-            keep=keep,
-            on_request=on_request,
-            on_progress=on_progress,
-        ).run()
 
     # --- models ------------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ def _command_path(words: list[str]) -> tuple[str, ...]:
         "job": 2,
         "model": 2,
         "request": 2,
+        "search": 2,
         "db": 2,
         "token": 2,
         "org": 2,

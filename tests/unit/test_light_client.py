@@ -39,7 +39,7 @@ def test_help_loads_no_torch_no_network_and_no_contract():
 
 
 def test_the_commands_of_the_light_client_load_no_torch():
-    commands = ("login", "whoami", "env", "project", "contribution", "job", "model")
+    commands = ("login", "whoami", "env", "project", "contribution", "job", "model", "request", "search")
     statement = f"from gramfuse.cli.main import main; [main([name, '--help']) for name in {commands!r}]"
     assert loaded_after(statement).isdisjoint(NEVER)
 

@@ -184,9 +184,11 @@ class Coordinator:
             raise NotFoundError(request)
         return self.asked[request]
 
-    def ask(self, project: str, kind: Any, models: str, *, request: str, seconds: int, **more: Any) -> RequestInfo:
-        self.calls.append(f"ask {request} of {models}")
-        body = RequestCreate(kind=kind, models=(models,), seconds=seconds, **more)
+    def ask(
+        self, project: str, kind: Any, models: tuple[str, ...], *, request: str, seconds: int, **more: Any
+    ) -> RequestInfo:
+        self.calls.append(f"ask {request} of {models[0]}")
+        body = RequestCreate(kind=kind, models=models, seconds=seconds, **more)
         self.asked[request] = RequestInfo(
             id=request,
             project=project,

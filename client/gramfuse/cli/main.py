@@ -42,6 +42,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "job": LazyCommand("gramfuse.cli.jobs", "Submit, watch, cancel and retry merges."),
         "model": LazyCommand("gramfuse.cli.models", "List, pull, verify and delete merged models."),
         "request": LazyCommand("gramfuse.cli.requests", "Ask participants to evaluate or measure merged models."),
+        "search": LazyCommand("gramfuse.cli.search", "Look for the merge that everybody's evaluations find best."),
         "participate": LazyCommand("gramfuse.cli.participate", "Answer what the server asks, from your own data."),
         "match": LazyCommand(
             "gramfuse.cli.match", "Tell whether a model's hidden units are in another model's order; align them."

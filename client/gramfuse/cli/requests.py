@@ -176,9 +176,7 @@ def refine(
                 on_progress=show_progress,
             )
         except KeyboardInterrupt:
-            for request in waited[-1:]:
-                way_back = f"`gramfuse request cancel {project} {request}` takes it back"
-                output.note(f"request {request} stays open for answers; {way_back}")
+            output.note_open_requests(project, waited[-1:])
             raise typer.Exit(output.EXIT_INTERRUPTED) from None
     rows = [
         ("model", job.id),
@@ -191,7 +189,7 @@ def refine(
 def _describe_refinement(progress: RefinementProgress) -> str:
     step = f"step {progress.step.number} of {progress.step.total}"
     if progress.request is not None:
-        return f"{step} · {_answered(progress.request)} of {len(progress.request.asked)} have answered"
+        return f"{step} · {describe_answers(progress.request)}"
     return f"{step} · merging" if progress.job is not None else step
 
 
@@ -217,6 +215,11 @@ def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
 
     with session.open_client() as client:
         return client.wait_for_request(project, request, on_progress=tell, timeout=timeout)
+
+
+def describe_answers(request: RequestInfo) -> str:
+    """Write how many have answered."""
+    return f"{_answered(request)} of {len(request.asked)} have answered"
 
 
 def _answered(request: RequestInfo) -> int:

@@ -1,6 +1,6 @@
 """Decide in which steps a model is merged anew, and under which names, so that a rerun finds what there is. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,7 +18,7 @@ class Step:
         total: of all steps.
         origin: the model that is measured, and merged anew.
         job: the model that comes out.
-        request: the request's id; one that failed is asked anew under another (`request_names`).
+        request: the request's id.
         layers: the weights that are measured.
     """
 
@@ -28,14 +28,6 @@ class Step:
     job: str
     request: str
     layers: tuple[str, ...]
-
-    def request_names(self) -> Iterator[str]:
-        """Name the request, and those that follow if it fails or is taken back."""
-        yield self.request
-        number = 1
-        while True:
-            number += 1
-            yield f"{self.request}-retry-{number}"
 
 
 def plan_steps(model: str, result: str, blocks: Sequence[Block], *, at_once: int | None) -> tuple[Step, ...]:

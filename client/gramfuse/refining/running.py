@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Final
 from gramfuse.connection import named
 from gramfuse.refining.blocks import plan_blocks
 from gramfuse.refining.planning import Step, plan_steps, recipe_of_step
+from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job
 from gramfuse_shared.contract.http_api import Job
-from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import MeasuredBlock, RequestCreate, RequestInfo, require_request_allowed
-from gramfuse_shared.errors import ConfigurationError, ConflictError, NotFoundError
+from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.identifiers import JOB_PATTERN
 
 if TYPE_CHECKING:
     from gramfuse.participation import Client
 
-_ENDED_BADLY: Final = frozenset({"failed", "cancelled"})
-_LONGEST_SUFFIX: Final = "-999-retry-99"
+_LONGEST_NUMBER: Final = "-999"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +61,19 @@ class Refinement:
         Raises:
             GramfuseError: see `Client.refine`.
         """
-        named("job", self.result + _LONGEST_SUFFIX, JOB_PATTERN)
+        named("job", self.result + _LONGEST_NUMBER + LONGEST_RETRY, JOB_PATTERN)
         steps = self._plan()
         first = self.client.job(self.project, self.model).recipe
         job = None
         for step in steps:
             request = self._measure(step)
-            job = self._merge(step, recipe_of_step(step, request, first, alpha=self.alpha))
+            job = run_job(
+                self.client,
+                self.project,
+                step.job,
+                recipe_of_step(step, request, first, alpha=self.alpha),
+                on_progress=lambda seen, step=step: self.on_progress(RefinementProgress(step, job=seen)),  # type: ignore[misc] # bound by the default
+            )
             if step.number > 1 and not self.keep:
                 self.client.delete_model(self.project, step.origin)  # behind the job that read it
         if job is None:  # pragma: no cover - a plan has a step
@@ -84,48 +89,16 @@ class Refinement:
 
     def _measure(self, step: Step) -> str:
         """See to it that everybody has measured; return the id of the request that is complete."""
-        request = self._find_or_ask(step)
+        body = RequestCreate(
+            kind="gram", models=(step.origin,), layers=step.layers, block=self.block, seconds=self.seconds
+        )
+        request = find_or_ask(self.client, self.project, step.request, body)
         if request.state == "open":
             self.on_request(request)
             request = self.client.wait_for_request(
                 self.project, request.id, on_progress=lambda seen: self.on_progress(RefinementProgress(step, seen))
             )
         return request.id
-
-    def _find_or_ask(self, step: Step) -> RequestInfo:
-        for name in step.request_names():
-            try:
-                found = self.client.request(self.project, name)
-            except NotFoundError:
-                return self.client.ask(
-                    self.project,
-                    "gram",
-                    step.origin,
-                    layers=step.layers,
-                    block=self.block,
-                    seconds=self.seconds,
-                    request=name,
-                )
-            if (found.kind, found.models, found.layers, found.block) != (
-                "gram",
-                (step.origin,),
-                step.layers,
-                self.block,
-            ):
-                msg = f"request {name} asks something else than this refinement would; choose another id for the result"
-                raise ConflictError(msg)
-            if found.state not in _ENDED_BADLY:
-                return found
-        msg = "names of requests do not end"  # pragma: no cover
-        raise AssertionError(msg)  # pragma: no cover
-
-    def _merge(self, step: Step, recipe: Recipe) -> Job:
-        job = self.client.submit(self.project, recipe, job=step.job)
-        if job.state in _ENDED_BADLY:
-            self.client.retry(self.project, step.job)
-        return self.client.wait(
-            self.project, step.job, on_progress=lambda seen: self.on_progress(RefinementProgress(step, job=seen))
-        )
 
 
 def measured_block(block: MeasuredBlock | None, blocks_at_once: int | None) -> MeasuredBlock:

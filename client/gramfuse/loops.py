@@ -1,0 +1,130 @@
+"""Loops of requests and jobs in the SDK: a coordinator's calls that last as long as everybody takes to answer."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from gramfuse.refining.running import Refinement, RefinementProgress, measured_block
+from gramfuse.rounds import Rounds
+from gramfuse.searching.judging import Averaging
+from gramfuse.searching.results import SearchProgress, SearchResult
+from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST, Search
+from gramfuse.searching.strategies import Strategy
+from gramfuse_shared import limits
+from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.requests import DEFAULT_SECONDS, MeasuredBlock, RequestInfo
+from gramfuse_shared.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gramfuse.participation import Client
+
+
+class Loops(Rounds):
+    """What a connection can do over many requests and jobs. Running a loop again resumes it."""
+
+    def refine(
+        self,
+        project: str,
+        model: str,
+        *,
+        result: str | None = None,
+        blocks_at_once: int | None = 1,
+        block: MeasuredBlock | None = None,
+        alpha: float | None = None,
+        seconds: int = DEFAULT_SECONDS,
+        keep: bool = False,
+        on_request: Callable[[RequestInfo], None] = lambda _: None,
+        on_progress: Callable[[RefinementProgress], None] = lambda _: None,
+    ) -> Job:
+        """Merge a model anew block by block, each with Gram matrices of the model merged so far (RegMean++).
+
+        A loop of `gram` requests to everybody and of jobs with their answers. All names follow from `result`, so the
+        same call after an interruption goes on where it was: it asks anew what failed, and retries a job that did.
+
+        Args:
+            project: the project.
+            model: the merged model to begin with.
+            result: the id of the model that comes out; default `<model>-refined`. Models in between are `<result>-1` …
+            blocks_at_once: blocks per step; None: all layers in one, an iteration of RegMean.
+            block: whose weights a measured block has: `own`, as published and by default, or `merged`, by default of
+                all at once.
+            alpha: of the merges; by default, and all other parameters always, as in the model's own recipe.
+            seconds: until the deadline of each request.
+            keep: leave the models in between; by default each is deleted behind the job that read it.
+            on_request: told each open request before it is waited for. Where one program holds everybody's clients, let
+                them answer in it.
+            on_progress: told how far it is.
+
+        Raises:
+            PolicyViolationError: the policy does not let participants be asked.
+            ArchitectureMismatchError: the model has no numbered blocks.
+            RequestFailedError, CancelledError, JobFailedError: a request or a job ended; the same call tries it anew.
+            ConflictError: `result` stands for something else.
+        """
+        return Refinement(
+            client=cast("Client", self),  # which alone is one
+            project=project,
+            model=model,
+            result=result or f"{model}-refined",
+            blocks_at_once=blocks_at_once,
+            block=measured_block(block, blocks_at_once),
+            alpha=alpha,
+            seconds=seconds,
+            keep=keep,
+            on_request=on_request,
+            on_progress=on_progress,
+        ).run()
+
+    def search(
+        self,
+        project: str,
+        strategy: Strategy,
+        *,
+        name: str,
+        metric: MetricName = "f1",
+        averaging: Averaging = "organizations",
+        models_per_request: int = DEFAULT_MODELS_PER_REQUEST,
+        seconds: int = DEFAULT_SECONDS,
+        keep: bool = False,
+        on_request: Callable[[RequestInfo], None] = lambda _: None,
+        on_progress: Callable[[SearchProgress], None] = lambda _: None,
+    ) -> SearchResult:
+        """Look for the merge that everybody's evaluations find best, in an open project.
+
+        A loop of jobs and of `evaluate` requests about them. All names begin with `name`, so the same call after an
+        interruption goes on where it was; what was judged before under that name is not judged again.
+
+        Args:
+            project: the project.
+            strategy: what is tried: a `GridSearch`, `RandomSearch` or `GreedySearch`.
+            name: what the names of jobs and requests begin with.
+            metric: what is compared; the largest is the best, of `loss` and `perplexity` the smallest.
+            averaging: `organizations` all count alike, or by their held-out `examples`.
+            models_per_request: merges that everybody evaluates at once; each is a model on their disks.
+            seconds: until the deadline of each request.
+            keep: leave the models that were beaten; by default they are deleted.
+            on_request: told each open request before it is waited for, as `refine` does.
+            on_progress: told how far it is.
+
+        Raises:
+            PolicyViolationError: the project is not open, or the policy allows no evaluations or not the method.
+            RecipeInvalidError: the strategy proposes what cannot be merged.
+            ConfigurationError: the evaluations do not have the metric.
+            RequestFailedError, CancelledError, JobFailedError: a request or a job ended; the same call tries it anew.
+        """
+        if not 1 <= models_per_request <= limits.MAX_REQUEST_MODELS:
+            msg = f"models_per_request is {models_per_request}; it is from 1 to {limits.MAX_REQUEST_MODELS}"
+            raise ConfigurationError(msg)
+        return Search(
+            client=cast("Client", self),  # which alone is one
+            project=project,
+            strategy=strategy,
+            name=name,
+            metric=metric,
+            averaging=averaging,
+            models_per_request=models_per_request,
+            seconds=seconds,
+            keep=keep,
+            on_request=on_request,
+            on_progress=on_progress,
+        ).run()

@@ -1,0 +1,88 @@
+"""Requests and jobs under names that a loop derives, so that the same loop run again finds what there is."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.requests import RequestCreate, RequestInfo
+from gramfuse_shared.errors import ConflictError, NotFoundError
+
+if TYPE_CHECKING:
+    from gramfuse.participation import Client
+
+LONGEST_RETRY: Final = "-retry-99"
+_ENDED_BADLY: Final = frozenset({"failed", "cancelled"})
+
+
+def request_names(first: str) -> Iterator[str]:
+    """Name a request, and those that are asked in its place if it fails or is taken back."""
+    yield first
+    number = 1
+    while True:
+        number += 1
+        yield f"{first}-retry-{number}"
+
+
+def find_or_ask(
+    client: "Client",
+    project: str,
+    name: str,
+    body: RequestCreate,
+    *,
+    is_usable: Callable[[RequestInfo], bool] = lambda _: True,
+) -> RequestInfo:
+    """Return the request of this name, or of the first retry of it that did not end badly; ask where there is none.
+
+    Args:
+        client: the coordinator's.
+        project: the project.
+        name: the first name.
+        body: what is asked; the seconds of one that is there already may be others.
+        is_usable: whether a complete request serves.
+
+    Raises:
+        ConflictError: a name stands for another question.
+        GramfuseError: see `Client.ask`.
+    """
+    for candidate in request_names(name):
+        try:
+            found = client.request(project, candidate)
+        except NotFoundError:
+            return client.ask(
+                project,
+                body.kind,
+                body.models,
+                layers=body.layers,
+                block=body.block,
+                seconds=body.seconds,
+                request=candidate,
+            )
+        asked = RequestCreate(
+            kind=found.kind, models=found.models, layers=found.layers, block=found.block, seconds=body.seconds
+        )
+        if asked != body:
+            msg = f"request {candidate} asks something else than this loop would; choose another id"
+            raise ConflictError(msg)
+        if found.state == "open" or (found.state == "complete" and is_usable(found)):
+            return found
+    msg = "names of requests do not end"  # pragma: no cover
+    raise AssertionError(msg)  # pragma: no cover
+
+
+def run_job(
+    client: "Client", project: str, job: str, recipe: Recipe, *, on_progress: Callable[[Job], None] = lambda _: None
+) -> Job:
+    """Submit a job, or find it, or retry it where it ended badly; return it once it has succeeded.
+
+    Raises:
+        GramfuseError: see `Client.submit`, `Client.retry` and `Client.wait`.
+    """
+    start_job(client, project, job, recipe)
+    return client.wait(project, job, on_progress=on_progress)
+
+
+def start_job(client: "Client", project: str, job: str, recipe: Recipe) -> None:
+    """As `run_job`, without waiting."""
+    if client.submit(project, recipe, job=job).state in _ENDED_BADLY:
+        client.retry(project, job)

@@ -1,0 +1,1 @@
+"""Looks for the merge that everybody's evaluations find best: over parameters, weights and cohorts."""
