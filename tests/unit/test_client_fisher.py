@@ -247,7 +247,7 @@ def test_stats_fisher_takes_the_labels_that_the_texts_bear(tiny, tmp_path, capsy
     assert "none of the fields label, labels" in error
 
 
-def test_ctrl_c_ends_behind_the_batch_and_leaves_nothing(tiny, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_ends_behind_the_batch_and_the_same_command_finishes(tiny, tmp_path, capsys, monkeypatch):
     add = SquaredGradients.add
 
     def interrupted(self, batch):
@@ -258,8 +258,14 @@ def test_ctrl_c_ends_behind_the_batch_and_leaves_nothing(tiny, tmp_path, capsys,
     out = tmp_path / "fisher.safetensors"
     code, _, printed = measure(capsys, tiny, 1, "--out", out, "--batch-size", 4)
     assert code == 130
-    assert "after 1 of 3 batches; nothing is kept" in " ".join(printed.split())
-    assert list(tmp_path.iterdir()) == []
+    assert "1 of 3 batches are kept in" in " ".join(printed.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["fisher.safetensors.partial"]
+    monkeypatch.setattr(SquaredGradients, "add", add)
+    code, _, error = measure(capsys, tiny, 1, "--out", out, "--batch-size", 4, "--seed", 1)
+    assert code == 1
+    assert "belongs to a run with another model, other texts or settings" in " ".join(error.split())
+    assert measure(capsys, tiny, 1, "--out", out, "--batch-size", 4)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["fisher.safetensors"]
 
 
 @pytest.mark.filterwarnings("default:the texts are passed one by one")

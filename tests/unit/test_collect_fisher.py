@@ -262,10 +262,14 @@ def test_equal_examples_count_once():
 
 def test_an_interrupted_run_says_that_nothing_is_kept():
     told = []
-    with pytest.raises(CancelledError, match="after 2 of 3 batches; nothing is kept"):
+    with pytest.raises(CancelledError, match="2 of 3 batches were measured, and nothing is kept"):
         collect(tiny_model("bert"), batch_size=2, on_progress=told.append, is_cancelled=lambda: len(told) == 2)
     assert [progress.tokens for progress in told] == [10, 16]
     assert told[0].total == 20
+
+
+def test_a_run_that_is_cancelled_when_all_is_measured_ends_as_any_other():
+    assert collect(tiny_model("bert"), batch_size=6, is_cancelled=lambda: True).examples == 6
 
 
 def test_a_model_without_a_head_and_a_tokenizer_is_told():

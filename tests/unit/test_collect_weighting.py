@@ -9,6 +9,7 @@ from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_che
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.statistics_checkpoint import keep_statistics, restore_statistics
 from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.errors import (
     CancelledError,
@@ -130,8 +131,8 @@ def test_a_file_and_a_checkpoint_keep_the_weighting_and_what_the_rows_weigh(tmp_
     loaded = Statistics.load(tmp_path / "statistics.safetensors")
     assert loaded == statistics
     assert loaded.settings.weighting == "output_gradient"
-    write_checkpoint(tmp_path / "partial", Checkpoint("run", 1, statistics))
-    resumed = read_checkpoint(tmp_path / "partial", "run").statistics
+    write_checkpoint(tmp_path / "partial", Checkpoint("run", 1, keep_statistics(statistics)))
+    resumed = restore_statistics(read_checkpoint(tmp_path / "partial", "run").measured)
     for one, two in zip((resumed + statistics).taps, (statistics + statistics).taps, strict=True):
         assert one.info == two.info
         assert one.info.distinct_rows < one.info.rows

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from gramfuse.cli import bars, output
 from gramfuse.cli.measuring import (
     BatchSizeOption,
+    CheckpointEveryOption,
     DeviceOption,
     ExamplesOption,
     LabelFieldOption,
@@ -74,6 +76,7 @@ def fisher_command(
     label_field: LabelFieldOption = None,
     tags: TagsOption = None,
     seed: Annotated[int, typer.Option(help="What the drawing of labels begins with.")] = 0,
+    checkpoint_every: CheckpointEveryOption = 60.0,
 ) -> None:
     """Measure how much the model's predictions hang on each single weight: the Fisher information's diagonal.
 
@@ -87,6 +90,7 @@ def fisher_command(
     else:
         _require_no_label_fields(label_fields)
         found, given = read_texts(texts, fields, split=split, limit=examples), None
+    checkpoint = out.with_name(f"{out.name}.partial")
     require_writable(out, overwrite=overwrite)
     start = time.monotonic()
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
@@ -104,10 +108,13 @@ def fisher_command(
             device=device,
             base=None if base is None else build_base_manifest(base).content_digest(),
             seed=seed,
+            checkpoint=checkpoint,
+            checkpoint_every=timedelta(seconds=checkpoint_every),
             on_progress=show_progress,
             is_cancelled=is_stopped,
         )
     fisher.save(out)
+    checkpoint.unlink(missing_ok=True)
     result = {
         "file": str(out),
         "bytes": out.stat().st_size,

@@ -44,6 +44,12 @@ TagsOption = Annotated[
     str | None, typer.Option("--tags", help="Field with a tag per word; default: tags, ner_tags, labels.")
 ]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a saved DatasetDict.")]
+CheckpointEveryOption = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-every", min=0, help="Seconds between checkpoints; the same command resumes from the last one."
+    ),
+]
 BaseOption = Annotated[
     Path | None,
     typer.Option(

@@ -14,6 +14,7 @@ from gramfuse.cli.fisher import EXAMPLES, fisher_command, render_fisher
 from gramfuse.cli.measuring import (
     BaseOption,
     BatchSizeOption,
+    CheckpointEveryOption,
     DeviceOption,
     ExamplesOption,
     MaxLengthOption,
@@ -75,9 +76,7 @@ def collect_command(
         typer.Option(help="output_gradient: a row counts by the loss's gradient at its layer's output; slower."),
     ] = "none",
     seed: Annotated[int, typer.Option(help="What the labels that weighting draws begin with.")] = 0,
-    checkpoint_every: Annotated[
-        float, typer.Option(min=0, help="Seconds between checkpoints; the same command resumes from the last one.")
-    ] = 60.0,
+    checkpoint_every: CheckpointEveryOption = 60.0,
 ) -> None:
     """Run a model over texts and measure the inputs of its linear layers. Nothing leaves this machine."""
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)

@@ -19,6 +19,10 @@ IGNORED: Final = -100
 class ExampleLoss(Protocol):
     """Returns −log p(y|x) of an example, a scalar, y being the labels of one kind or the other."""
 
+    @property
+    def identity(self) -> Any:  # noqa: ANN401 - any JSON value
+        """What the labels of all texts are known again by, as a JSON value."""
+
     def has_labels(self, number: int) -> bool:
         """Tell whether a text has any label; without one it is no example."""
 
@@ -41,6 +45,11 @@ class SampledLabels:
     seed: int
     device: torch.device
     problem: str | None = None
+
+    @property
+    def identity(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The kind, and what the drawing begins with."""
+        return ["sampled", self.seed]
 
     def has_labels(self, number: int) -> bool:  # noqa: ARG002 - wherever the model predicts, a label is drawn
         """Return true."""
@@ -67,6 +76,11 @@ class GivenLabels:
     """
 
     targets: Sequence[torch.Tensor]
+
+    @property
+    def identity(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The kind, and every label."""
+        return ["given", [target.tolist() for target in self.targets]]
 
     def has_labels(self, number: int) -> bool:
         """Tell whether anything of a text is labelled."""

@@ -1,6 +1,7 @@
 """Measures a model's Fisher information on texts: what `gramfuse stats fisher` and `gramfuse.collect_fisher` do."""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +15,11 @@ from gramfuse.measuring.example_losses import ExampleLoss, SampledLabels
 from gramfuse.measuring.fisher import Fisher
 from gramfuse.measuring.inference import Progress, open_model, ready_to_run
 from gramfuse.measuring.layers import checkpoint_names
+from gramfuse.measuring.resuming import ResumableRun, run_digest
 from gramfuse.measuring.squared_gradients import SquaredGradients
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.manifest import FisherSettings, Labels
-from gramfuse_shared.errors import ArchitectureMismatchError, CancelledError, ConfigurationError
+from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError
 from gramfuse_shared.version import __version__
 
 
@@ -32,6 +34,8 @@ def collect_fisher(
     device: str = "auto",
     base: str | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: timedelta = timedelta(minutes=1),
     on_progress: Callable[[Progress], None] = lambda _: None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Fisher:
@@ -57,14 +61,18 @@ def collect_fisher(
         device: "auto", "cpu", "cuda", "cuda:1", …
         base: fingerprint of the project's base model, written into the file.
         seed: what the drawing of labels begins with.
+        checkpoint: file to go on from, and to keep the progress in, as large as the model in float32; remove it once
+            the result is saved. On a CPU a run that went on gives the same bytes as one that was not interrupted.
+        checkpoint_every: how often it is written.
         on_progress: called after each batch.
-        is_cancelled: asked after each batch; if so, the call ends.
+        is_cancelled: asked after each batch but the last; if so, the checkpoint is written and the call ends.
 
     Raises:
         ConfigurationError: the model is an adapter or has no head, or a model in memory has no tokenizer; labels are
             missing, spare, unknown to the model, or of a task whose labels are not known.
-        CancelledError: `is_cancelled` said so; nothing is kept.
+        CancelledError: `is_cancelled` said so; the message names the checkpoint.
         ArchitectureMismatchError: the model's parameters have no names in its checkpoint.
+        ConflictError: the checkpoint belongs to another run.
     """
     if not isinstance(model, nn.Module) and is_adapter(Path(model)):
         msg = f"{model} is an adapter, of which none is measured: merge it into its base model, and save that"
@@ -81,19 +89,30 @@ def collect_fisher(
     examples = [(number, text) for number, text in enumerate(tokenized) if text.ids and loss.has_labels(number)]
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples.sort(key=lambda numbered: numbered[1].length, reverse=True)
-    total = sum(text.tokens for _, text in examples)
+    run = ResumableRun(
+        None if checkpoint is None else Path(checkpoint),
+        run_digest(
+            [] if opened.folder is None else [opened.folder],
+            opened.model,
+            [text for _, text in examples],
+            ["fisher", batch_size, base, loss.identity, [number for number, _ in examples]],
+        ),
+        every=checkpoint_every,
+    )
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     with ready_to_run(opened):
         squares = SquaredGradients(opened, names_of(opened.model, opened.folder), loss)
         squares.try_batches(examples)
-        tokens = 0
-        for number, batch in enumerate(batches, start=1):
+        if run.kept is not None:
+            squares.restore(run.kept)
+        for _, batch in run.over(
+            batches,
+            [sum(text.tokens for _, text in batch) for batch in batches],
+            measured=squares.keep,
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        ):
             squares.add(batch)
-            tokens += sum(text.tokens for _, text in batch)
-            on_progress(Progress(tokens=tokens, total=total, resumed=0))
-            if is_cancelled() and number < len(batches):
-                msg = f"the measurement was interrupted after {number} of {len(batches)} batches; nothing is kept"
-                raise CancelledError(msg)
         values = {squares.names[parameter]: value.cpu() for parameter, value in squares.sums.items()}
     return Fisher(
         values,

@@ -1,8 +1,5 @@
 """Runs a model over texts and measures it: what `gramfuse stats collect` and `gramfuse.collect` do."""
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,18 +10,19 @@ import torch
 from torch import nn
 
 from gramfuse.adapters.adding import add_adapter
-from gramfuse.contributing.loading import ADAPTER_CONFIG_FILE, is_adapter
-from gramfuse.measuring.batching import TokenizedText, batch_inputs, tokenize
-from gramfuse.measuring.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from gramfuse.contributing.loading import is_adapter
+from gramfuse.measuring.batching import batch_inputs, tokenize
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run
 from gramfuse.measuring.layers import require_saved_layers
+from gramfuse.measuring.resuming import ResumableRun, run_digest
 from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.statistics import Statistics
+from gramfuse.measuring.statistics_checkpoint import keep_statistics, restore_statistics
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.digest import seed_of
-from gramfuse_shared.errors import CancelledError, ConfigurationError
+from gramfuse_shared.errors import ConfigurationError
 
 
 def collect(
@@ -67,7 +65,7 @@ def collect(
         checkpoint: file to go on from, and to keep the progress in; remove it once the statistics are saved.
         checkpoint_every: how often it is written.
         on_progress: called after each batch.
-        is_cancelled: asked after each batch; if so, the checkpoint is written and the call ends.
+        is_cancelled: asked after each batch but the last; if so, the checkpoint is written and the call ends.
 
     Raises:
         ConfigurationError: gradients are to weigh the rows of a model without a head or without embeddings.
@@ -83,36 +81,33 @@ def collect(
     examples = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
-    path = Path(checkpoint) if checkpoint is not None else None
-    run = (
-        _run_digest(
-            [path for path in (folder, adapter) if path is not None],
-            loaded,
-            examples,
-            [batch_size, base, padding, share_inputs, weighting, seed],
-        )
-        if path is not None
-        else ""
+    folders = [path for path in (folder, adapter) if path is not None]
+    settings = ["statistics", batch_size, base, padding, share_inputs, weighting, seed]
+    run = ResumableRun(
+        None if checkpoint is None else Path(checkpoint),
+        run_digest(folders, loaded, examples, settings),
+        every=checkpoint_every,
     )
-    known = read_checkpoint(path, run) if path is not None else None
     collector = Collector(
         loaded,
         base=base,
         padding=padding,
         share_inputs=share_inputs,
         weighting=weighting,
-        resume=known.statistics if known is not None else None,
+        resume=None if run.kept is None else restore_statistics(run.kept),
     )
     if folder is not None:
         require_saved_layers(collector.layers, folder)
-    done = known.batches if known is not None else 0
-    total = sum(example.tokens for example in examples)
-    tokens = resumed = sum(example.tokens for example in examples[: done * batch_size])
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    written = time.monotonic()
     gradients = weighting != "none"
     with collector as statistics, _ready_to_measure(opened, gradients=gradients):
-        for number, batch in enumerate(batches[done:], start=done + 1):
+        for number, batch in run.over(
+            batches,
+            [sum(example.tokens for example in batch) for batch in batches],
+            measured=lambda: keep_statistics(statistics),
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        ):
             inputs = batch_inputs(loaded, batch, opened.pad, opened.device)
             predicted = loaded(**inputs)
             if gradients:
@@ -120,16 +115,6 @@ def collect(
                 drawn = torch.Generator(opened.device).manual_seed(seed_of(f"{seed} {number}"))
                 problem = getattr(loaded.config, "problem_type", None)
                 sampled_loss(predicted, inputs, drawn, problem=problem).backward()  # type: ignore[no-untyped-call] # torch's own
-            tokens += sum(example.tokens for example in batch)
-            on_progress(Progress(tokens=tokens, total=total, resumed=resumed))
-            cancelled = is_cancelled()
-            if path is not None and (cancelled or time.monotonic() - written >= checkpoint_every.total_seconds()):
-                write_checkpoint(path, Checkpoint(run=run, batches=number, statistics=statistics))
-                written = time.monotonic()
-            if cancelled:
-                kept = f"; {number} of {len(batches)} batches are kept in {path}" if path is not None else ""
-                msg = f"the measurement was interrupted{kept}"
-                raise CancelledError(msg)
     return statistics
 
 
@@ -192,20 +177,3 @@ def _ask_for_gradient(_module: nn.Module, _arguments: object, embedded: torch.Te
 
 def _computing_nothing(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name for it
     return input.new_zeros(*input.shape[:-1], 1)
-
-
-def _run_digest(
-    folders: Sequence[Path], model: nn.Module, examples: Sequence[TokenizedText], settings: list[Any]
-) -> str:
-    """Identify a run by model, tokens and settings, so that a checkpoint of another one is not continued."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for folder in folders:
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob(ADAPTER_CONFIG_FILE)]):
-            digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    if not folders:
-        for name, parameter in model.named_parameters():
-            sample = parameter.detach().flatten()[:64].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)} {sample.tolist()}\n".encode())
-    for example in examples:
-        digest.update(json.dumps([example.ids, example.types, example.target]).encode())
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gramfuse.measuring.batching import TokenizedText, batch_inputs
+from gramfuse.measuring.checkpoint import Unfinished
 from gramfuse.measuring.example_gradients import ExampleGradients, NotByExampleError
 from gramfuse.measuring.example_losses import ExampleLoss
 from gramfuse.measuring.inference import OpenModel
@@ -89,6 +90,17 @@ class SquaredGradients:
                 self._add_alone(batch)
         else:
             self._add_alone(batch)
+
+    def keep(self) -> Unfinished:
+        """Return what `restore` needs."""
+        document = {"sources": self._sources, "probes": self._probes}
+        return Unfinished(document, {self.names[parameter]: total for parameter, total in self.sums.items()})
+
+    def restore(self, kept: Unfinished) -> None:
+        """Go on where the sums were kept; of the same model, and after `try_batches`."""
+        self._sources, self._probes = dict(kept.document["sources"]), kept.document["probes"]
+        for parameter, total in self.sums.items():
+            total.copy_(kept.tensors[self.names[parameter]])
 
     @property
     def sources(self) -> dict[str, Source]:
