@@ -44,7 +44,7 @@ class Rounds(Connection):
 
         Args:
             project: the project.
-            kind: what is asked for.
+            kind: what is asked for: `evaluate`, `gram`, `head` or `calibration`.
             models: merged models, one except for `evaluate`.
             layers: of `gram`, the linear weights whose inputs are measured; none: all.
             block: of `gram`, whose weights the blocks have that hold these layers while they are measured.

@@ -180,7 +180,7 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
     if not isinstance(manifest, BaseManifest) and manifest.statistics is not None:
         with LocalFile(paths[manifest.statistics.file.name]) as source:
             file = TensorFile.open(source)
-            metadata = parse_statistics_metadata(file.header)
+            metadata = parse_statistics_metadata(file.header, kind=manifest.statistics.kind)
             inspect_statistics(decode_statistics(file, metadata.encoding), metadata, device=device)
     if isinstance(manifest, ContributionManifest) and manifest.fisher is not None:
         with LocalFile(paths[manifest.fisher.file.name]) as source:

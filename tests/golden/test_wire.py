@@ -36,6 +36,10 @@ DOCUMENTS: dict[str, type[Document]] = {
     "request-own.json": RequestCreate,
     "answer-evaluate.json": Answer,
     "answer-gram.json": Answer,
+    "policy-refits.json": Policy,
+    "recipe-head.json": Recipe,
+    "answer-head.json": Answer,
+    "answer-calibration.json": Answer,
 }
 
 

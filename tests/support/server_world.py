@@ -115,11 +115,11 @@ def entry(name: str, content: bytes) -> dict[str, Any]:
     return {"name": name, "bytes": len(content), "sha256": sha256_hex(content)}
 
 
-def make_base(*, seed: int = 0, config: bytes = CONFIG) -> Files:
-    weights = safetensors(BASE_TENSORS, seed=seed)
+def make_base(*, seed: int = 0, config: bytes = CONFIG, tensors: tuple[Tensor, ...] = BASE_TENSORS) -> Files:
+    weights = safetensors(tensors, seed=seed)
     files = {"config.json": config, "model.safetensors": weights, "tokenizer.json": b"{}"}
     documents = [entry(name, content) for name, content in files.items()]
-    documents[1]["tensors"] = tensor_documents(BASE_TENSORS)
+    documents[1]["tensors"] = tensor_documents(tensors)
     return Files(BaseManifest.model_validate({"files": documents, "vocabulary_size": 31}), files)
 
 
@@ -297,13 +297,15 @@ class World:
     def participant(self, organization: str) -> Client:
         return self.client(self.token(organization, "participant"))
 
-    def project(self, *members: str, policy: Policy = OPEN_POLICY, ready: bool = True) -> dict[str, Any]:
+    def project(
+        self, *members: str, policy: Policy = OPEN_POLICY, ready: bool = True, base: Files | None = None
+    ) -> dict[str, Any]:
         """A project `<first>.tweets` whose members all accepted its policy; ready unless told otherwise."""
         for member in members:
             self.organization(member)
         coordinator = self.coordinator(members[0])
         path = f"/v1/projects/{members[0]}.tweets"
-        base = make_base()
+        base = base or make_base()
         document = {"base": base.manifest.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
         answer = coordinator.put(path, json=document)
         assert answer.status_code == 201, answer.text

@@ -169,12 +169,16 @@ def test_pulled_models_that_no_request_waits_for_are_removed(tmp_path):
 
 def test_a_configurations_paths_start_from_its_own_folder(tmp_path):
     path = tmp_path / "participate.yaml"
-    path.write_text("project: acme.tweets\nmodel: tuned\nheld_out: {texts: test.jsonl}\nallow: [evaluate]\n")
+    path.write_text(
+        "project: acme.tweets\nmodel: tuned\nheld_out: {texts: test.jsonl}\ncalibrated: {texts: dev.jsonl}\n"
+        "allow: [evaluate]\n"
+    )
     found = read_participation(path)
     assert found.model == tmp_path / "tuned"
     assert found.held_out.texts == tmp_path / "test.jsonl"
     assert found.folder == tmp_path / "answers"
-    assert found.kinds == {"evaluate"}
+    assert found.calibrated.texts == tmp_path / "dev.jsonl"
+    assert found.kinds == {"evaluate", "calibration"}
 
 
 def test_by_default_nothing_is_answered_unasked(tmp_path):

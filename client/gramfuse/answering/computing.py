@@ -5,19 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from torch import nn
+
+from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
-from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
+from gramfuse.answering.prepared import PreparedAnswer, keep_head_statistics, keep_leaving_statistics
+from gramfuse.contributing.loading import is_adapter
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
+from gramfuse.evaluating.calibration import collect_calibration
 from gramfuse.evaluating.evaluation import Evaluation, evaluate
-from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
+from gramfuse.evaluating.labelled_texts import LabelFields, read_labelled_texts, read_texts_of_task
 from gramfuse.evaluating.tasks import task_of
 from gramfuse.measuring.forwarding import collect
+from gramfuse.measuring.head import collect_head
 from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.own_blocks import put_own_blocks
-from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.measuring.texts import Fields, Text, read_texts
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.policy import Policy, RequestKind
-from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
+from gramfuse_shared.contract.refits import require_histograms_may_leave
+from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo, require_request_allowed
 from gramfuse_shared.errors import ConfigurationError
 
 _MEASURED: Final = "measured.safetensors"
@@ -59,9 +66,10 @@ def compute(
 
     Raises:
         ConfigurationError: there is no local data for its kind.
-        PolicyViolationError: nothing of it may leave.
-        GramfuseError: see `evaluate` and `collect`.
+        PolicyViolationError: nothing of it may leave, or the kind is not allowed.
+        GramfuseError: see `evaluate`, `collect`, `collect_head` and `collect_calibration`.
     """
+    require_request_allowed(assignment.request.kind, assignment.policy)
     run: dict[str, Any] = {
         "batch_size": participation.batch_size,
         "max_length": participation.max_length,
@@ -89,17 +97,19 @@ def _evaluate(assignment: Assignment, participation: Participation, run: Mapping
 
 
 def _evaluated(folder: Path, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
-    fields = _fields(held_out)
-    named = LabelFields(label=held_out.label_field, tags=held_out.tags)
     texts, labels = read_texts_of_task(
-        task_of(folder), held_out.texts, fields, named, split=held_out.split, limit=held_out.examples
+        task_of(folder),
+        held_out.texts,
+        _fields(held_out),
+        _labels(held_out),
+        split=held_out.split,
+        limit=held_out.examples,
     )
     return evaluate(folder, texts, labels, **run)
 
 
 def _measure(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
-    measured = _required(participation.measured, "measured")
-    texts = read_texts(measured.texts, _fields(measured), split=measured.split, limit=measured.examples)
+    texts = _read(_required(participation.measured, "measured"))
     (folder,) = assignment.models.values()
     everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
     base = assignment.base.content_digest()
@@ -124,9 +134,46 @@ def _with_own_blocks(folder: Path, assignment: Assignment, participation: Partic
     return opened
 
 
+def _measure_head(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
+    texts = _read(_required(participation.measured, "measured"))
+    if participation.model is None:
+        msg = "the configuration names no model of your own (model), to whose logits the head would be refit"
+        raise ConfigurationError(msg)
+    (folder,) = assignment.models.values()
+    own = _own_model(participation.model, assignment, participation.device)
+    found = collect_head(folder, own, texts, base=assignment.base.content_digest(), **run)
+    leaving = assignment.folder / STATISTICS_FILE_NAME
+    section = keep_head_statistics(found, leaving, assignment.policy, assignment.base)
+    return PreparedAnswer(_document(assignment, statistics=section), leaving)
+
+
+def _own_model(model: Path, assignment: Assignment, device: str) -> Path | nn.Module:
+    """Return the organization's own model: its folder, or where that is an adapter's, the base with the adapter."""
+    if not is_adapter(model):
+        return model
+    if assignment.base_folder is None:
+        msg = f"{model} is an adapter, and its base model is nowhere; fetch it with `gramfuse project base pull`"
+        raise ConfigurationError(msg)
+    base = open_model(assignment.base_folder, device=device).model
+    add_adapter(base, model, assignment.base_folder)
+    return base
+
+
+def _calibrate(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
+    found = _required(participation.calibrated or participation.held_out, "calibrated or held_out")
+    labelled = read_labelled_texts(found.texts, _fields(found), _labels(found), split=found.split, limit=found.examples)
+    (folder,) = assignment.models.values()
+    minimum = assignment.policy.minimum_evaluation_examples
+    counted = collect_calibration(folder, labelled.texts, labelled.labels, minimum_examples=minimum, **run)
+    require_histograms_may_leave(counted, assignment.policy)
+    return PreparedAnswer(_document(assignment, histograms=counted))
+
+
 _ANSWERS: Final[Mapping[RequestKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
     "evaluate": _evaluate,
     "gram": _measure,
+    "head": _measure_head,
+    "calibration": _calibrate,
 }
 
 
@@ -139,6 +186,14 @@ def _document(assignment: Assignment, **parts: Any) -> Answer:  # noqa: ANN401 -
         policy=policy,
         **parts,
     )
+
+
+def _read(found: LocalTexts) -> list[Text]:
+    return read_texts(found.texts, _fields(found), split=found.split, limit=found.examples)
+
+
+def _labels(found: LocalTexts) -> LabelFields:
+    return LabelFields(label=found.label_field, tags=found.tags)
 
 
 def _fields(texts: LocalTexts) -> Fields:

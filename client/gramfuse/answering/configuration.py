@@ -34,10 +34,12 @@ class Participation(Document):
 
     Attributes:
         project: the project whose requests are answered.
-        model: the organization's own fine-tuned folder, as it was contributed; an evaluation scores it, too, and `gram`
-            requests about own blocks take these from it.
+        model: the organization's own fine-tuned folder, as it was contributed; an evaluation scores it, too, a `gram`
+            request about own blocks takes these from it, and a `head` request its logits.
         held_out: labelled texts that nothing was trained on, for `evaluate`.
-        measured: the texts that statistics are measured on, for `gram`.
+        measured: the texts that statistics are measured on, for `gram` and `head`.
+        calibrated: labelled texts whose scores are counted, for `calibration`; default: `held_out`. On texts that a
+            model was calibrated on it scores a little too well: name others than `held_out` to evaluate afterwards.
         allow: kinds that are answered without showing each answer first. What leaves is noted all the same.
         folder: where pulled models and answers are kept, so that a retry sends the same bytes.
         batch_size: texts per forward pass.
@@ -49,6 +51,7 @@ class Participation(Document):
     model: Path | None = None
     held_out: LocalTexts | None = None
     measured: LocalTexts | None = None
+    calibrated: LocalTexts | None = None
     allow: tuple[RequestKind, ...] = ()
     folder: Path = DEFAULT_FOLDER
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -58,7 +61,12 @@ class Participation(Document):
     @property
     def kinds(self) -> frozenset[RequestKind]:
         """The kinds that there is local data for."""
-        texts: dict[RequestKind, LocalTexts | None] = {"evaluate": self.held_out, "gram": self.measured}
+        texts: dict[RequestKind, LocalTexts | None] = {
+            "evaluate": self.held_out,
+            "gram": self.measured,
+            "head": None if self.model is None else self.measured,
+            "calibration": self.calibrated or self.held_out,
+        }
         return frozenset(kind for kind, found in texts.items() if found is not None)
 
     def can_answer(self, request: RequestInfo) -> bool:
@@ -93,6 +101,7 @@ def _resolved(parsed: Participation, start: Path) -> Participation:
             "model": None if parsed.model is None else start / parsed.model,
             "held_out": texts(parsed.held_out),
             "measured": texts(parsed.measured),
+            "calibrated": texts(parsed.calibrated),
             "folder": start / parsed.folder,
         }
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gramfuse.contributing.loading import open_statistics_file
 from gramfuse.contributing.packaging import file_of_taps
@@ -12,11 +12,15 @@ from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
+from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import PolicyViolationError
+
+if TYPE_CHECKING:
+    from gramfuse.measuring.head import HeadStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,9 @@ class PreparedAnswer:
             lines += [f"  {_describe_score(score)}" for score in self.answer.scores]
             lines.append("  The members of the project will see these numbers under your organization's name.")
         if self.answer.statistics is not None:
-            section = self.answer.statistics
-            lines.append(f"  {section.file.name}, {format_bytes(section.file.bytes)}: Gram matrices of")
-            lines += [f"    {pattern}" for pattern in name_patterns([tap.name for tap in section.taps])]
-            lines.append("  The server sees them; members of the project do not.")
+            lines += [f"  {line}" for line in _describe_statistics(self.answer.statistics)]
+        if self.answer.histograms is not None:
+            lines += [f"  {line}" for line in _describe_histograms(self.answer.histograms)]
         lines.append("Stays here: your texts" + ("" if self.stays else ", and nothing else was measured"))
         for reason in dict.fromkeys(reason for _, reason in self.stays):
             names = [name for name, because in self.stays if because == reason]
@@ -95,6 +98,53 @@ def keep_leaving_statistics(
             stream.write(chunk)
     entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
     return StatisticsSection(file=entry, encoding=metadata.encoding, taps=leaving, collector=metadata.collector), stays
+
+
+def keep_head_statistics(
+    found: "HeadStatistics", target: Path, policy: Policy, base: BaseManifest
+) -> StatisticsSection:
+    """Write what a head is refit from, if it may leave.
+
+    Raises:
+        PolicyViolationError: it may not; nothing is written.
+        StatisticsInvalidError: a sum is not finite, or not within float32.
+    """
+    metadata = found.metadata
+    (tap,) = metadata.taps
+    reason = why_tap_stays(tap, weights_that_may_leave(base, policy), policy)
+    if reason is not None:
+        msg = f"what a head would be refit from may not leave: {reason}"
+        raise PolicyViolationError(msg, refused=[tap.name])
+    found.save(target)
+    file = VirtualFile.of_path(target, STATISTICS_FILE_NAME)
+    entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
+    return StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector, labels=metadata.labels)
+
+
+def _describe_statistics(section: StatisticsSection) -> list[str]:
+    size = f"{section.file.name}, {format_bytes(section.file.bytes)}"
+    seen = "The server sees them; members of the project do not."
+    if section.labels is None:
+        patterns = name_patterns([tap.name for tap in section.taps])
+        return [f"{size}: Gram matrices of", *(f"  {pattern}" for pattern in patterns), seen]
+    (tap,) = section.taps
+    return [
+        f"{size}: of {tap.rows:,} rows the Gram matrix of the {tap.width - 1} features that {tap.name} of the merged",
+        f"model reads, with a constant, and its product with your own model's logits of {section.labels} labels.",
+        "The two together tell your own head, as sharing it does. " + seen,
+    ]
+
+
+def _describe_histograms(histograms: CalibrationHistograms) -> list[str]:
+    counted = f"{len(histograms.classes)} of {histograms.labels} labels"
+    return [
+        f"{BINS}-bin histograms of the merged model's scores of your texts, for {counted}:",
+        *(
+            f"  label {one.label}: {sum(one.labelled):,} that bear it, {sum(one.others):,} that do not"
+            for one in histograms.classes
+        ),
+        "They tell how often each label occurs in your texts. The server sees them; members of the project do not.",
+    ]
 
 
 def _describe_score(score: ModelScore) -> str:

@@ -1,5 +1,6 @@
 """Commands about jobs: submit, wait, show, logs, cancel, retry, list."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Final, get_args
 
@@ -25,6 +26,12 @@ def submit(
     recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe, YAML or JSON.")] = None,
     method: Annotated[str | None, typer.Option("--method", help=f"{_METHODS}, with default parameters.")] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="RegMean's alpha, 0 to 1; default 0.9.")] = None,
+    anew: Annotated[
+        str | None, typer.Option("--anew", metavar="MODEL", help="With --request: the merged model to merge anew.")
+    ] = None,
+    request: Annotated[
+        str | None, typer.Option("--request", help="The request about that model whose answers are merged.")
+    ] = None,
     identifier: Annotated[
         str | None, typer.Option("--id", help="The job's id: the same id again is the same job. Default: made up.")
     ] = None,
@@ -33,9 +40,9 @@ def submit(
     """Submit a merge (coordinator).
 
     Examples: gramfuse job submit acme.tweets --method regmean --alpha 0.9 --id regmean-1 --wait · gramfuse job submit
-    acme.tweets --recipe recipe.yaml
+    acme.tweets --recipe recipe.yaml · gramfuse job submit acme.tweets --method head --anew regmean-1 --request head-1
     """
-    chosen = choose_recipe(recipe, method, alpha)
+    chosen = choose_recipe(recipe, method, alpha, anew=anew, request=request)
     with session.open_client() as client:
         job = client.submit(project, chosen, job=identifier)
     if wait_:
@@ -121,23 +128,35 @@ def list_(project: ProjectArgument) -> None:
     output.show(jobs, output.table(columns, rows, right=(3, 4)))
 
 
-def choose_recipe(path: Path | None, method: str | None, alpha: float | None) -> Recipe:
-    """Return the recipe of a file, or of a method's name.
+def choose_recipe(
+    path: Path | None, method: str | None, alpha: float | None, *, anew: str | None = None, request: str | None = None
+) -> Recipe:
+    """Return the recipe of a file, or of a method's name, and of a model that is merged anew with a request's answers.
 
     Raises:
-        ConfigurationError: both or neither are given.
+        ConfigurationError: both or neither are given, or of model and request only one.
         RecipeInvalidError: an unknown method, or values out of range.
     """
     if (path is None) == (method is None):
         msg = f"give either --recipe FILE or --method METHOD, one of {_METHODS}"
         raise ConfigurationError(msg)
+    if (anew is None) != (request is None):
+        msg = "a model is merged anew with the answers to a request about it: give both --anew MODEL and --request ID"
+        raise ConfigurationError(msg)
     if path is not None:
+        if anew is not None:
+            msg = "--anew and --request go with --method; in a recipe they are base_model and request"
+            raise ConfigurationError(msg)
         if alpha is not None:
             msg = "--alpha goes with --method; in a recipe it is parameters.alpha"
             raise ConfigurationError(msg)
         return parse_recipe(_read_text(path))
-    parameters = "" if alpha is None else f"parameters: {{alpha: {alpha!r}}}\n"
-    return parse_recipe(f"merge_method: {method}\n{parameters}")
+    lines = [f"merge_method: {method}"]
+    if alpha is not None:
+        lines.append(f"parameters: {{alpha: {alpha!r}}}")
+    if anew is not None:
+        lines += [f"base_model: {json.dumps(anew)}", f"request: {json.dumps(request)}"]
+    return parse_recipe("\n".join(lines))
 
 
 def _read_text(path: Path) -> str:

@@ -33,6 +33,8 @@ held_out: {texts: test.jsonl, tokens: tokens, tags: tags}
 
 measured: {texts: mine.jsonl, tokens: tokens}
 
+calibrated: {texts: dev.jsonl, tokens: tokens, tags: tags}
+
 allow: [evaluate]
 """
 
@@ -46,6 +48,7 @@ def participate_command(
 ) -> None:
     """Answer the requests that wait for your organization: computed here, and shown before anything leaves.
 
+    `held_out` answers evaluate, `measured` gram and, with `model`, head, `calibrated` (or `held_out`) calibration.
     Kinds under `allow` are sent without a question, all others only after a yes. Running it again goes on where it
     stopped; an answer that was computed is not computed again.
     """

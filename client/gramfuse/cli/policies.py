@@ -53,6 +53,14 @@ _REQUESTS: Final = {
         "measure Gram matrices as a merged model computes them, layer by layer (RegMean++); together with the first "
         "ones they tell more about your texts than these alone"
     ),
+    "head": (
+        "measure what a merged model's head reads, and its product with your own model's logits, from which the head "
+        "is refit; the two tell the server your own head"
+    ),
+    "calibration": (
+        "count a merged model's scores by label, by which its biases are shifted; the server sees how often each label "
+        "occurs in your labelled texts"
+    ),
 }
 
 
@@ -102,6 +110,11 @@ def _describe_requests(policy: Policy) -> list[str]:
     ]
     if "evaluate" in policy.requests:
         sentences.append(f"An evaluation counts at least {policy.minimum_evaluation_examples} distinct examples.")
+    if "calibration" in policy.requests:
+        sentences.append(
+            f"A calibration leaves out labels that fewer than {policy.minimum_evaluation_examples} distinct examples "
+            "bear, or lack."
+        )
     missed = "the request fails" if policy.missed_deadline == "fail" else "the others go on without you"
     return [*sentences, f"If you miss a request's deadline, {missed}."]
 

@@ -48,8 +48,13 @@ def create(
 ) -> None:
     """Ask every organization whose contribution is in the models (coordinator). Each answers by `gramfuse participate`.
 
+    evaluate: metrics on held-out texts · gram: Gram matrices of layers · head: what the model's head is refit from ·
+    calibration: how its scores are spread, by label. With the last three's answers `job submit --anew` merges the
+    model anew.
+
     Examples: gramfuse request create acme.tweets evaluate regmean-1 average-1 --id eval-1 --wait · gramfuse request
-    create acme.tweets gram regmean-1 --layer encoder.layer.0.output.dense.weight
+    create acme.tweets gram regmean-1 --layer encoder.layer.0.output.dense.weight · gramfuse request create acme.tweets
+    head regmean-1 --id head-1
     """
     if kind not in get_args(RequestKind):
         msg = f"{kind!r} is no kind of request; there are {', '.join(get_args(RequestKind))}"

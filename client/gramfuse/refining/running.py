@@ -83,7 +83,7 @@ class Refinement:
 
     def _plan(self) -> tuple[Step, ...]:
         policy = self.client.policy(self.project).policy
-        require_request_allowed(RequestCreate(kind="gram", models=(self.model,)), policy)
+        require_request_allowed("gram", policy)
         blocks = plan_blocks(self.client.base_manifest(self.project), policy)
         return plan_steps(self.model, self.result, blocks, at_once=self.blocks_at_once)
 

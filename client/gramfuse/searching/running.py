@@ -199,7 +199,7 @@ def require_search_allowed(recipe: Recipe, policy: Policy) -> None:
             "a policy with `cohorts: open`, accepted by everybody"
         )
         raise PolicyViolationError(msg, cohorts=policy.cohorts)
-    require_request_allowed(RequestCreate(kind="evaluate", models=("any",)), policy)
+    require_request_allowed("evaluate", policy)
     if recipe.merge_method not in policy.methods:
         msg = f"the policy allows {', '.join(policy.methods)}, not {recipe.merge_method}"
         raise PolicyViolationError(msg, method=recipe.merge_method)

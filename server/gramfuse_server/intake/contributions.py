@@ -18,6 +18,7 @@ from gramfuse_server.tables import AskedRow, ContributionRow, ProjectRow, Upload
 from gramfuse_shared.contract.http_api import ContributionDetail
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -167,7 +168,14 @@ def withdraw(
 
 
 def _withdraw_answers(session: Session, row: ContributionRow, *, delete_after: datetime, now: datetime) -> None:
-    """Withdraw the files with which the organization answered requests: they are about merges of what it withdraws."""
+    """Withdraw what the organization answered to the server alone: it is about merges of what it withdraws.
+
+    Files go after a while; histograms, which have no file, are forgotten at once.
+    """
+    places = select(AskedRow).where(AskedRow.project == row.project, AskedRow.organization == row.organization)
+    for place in session.scalars(places.where(AskedRow.upload.is_(None), AskedRow.answer.is_not(None))):
+        if Answer.parse(place.answer or "").histograms is not None:
+            place.answer = place.answered_at = None
     uploads = session.scalars(
         select(UploadRow)
         .join(AskedRow, AskedRow.upload == UploadRow.id)

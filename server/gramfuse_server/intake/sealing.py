@@ -88,12 +88,13 @@ def require_contribution_files(manifest: ContributionManifest, files: Mapping[st
 def require_statistics_file(announced: StatisticsSection, base: str, files: Mapping[str, PartedFile]) -> None:
     """Require that a statistics file is what was announced, measured for this base or for none. Raises as above."""
     header = read_header(files[announced.file.name])
-    metadata = parse_statistics_metadata(header)
+    metadata = parse_statistics_metadata(header, kind=announced.kind)
     _require_metadata(announced.file.name, header, frozenset({METADATA_KEY}))
-    if (metadata.taps, metadata.collector, metadata.encoding) != (
+    if (metadata.taps, metadata.collector, metadata.encoding, metadata.labels) != (
         announced.taps,
         announced.collector,
         announced.encoding,
+        announced.labels,
     ):
         msg = f"{announced.file.name} does not describe the taps and settings that were announced"
         raise StatisticsMalformedError(msg)

@@ -38,6 +38,14 @@ _METHODS: Final = {
         "WUDI-Merging (Cheng et al., ICML 2025): from the sum of the contributions' differences from the base, each "
         "linear layer descends toward what least contradicts them on themselves; everything else the weighted mean"
     ),
+    "head": (
+        "ridge regression of the organizations' own logits on what the merged model gives its head to read; everything "
+        "else is as it was"
+    ),
+    "calibration": (
+        "the biases of the head, shifted to where histograms of the model's scores on the organizations' held-out "
+        "examples are best divided; everything else is as it was"
+    ),
     "linear": "the weighted mean of the contributions, parameter by parameter",
     "regmean": (
         "regression mean (RegMean, Jin et al., ICLR 2023): each linear layer is the least-squares answer to all "
@@ -117,9 +125,13 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
 def _refined(inputs: MergeInputs) -> list[str]:
     if inputs.refined is None:
         return []
+    changed = {
+        "head": "its head, with statistics",
+        "calibration": "the biases of its head, with counts",
+    }.get(inputs.recipe.merge_method, f"{len(inputs.refined.layers)} linear layers, with statistics")
     sentence = (
-        f"Merged anew from `{inputs.refined.model}`: {len(inputs.refined.layers)} linear layers, with statistics that "
-        f"every organization measured with that model (request `{inputs.recipe.request}`). Everything else is its own."
+        f"Merged anew from `{inputs.refined.model}`: {changed} that every organization measured with that model "
+        f"(request `{inputs.recipe.request}`). Everything else is its own."
     )
     return [sentence, ""]
 

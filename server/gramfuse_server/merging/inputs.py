@@ -1,6 +1,6 @@
 """What a merge reads: the plan of an attempt, and its tensors by ranges from the blob store. Imports torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,12 +25,14 @@ from gramfuse_shared.contract.manifest import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
+from gramfuse_shared.contract.refits import bias_of_labels
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
+from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
@@ -129,24 +131,16 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         }
     )
     rules = Policy.parse(policy.document)
-    plan = plan_merge(
-        [
-            _member(
-                member,
-                manifests[member.contribution],
-                _statistics(refined, member.contribution, manifests),
-                base,
-                rules,
-            )
-            for member in cohort
-        ],
-        _origin_tensors(base, refined),
-        recipe,
-        shard_bytes=shard_bytes,
-        minimum_holders=rules.minimum_cohort,
-        embedding_parameters=rules.embedding_parameters,
-        only=None if refined is None else refined.layers,
-    )
+    members = [
+        _member(
+            member,
+            manifests[member.contribution],
+            _statistics(refined, member.contribution, manifests),
+            base,
+            rules,
+        )
+        for member in cohort
+    ]
     return MergeInputs(
         recipe=explicit,
         base_digest=project.base_digest,
@@ -154,7 +148,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         policy=PolicyReference(version=policy.version, digest=policy.digest),
         cohort=cohort,
         manifests=manifests,
-        plan=plan,
+        plan=_plan(members, recipe, base, rules, refined, shard_bytes),
         refined=refined,
     )
 
@@ -182,6 +176,34 @@ def open_members(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> dict[s
         fisher = None if manifest.fisher is None else _open(blobs, manifest.fisher.file)
         readers[contribution] = MemberReader(weights, statistics, fisher)
     return readers
+
+
+def _plan(
+    members: Sequence[Member],
+    recipe: Recipe,
+    base: BaseManifest,
+    policy: Policy,
+    refined: Refined | None,
+    shard_bytes: int,
+) -> MergePlan:
+    origin, holders = _origin_tensors(base, refined), policy.minimum_cohort
+    if refined is not None and recipe.merge_method == "head":
+        return plan_head(members, origin, recipe, shard_bytes=shard_bytes, minimum_holders=holders)
+    if refined is not None and recipe.merge_method == "calibration":
+        found = {key: answer.histograms for key, answer in refined.answers.items() if answer.histograms is not None}
+        bias = bias_of_labels(base, policy, next(iter(found.values())).labels)
+        return plan_calibration(
+            found, members, bias.name, origin, recipe, shard_bytes=shard_bytes, minimum_holders=holders
+        )
+    return plan_merge(
+        members,
+        origin,
+        recipe,
+        shard_bytes=shard_bytes,
+        minimum_holders=holders,
+        embedding_parameters=policy.embedding_parameters,
+        only=None if refined is None else refined.layers,
+    )
 
 
 def _statistics(

@@ -15,7 +15,7 @@ from gramfuse_server.tables import JobRow, ModelFileRow, ModelRow, ProjectRow
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.requests import Answer
+from gramfuse_shared.contract.requests import MERGED_BY, Answer
 from gramfuse_shared.errors import NotFoundError, RecipeInvalidError, StateError
 
 
@@ -56,8 +56,10 @@ def answered_cohort(
     """
     row = find_request(session, project.id, request)
     asked = request_of(row)
-    if asked.kind != "gram" or recipe.merge_method != "regmean":
-        msg = f"request {row.id} asked to {asked.kind}; answers to `gram` are merged, by regmean"
+    method = MERGED_BY.get(asked.kind)
+    if recipe.merge_method != method:
+        merged = f"are merged by {method}" if method else "are shown, not merged"
+        msg = f"request {row.id} is of the kind {asked.kind}, whose answers {merged}; the recipe says otherwise"
         raise RecipeInvalidError(msg)
     if recipe.base_model not in asked.models:
         msg = f"request {row.id} is about {asked.models[0]}; name that as base_model"

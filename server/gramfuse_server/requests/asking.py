@@ -30,7 +30,7 @@ def ask(
             msg = f"request {identifier} asks something else; choose another id"
             raise ConflictError(msg)
         return known, False
-    require_request_allowed(body, current_policy(session, project))
+    require_request_allowed(body.kind, current_policy(session, project))
     for model in body.models:
         found = session.get(ModelRow, (project.id, model))
         if found is None or found.deleted_at is not None:

@@ -13,7 +13,14 @@ from gramfuse_server.tables import AskedRow, PolicyRow, RequestRow, UploadRow
 from gramfuse_shared.contract.http_api import AnswerInfo
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.requests import Answer, AnswerState, Asked, RequestCreate, RequestInfo
+from gramfuse_shared.contract.requests import (
+    EVALUATION_KINDS,
+    Answer,
+    AnswerState,
+    Asked,
+    RequestCreate,
+    RequestInfo,
+)
 from gramfuse_shared.errors import NotFoundError
 
 
@@ -57,6 +64,7 @@ def request_documents(
         states = {place.organization: _state(upload, place, now) for place, upload in mine}
         seen = _progress(session, row, states, now)
         asked = request_of(row)
+        shown = asked.kind in EVALUATION_KINDS  # what else was answered is between an organization and the server
         documents.append(
             RequestInfo(
                 id=row.id,
@@ -75,7 +83,7 @@ def request_documents(
                         organization=place.organization,
                         state=states[place.organization],
                         reason=upload.reason if upload is not None and place.organization == viewer else None,
-                        scores=Answer.parse(place.answer).scores if place.answer else (),
+                        scores=Answer.parse(place.answer).scores if place.answer and shown else (),
                     )
                     for place, upload in mine
                 ),

@@ -1,5 +1,6 @@
 """Manifests: what a base model or a contribution consists of, down to every tensor, before a byte of it travels."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -133,6 +134,8 @@ class CollectorSettings(Document):
     weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
 
 
+LabelCount = Annotated[int, Field(ge=1, le=limits.MAX_LABELS)]
+
 StatisticsEncoding = Literal["float32", "int16"]
 """How Gram matrices travel: as they were summed, or scaled to a unit diagonal and rounded (`statistics_file`)."""
 
@@ -157,13 +160,41 @@ class WeightsSection(Document):
     tensors: Annotated[Tensors, Field(min_length=1)]
 
 
+StatisticsKind = Literal["gram", "head"]
+"""What a file holds: Gram matrices of layers' inputs for a merge, or what a head is refit from."""
+
+
 class StatisticsSection(Document):
-    """The file of statistics: taps in file order."""
+    """The file of statistics: taps in file order.
+
+    `labels` is written for what a head is refit from alone: the columns of its product with the logits.
+    """
 
     file: FileEntry
     encoding: StatisticsEncoding = "float32"
     taps: Annotated[Taps, Field(min_length=1)]
     collector: CollectorSettings
+    labels: LabelCount | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _a_head_is_one_layer(self) -> Self:
+        require_one_head(self.labels, self.taps, self.encoding)
+        return self
+
+    @property
+    def kind(self) -> StatisticsKind:
+        """What the file holds."""
+        return "gram" if self.labels is None else "head"
+
+
+def require_one_head(labels: int | None, taps: Sequence[TapInfo], encoding: StatisticsEncoding) -> None:
+    """Require of statistics with labels that they are of one layer; raises ValueError."""
+    if labels is None:
+        return
+    layouts = [layer.layout for tap in taps for layer in tap.layers]
+    if len(taps) != 1 or layouts != ["out_in"] or encoding != "float32" or taps[0].width == 1:
+        msg = "head statistics are of one layer, stored [out, in], with at least one feature, in float32"
+        raise ValueError(msg)
 
 
 class TrainedLabels(Document):
@@ -259,6 +290,9 @@ class ContributionManifest(Document):
         _require_unique("file", [file.name for file in self.files])
         _require_unique("tensor", [tensor.name for tensor in self.weights.tensors])
         if self.statistics is not None:
+            if self.statistics.kind != "gram":
+                msg = "what a head is refit from answers a request; a contribution holds Gram matrices"
+                raise ValueError(msg)
             _require_unique("tap", [tap.name for tap in self.statistics.taps])
             _require_unique("layer", [layer.weight for tap in self.statistics.taps for layer in tap.layers])
         return self

@@ -12,10 +12,21 @@ from gramfuse_shared.contract.document import Document
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
-MergeMethod = Literal["linear", "regmean", "fisher", "task_arithmetic", "ties", "dare_linear", "dare_ties", "wudi"]
+MergeMethod = Literal[
+    "linear",
+    "regmean",
+    "fisher",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "wudi",
+    "head",
+    "calibration",
+]
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
-RequestKind = Literal["evaluate", "gram"]
+RequestKind = Literal["evaluate", "gram", "head", "calibration"]
 
 DEFAULT_EVALUATION_EXAMPLES: Final = 100
 
@@ -109,8 +120,10 @@ class Policy(Document):
         default=(),
         exclude_if=lambda value: not value,
         description="what the server may ask participants later. evaluate: metrics of merged models on held-out data, "
-        "which the project's members see. gram: Gram matrices of layers as a merged model "
-        "computes them, or one in which blocks are the organization's own",
+        "which the project's members see. gram: Gram matrices of layers as a merged model computes them, or one in "
+        "which blocks are the organization's own. head: what a merged model's head is refit from, which reveals each "
+        "organization's own head to the server. calibration: how many examples bear each label, and a merged model's "
+        "scores of them, by which biases are shifted",
     )
     missed_deadline: Literal["fail", "leave_out"] = Field(
         default="fail",
@@ -121,7 +134,8 @@ class Policy(Document):
     minimum_evaluation_examples: Annotated[int, Field(ge=1, le=limits.MAX_ROWS)] = Field(
         default=DEFAULT_EVALUATION_EXAMPLES,
         exclude_if=lambda value: value == DEFAULT_EVALUATION_EXAMPLES,
-        description="an evaluation counts at least this many distinct examples",
+        description="an evaluation counts at least this many distinct examples; a calibration counts the scores of a "
+        "label only if so many bear it, and so many do not",
     )
 
     def role_of(self, name: str, shape: Sequence[int], vocabulary_size: int | None) -> TensorRole:

@@ -18,6 +18,7 @@ DEFAULT_ALPHA: Final = 0.9
 DEFAULT_WEIGHT: Final = 1.0
 DEFAULT_RIDGE: Final = 0.0
 DEFAULT_LAMBDA: Final = 1.0
+DEFAULT_HEAD_RIDGE: Final = 0.01
 DEFAULT_DENSITY: Final = 0.5
 
 Normalization = Literal["equal", "rows", "norm"]
@@ -90,10 +91,11 @@ class MethodParameters(Document):
     """Parameters of the method.
 
     RegMean: `alpha` scales a Gram matrix's off-diagonal, `ridge`, times the mean of the diagonal, is added to that
-    (`wudi` solves, with one, what it otherwise descends), `normalize` says whether organizations count alike (`equal`,
-    as published) or by their `rows`, `missing_statistics` what becomes of a linear layer whose inputs some of them did
-    not measure: an `average`, or their precision is an `estimate` from their difference to the base. `fisher` reads
-    `normalize` too: a row is an example there, and `norm` divides an organization's Fisher information by its norm.
+    (`wudi` solves, with one, what it otherwise descends; that of `head` is above 0), `normalize` says whether
+    organizations count alike (`equal`, as published) or by their `rows`, `missing_statistics` what becomes of a linear
+    layer whose inputs some of them did not measure: an `average`, or their precision is an `estimate` from their
+    difference to the base. `fisher` and `head` read `normalize` too: of `fisher` a row is an example, and `norm`
+    divides an organization's Fisher information by its norm.
     Methods that add differences to the base: `lambda` scales what is added, `density` is the share of each difference
     that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize`
     is written only where it is not the default: what was signed before keeps its bytes.
@@ -147,9 +149,14 @@ PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
         "dare_linear": ("lambda", "density", "seed"),
         "dare_ties": ("lambda", "density", "seed"),
         "wudi": ("ridge",),
+        "head": ("ridge", "normalize"),
+        "calibration": (),
     }
 )
-"""The parameters that each method reads, beside `exclude`, which all do."""
+"""The parameters that each method reads, beside `exclude`, which all do that merge weights."""
+
+REFIT_METHODS: Final[frozenset[MergeMethod]] = frozenset({"head", "calibration"})
+"""Methods that change a merged model's head by the answers to a request, and merge no weights."""
 
 
 class TokenizerSource(Document):
@@ -164,7 +171,8 @@ class Recipe(Document):
     `dtype` is the precision of the computation (default: float32, and float64 where alpha needs it), `out_dtype`
     that of the floating-point tensors written (default: as the base stores them). `exclude`d parameters are the base's.
     With `request`, the service merges a model anew: `base_model` is a merged model of the project, the statistics are
-    the answers to this request about it, and what they do not cover stays as it is there.
+    the answers to this request about it, and what they do not cover stays as it is there. `head` and `calibration` are
+    always that. A recipe of `head` that says no ridge gets the default's, and from there on says it.
     """
 
     merge_method: MergeMethod
@@ -181,6 +189,36 @@ class Recipe(Document):
         names = [entry.model for entry in self.models]
         if len(set(names)) != len(names):
             msg = "a model is named twice"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_head_has_a_ridge(cls, document: Any) -> Any:  # noqa: ANN401 - whatever is validated
+        if not isinstance(document, Mapping) or document.get("merge_method") != "head":
+            return document
+        parameters = document.get("parameters", {})
+        if isinstance(parameters, MethodParameters):
+            parameters = {name: getattr(parameters, name) for name in parameters.model_fields_set}
+        if isinstance(parameters, Mapping):
+            return {**document, "parameters": {"ridge": DEFAULT_HEAD_RIDGE, **parameters}}
+        return document
+
+    @model_validator(mode="after")
+    def _a_refit_is_of_a_request(self) -> Self:
+        if self.merge_method not in REFIT_METHODS:
+            return self
+        if self.request is None:
+            msg = (
+                f"{self.merge_method} merges the answers to a request about a merged model: name that as base_model, "
+                "and the request"
+            )
+            raise ValueError(msg)
+        if self.parameters.exclude:
+            msg = f"{self.merge_method} changes the head alone; leave out exclude"
+            raise ValueError(msg)
+        if self.merge_method == "head" and min(_values(self.parameters.ridge)) <= 0:
+            msg = "a head is refit with a ridge above 0: without one what follows a layer norm has no one solution"
             raise ValueError(msg)
         return self
 

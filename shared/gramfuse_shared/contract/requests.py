@@ -1,20 +1,24 @@
 """Requests: what the server asks every participant of a cohort, and what an answer may be. Numbers only, never code.
 
 A request names a kind that the client knows. `evaluate` asks for metrics of merged models on held-out data, `gram` for
-the Gram matrices of layers as a merged model computes them (RegMean++).
+the Gram matrices of layers as a merged model computes them (RegMean++), `head` for what a merged model's head is refit
+from, `calibration` for histograms of its scores by label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
+from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection
 from gramfuse_shared.contract.metrics import Metrics
-from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
+from gramfuse_shared.contract.refits import bias_of_labels, require_histograms_may_leave, require_shared_head
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
 from gramfuse_shared.identifiers import JobId, OrganizationName, ProjectId, TensorName
@@ -31,6 +35,11 @@ MeasuredBlock = Literal["merged", "own"]
 
 EVALUATION_KINDS: Final[frozenset[RequestKind]] = frozenset({"evaluate"})
 """Kinds that may be about several models, and whose answers all members of the project see."""
+
+MERGED_BY: Final[Mapping[RequestKind, MergeMethod]] = MappingProxyType(
+    {"gram": "regmean", "head": "head", "calibration": "calibration"}
+)
+"""By which method a model is merged anew with the answers to a request about it."""
 
 
 class RequestCreate(Document):
@@ -80,7 +89,8 @@ class ModelScore(Document):
 class Answer(Document):
     """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
 
-    `scores` answer `evaluate`, `statistics` (a file beside this document) answer `gram`.
+    `scores` answer `evaluate`, `statistics` (a file beside this document) `gram` and, with labels, `head`, and
+    `histograms` answer `calibration`.
     """
 
     format: Literal["gramfuse/answer/1"] = "gramfuse/answer/1"
@@ -92,6 +102,7 @@ class Answer(Document):
         default=(), exclude_if=lambda value: not value
     )
     statistics: StatisticsSection | None = Field(default=None, exclude_if=lambda value: value is None)
+    histograms: CalibrationHistograms | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -128,16 +139,24 @@ class RequestInfo(Document):
     asked: tuple[Asked, ...]
 
 
-def require_request_allowed(request: RequestCreate, policy: Policy) -> None:
-    """Require that the policy lets participants be asked this.
+def require_request_allowed(kind: RequestKind, policy: Policy) -> None:
+    """Require that the policy lets participants be asked this, and what is made of the answers.
 
     Raises:
         PolicyViolationError: it does not.
     """
-    if request.kind not in policy.requests:
+    if kind not in policy.requests:
         allowed = ", ".join(policy.requests) or "no requests"
-        msg = f"the policy allows {allowed}, not {request.kind} (requests); have the coordinator publish another policy"
-        raise PolicyViolationError(msg, kind=request.kind)
+        msg = f"the policy allows {allowed}, not {kind} (requests); have the coordinator publish another policy"
+        raise PolicyViolationError(msg, kind=kind)
+    method = MERGED_BY.get(kind)
+    if method is not None and method not in policy.methods:
+        msg = (
+            f"the policy lets {kind} be asked (requests), but nothing be merged by {method} with the answers "
+            "(methods); have the coordinator publish another policy"
+        )
+        raise PolicyViolationError(msg, kind=kind, method=method)
+    require_shared_head(kind, policy)
 
 
 def require_answer_allowed(
@@ -150,20 +169,41 @@ def require_answer_allowed(
     Raises:
         RequestMalformedError: it answers something else.
         PolicyViolationError: it was measured on too few examples, or holds statistics that may not leave.
-        ArchitectureMismatchError: it holds statistics of layers that were not asked for.
+        ArchitectureMismatchError: it holds statistics of layers that were not asked for, or the base has no such head.
     """
-    if asked.kind not in policy.requests:
-        msg = f"the policy does not allow answers to {asked.kind} (requests)"
-        raise PolicyViolationError(msg, kind=asked.kind)
+    require_request_allowed(asked.kind, policy)
+    _require_parts(answer, asked.kind)
     if asked.kind == "evaluate":
         _require_scores(answer, asked.models, policy)
-    else:
-        _require_statistics(answer, asked.layers, policy, base)
+    if answer.statistics is not None:
+        _require_statistics(answer.statistics, asked.layers, policy, base)
+    if answer.histograms is not None:
+        require_histograms_may_leave(answer.histograms, policy)
+        bias_of_labels(base, policy, answer.histograms.labels)
+
+
+def _require_parts(answer: Answer, kind: RequestKind) -> None:
+    """Require that an answer consists of what its kind is answered by, and of nothing else."""
+    found = {
+        "scores": bool(answer.scores),
+        "Gram matrices": answer.statistics is not None and answer.statistics.kind == "gram",
+        "head statistics": answer.statistics is not None and answer.statistics.kind == "head",
+        "histograms": answer.histograms is not None,
+    }
+    parts: dict[RequestKind, str] = {
+        "evaluate": "scores",
+        "gram": "Gram matrices",
+        "head": "head statistics",
+        "calibration": "histograms",
+    }
+    if [part for part, there in found.items() if there] != [parts[kind]]:
+        msg = f"an answer to a request of the kind {kind} holds {parts[kind]} and nothing else"
+        raise RequestMalformedError(msg)
 
 
 def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> None:
     scored = [score.model for score in answer.scores if score.model is not None]
-    if answer.statistics is not None or sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
+    if sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
         msg = f"an evaluation scores each of {', '.join(models)} once, at most the organization's own beside, no more"
         raise RequestMalformedError(msg)
     fewest, needed = min(score.examples for score in answer.scores), policy.minimum_evaluation_examples
@@ -175,17 +215,16 @@ def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> No
         raise PolicyViolationError(msg, examples=fewest)
 
 
-def _require_statistics(answer: Answer, layers: Sequence[str], policy: Policy, base: BaseManifest) -> None:
-    if answer.statistics is None or answer.scores:
-        msg = "the answer holds a statistics file and nothing else"
-        raise RequestMalformedError(msg)
-    measured = {layer.weight for tap in answer.statistics.taps for layer in tap.layers}
+def _require_statistics(
+    statistics: StatisticsSection, layers: Sequence[str], policy: Policy, base: BaseManifest
+) -> None:
+    measured = {layer.weight for tap in statistics.taps for layer in tap.layers}
     spare = sorted(measured - set(layers)) if layers else []
     if spare:
         msg = f"{spare[0]} was not asked for"
         raise ArchitectureMismatchError(msg, layers=spare[:20])
     sendable = weights_that_may_leave(base, policy)  # what was never contributed needs no statistics either
-    for tap in answer.statistics.taps:
+    for tap in statistics.taps:
         reason = why_tap_stays(tap, sendable, policy)
         if reason is not None:
             msg = f"tap {tap.name} may not leave: {reason}"

@@ -20,7 +20,7 @@ from gramfuse_shared.contract.manifest import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
-from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_taps
+from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_statistics
 from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
 CONTRIBUTED_DTYPES: Final = frozenset({"F16", "BF16", "F32"})
@@ -207,11 +207,15 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
 def require_statistics_architecture(statistics: StatisticsSection, base: BaseManifest) -> None:
     """Require that taps fit the base model's weights, and the file's length its tensors. Raises as above."""
     known = {tensor.name: tensor for tensor in base.tensors}
+    constants = 0 if statistics.labels is None else 1  # behind the features of a head
     for tap in statistics.taps:
         for layer in tap.layers:
-            _require_layer(layer, tap, known)
-    layout = tensors_of_taps(statistics.taps, statistics.encoding)
-    require_length(statistics.file.name, statistics.file.bytes, layout)
+            _require_layer(layer, tap, tap.width - constants, known)
+            outputs = known[layer.weight].shape[0]
+            if statistics.labels not in {None, outputs}:
+                msg = f"{layer.weight} has {outputs} outputs, and its statistics are of {statistics.labels} labels"
+                raise ArchitectureMismatchError(msg, tap=tap.name)
+    require_length(statistics.file.name, statistics.file.bytes, tensors_of_statistics(statistics))
 
 
 def _require_tensor(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> None:
@@ -238,15 +242,15 @@ def _require_parameter(parameter: FisherParameter, known: Mapping[str, TensorInf
         raise ArchitectureMismatchError(msg, tensor=parameter.name)
 
 
-def _require_layer(layer: LayerInfo, tap: TapInfo, known: Mapping[str, TensorInfo]) -> None:
+def _require_layer(layer: LayerInfo, tap: TapInfo, width: int, known: Mapping[str, TensorInfo]) -> None:
     expected = known.get(layer.weight)
     if expected is None:
         msg = f"tap {tap.name}: the layer {layer.weight} is not a tensor of the base model"
         raise ArchitectureMismatchError(msg, tap=tap.name)
     inputs = {"out_in": 1, "in_out": 0}[layer.layout]
-    if len(expected.shape) != 2 or expected.shape[inputs] != tap.width:  # noqa: PLR2004 - a matrix
+    if len(expected.shape) != 2 or expected.shape[inputs] != width:  # noqa: PLR2004 - a matrix
         msg = (
-            f"tap {tap.name} is {tap.width} wide, which does not fit {layer.weight}, "
+            f"tap {tap.name} is {width} wide, which does not fit {layer.weight}, "
             f"stored {layer.layout} as {list(expected.shape)}"
         )
         raise ArchitectureMismatchError(msg, tap=tap.name)

@@ -13,9 +13,17 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import CollectorSettings, StatisticsEncoding, TapInfo, Taps
+from gramfuse_shared.contract.manifest import (
+    CollectorSettings,
+    LabelCount,
+    StatisticsEncoding,
+    StatisticsKind,
+    StatisticsSection,
+    TapInfo,
+    Taps,
+    require_one_head,
+)
 from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.errors import DocumentMalformedError, StatisticsMalformedError
 from gramfuse_shared.identifiers import Digest
@@ -38,10 +46,6 @@ TensorLayout = tuple[str, str, tuple[int, ...]]
 """Name, dtype, shape."""
 
 
-StatisticsKind = Literal["gram", "head"]
-"""What a file holds: Gram matrices of layers' inputs for a merge, or what a head is refit from."""
-
-
 class StatisticsMetadata(Document):
     """What the tensors of a statistics file mean. `base` is absent where statistics were measured without a project.
 
@@ -53,9 +57,7 @@ class StatisticsMetadata(Document):
     collector: CollectorSettings
     encoding: StatisticsEncoding = "float32"
     kind: StatisticsKind = Field(default="gram", exclude_if=lambda value: value == "gram")
-    labels: Annotated[int, Field(ge=1, le=limits.MAX_TAP_WIDTH)] | None = Field(
-        default=None, exclude_if=lambda value: value is None
-    )
+    labels: LabelCount | None = Field(default=None, exclude_if=lambda value: value is None)
     taps: Annotated[Taps, Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -72,14 +74,7 @@ class StatisticsMetadata(Document):
         if (self.kind == "head") != (self.labels is not None):
             msg = "labels are counted of a head, and only of one"
             raise ValueError(msg)
-        if self.kind == "head" and (
-            len(self.taps) != 1
-            or len(self.taps[0].layers) != 1
-            or self.encoding != "float32"
-            or self.taps[0].width == 1
-        ):
-            msg = "head statistics are of one layer with at least one feature, in float32"
-            raise ValueError(msg)
+        require_one_head(self.labels, self.taps, self.encoding)
         return self
 
 
@@ -109,12 +104,12 @@ def product_tensor_name(tap: str) -> str:
     return PRODUCT_PREFIX + tap
 
 
-def tensors_of_statistics(metadata: StatisticsMetadata) -> list[TensorLayout]:
-    """List the tensors of the file that a metadata document describes, in file order."""
+def tensors_of_statistics(described: StatisticsMetadata | StatisticsSection) -> list[TensorLayout]:
+    """List the tensors of the file that a metadata document, or a manifest's section, describes, in file order."""
     products: list[TensorLayout] = []
-    if metadata.labels is not None:
-        products = [(product_tensor_name(tap.name), "F32", (tap.width, metadata.labels)) for tap in metadata.taps]
-    return tensors_of_taps(metadata.taps, metadata.encoding) + products
+    if described.labels is not None:
+        products = [(product_tensor_name(tap.name), "F32", (tap.width, described.labels)) for tap in described.taps]
+    return tensors_of_taps(described.taps, described.encoding) + products
 
 
 def tensors_of_taps(taps: tuple[TapInfo, ...], encoding: StatisticsEncoding) -> list[TensorLayout]:

@@ -1,7 +1,7 @@
 """The head that fits a merged trunk: ridge regression of the owners' logits on the features that the trunk gives."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Head:
     diagnosis: Diagnosis
 
 
-def solve_head(terms: Sequence[HeadTerm], *, ridge: float, with_bias: bool = True) -> Head:
+def solve_head(terms: Iterable[HeadTerm], *, ridge: float, with_bias: bool = True) -> Head:
     """Solve (Σ aᵢGᵢ + λ·(tr/d)·I′) H = Σ aᵢBᵢ in F64; the weight is Hᵀ without its last column, the bias that column.
 
     With λ = 0 it is the least-squares fit of all owners' logits, t ≈ Wz + b, over all rows, each counted aᵢ times. tr
@@ -38,7 +38,8 @@ def solve_head(terms: Sequence[HeadTerm], *, ridge: float, with_bias: bool = Tru
     where logits lie, and pulling it toward zero would make predictions depend on what was subtracted from all of them.
 
     Args:
-        terms: of every contribution; aᵢ = cᵢ/nᵢ, n its rows, lets each count the same, aᵢ = cᵢ each row.
+        terms: of every contribution, taken one after the other; aᵢ = cᵢ/nᵢ, n its rows, lets each count the same,
+            aᵢ = cᵢ each row.
         ridge: λ ≥ 0. Where it leaves the sum singular, the guards of `least_squares` pull the solution toward zero.
         with_bias: False for a layer without one: the constant is left out, and the bias is zero.
 
@@ -52,17 +53,8 @@ def solve_head(terms: Sequence[HeadTerm], *, ridge: float, with_bias: bool = Tru
     if not (math.isfinite(ridge) and ridge >= 0):
         msg = f"ridge must be finite and at least 0, not {ridge}"
         raise ValueError(msg)
-    if len({tuple(term.product.shape) for term in terms}) != 1:
-        shapes = ", ".join(sorted({str(list(term.product.shape)) for term in terms})) or "none"
-        msg = f"head statistics must have one width and the same labels; the products are {shapes}"
-        raise ArchitectureMismatchError(msg)
-    width, labels = terms[0].product.shape
-    total = torch.zeros(width, width, dtype=torch.float64)
-    products = torch.zeros(labels, width, dtype=torch.float64)
-    for term in terms:
-        total += term.scale * packing.unpack(term.gram.cpu().double(), width)
-        products += term.scale * term.product.cpu().double().T
-    features = width - 1
+    total, products = _sums_of(terms)
+    labels, features = products.shape[0], products.shape[1] - 1
     if not with_bias:
         total, products = total[:features, :features].contiguous(), products[:, :features].contiguous()
     energy = total.diagonal()[:features]
@@ -70,3 +62,24 @@ def solve_head(terms: Sequence[HeadTerm], *, ridge: float, with_bias: bool = Tru
     solution, diagnosis = solve(total, products, torch.zeros_like(products), Workspace())
     bias = solution[:, features] if with_bias else solution.new_zeros(labels)
     return Head(solution[:, :features].contiguous(), bias.contiguous(), diagnosis)
+
+
+def _sums_of(terms: Iterable[HeadTerm]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Σ aᵢGᵢ [d+1, d+1] and Σ aᵢBᵢᵀ [labels, d+1], both F64."""
+    total, products = torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64)
+    for number, term in enumerate(terms):
+        width, labels = term.product.shape
+        if number == 0:
+            total, products = total.new_zeros(width, width), products.new_zeros(labels, width)
+        if products.shape != (labels, width):
+            msg = (
+                "head statistics must have one width and the same labels; the products are "
+                f"{[products.shape[1], products.shape[0]]}, {[width, labels]}"
+            )
+            raise ArchitectureMismatchError(msg)
+        total += term.scale * packing.unpack(term.gram.cpu().double(), width)
+        products += term.scale * term.product.cpu().double().T
+    if not products.numel():
+        msg = "head statistics must have one width and the same labels; the products are none"
+        raise ArchitectureMismatchError(msg)
+    return total, products

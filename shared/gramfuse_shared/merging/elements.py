@@ -10,7 +10,7 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.plan import Member
-from gramfuse_shared.merging.steps import DiagonalStep, FisherTotals, Precision, RowsStep, Step, Term, WholeStep
+from gramfuse_shared.merging.steps import DiagonalStep, FisherTotals, MergeStep, Precision, RowsStep, Term, WholeStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Elements:
         settings = MethodSettings(alpha=1.0, normalize=recipe.parameters.normalize)
         return DiagonalStep(output, weighed, terms[0].key, settings, compute, stored_bytes)
 
-    def with_norms(self, steps: Sequence[Step], method: str) -> list[Step]:
+    def with_norms(self, steps: Sequence[MergeStep], method: str) -> list[MergeStep]:
         """Tell every term the norm of its member's Fisher information over all parameters that are weighed by it.
 
         Raises:
@@ -99,13 +99,13 @@ def _require_alike_labels(members: Sequence[Member]) -> None:
         raise RecipeInvalidError(msg)
 
 
-def _is_weighed(step: Step) -> bool:
+def _is_weighed(step: MergeStep) -> bool:
     if isinstance(step, RowsStep):
         return any(_is_weighed(part.step) for part in step.parts)
     return isinstance(step, DiagonalStep)
 
 
-def _with_norms(step: Step, norms: Mapping[str, float]) -> Step:
+def _with_norms(step: MergeStep, norms: Mapping[str, float]) -> MergeStep:
     if isinstance(step, RowsStep):
         return replace(step, parts=tuple(replace(part, step=_whole(part.step, norms)) for part in step.parts))
     return _whole(step, norms)

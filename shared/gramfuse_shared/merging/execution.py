@@ -16,6 +16,7 @@ from gramfuse_shared.merging.combining import add_deltas, average, solve_group, 
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
+from gramfuse_shared.merging.refitting import refit
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.steps import (
     AverageStep,
@@ -23,7 +24,9 @@ from gramfuse_shared.merging.steps import (
     DeltaStep,
     DiagonalStep,
     GramStep,
+    MergeStep,
     ReadySum,
+    RefitStep,
     RowsStep,
     Step,
 )
@@ -117,6 +120,17 @@ def _execute_step(
     step: Step, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """Yield the step's tensors in order, each in one or several chunks."""
+    if isinstance(step, RefitStep):
+        tensors, described = refit(step, inputs)
+        diagnostics += described
+        yield from zip(step.outputs, tensors, strict=True)
+    else:
+        yield from _execute_merge(step, plan, inputs, workspace, diagnostics)
+
+
+def _execute_merge(
+    step: MergeStep, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
+) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     method = METHODS[plan.method]
     match step, method:
         case GramStep(), PrecisionMethod():
@@ -159,7 +173,7 @@ def _merge_rows(
     diagnostics.append(_describe(step.output, plan.method, "none", step.reason))
     for part in step.parts:
         place, described = 0, list[dict[str, Any]]()
-        for output, chunk in _execute_step(part.step, plan, inputs, workspace, described):
+        for output, chunk in _execute_merge(part.step, plan, inputs, workspace, described):
             flat = _convert(chunk, output, of_base=_is_of_base(part.step)).reshape(-1)
             found[place : place + flat.numel()].copy_(flat)
             place += flat.numel()

@@ -36,11 +36,11 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Layout,
     Linear,
+    MergeStep,
     Precision,
     RowPart,
     RowsStep,
     Source,
-    Step,
     Term,
     WholeStep,
     tensor_bytes,
@@ -81,9 +81,9 @@ class Planner:
         }
         self.elements = Elements.of(self.members) if isinstance(self.method, ElementMethod) else None
 
-    def plan_steps(self) -> list[Step]:
+    def plan_steps(self) -> list[MergeStep]:
         """Return the steps, of each parameter one, those of a group of linear weights joined."""
-        steps: dict[_GroupKey, Step] = {}
+        steps: dict[_GroupKey, MergeStep] = {}
         for name in self._names():
             step = self._plan_parameter(name)
             if step is None:
@@ -104,7 +104,7 @@ class Planner:
             names.update(dict.fromkeys(member.tensors))
         return list(names)
 
-    def _plan_parameter(self, name: str) -> Step | None:
+    def _plan_parameter(self, name: str) -> MergeStep | None:
         holders = [member for member in self.members if name in member.tensors]
         stored = self._base_tensor(name) or holders[0].tensors[name]
         for member in holders:

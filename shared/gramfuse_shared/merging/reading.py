@@ -12,7 +12,7 @@ from gramfuse_shared.contract.statistics_file import gram_tensor_name
 from gramfuse_shared.errors import CancelledError, FileUnreadableError, StatisticsInvalidError
 from gramfuse_shared.fusion.workspace import is_finite
 from gramfuse_shared.merging.read_ahead import HostMemory, ReadAhead
-from gramfuse_shared.merging.schedule import Read, read_gram, reads_of
+from gramfuse_shared.merging.schedule import Read, read_gram, read_product, reads_of
 from gramfuse_shared.merging.steps import GramStep, ReadySum, Source, Task
 from gramfuse_shared.merging.streaming import TensorReader
 
@@ -62,6 +62,10 @@ class Inputs:
     def read_gram(self, key: str, tap: str, width: int) -> torch.Tensor:
         """Return a member's packed Gram matrix of a tap. Raises as `read` does."""
         return self._next(read_gram(key, tap, width))
+
+    def read_product(self, key: str, tap: str, count: int) -> torch.Tensor:
+        """Return a member's product of a head's inputs and its logits, flat. Raises as `read` does."""
+        return self._next(read_product(key, tap, count))
 
     def read_fisher(self, key: str, name: str, start: int, stop: int) -> torch.Tensor:
         """Return elements [start, stop) of a member's Fisher information of one flattened parameter.

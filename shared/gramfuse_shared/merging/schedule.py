@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gramfuse_shared.contract.manifest import TensorInfo
+from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length
+from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length, product_tensor_name
 from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.steps import (
     AverageStep,
@@ -15,11 +15,14 @@ from gramfuse_shared.merging.steps import (
     DiagonalStep,
     GramStep,
     Linear,
+    MergeStep,
     ReadySum,
+    RefitStep,
     RowsStep,
+    ShiftStep,
     Source,
-    Step,
     Task,
+    Term,
 )
 
 CHUNK_BYTES: Final = 16 * 2**20
@@ -40,6 +43,19 @@ class Read:
 def read_gram(key: str, tap: str, width: int) -> Read:
     """The read of a member's packed Gram matrix."""
     return Read(key, gram_tensor_name(tap), 0, packed_length(width), "statistics")
+
+
+def read_product(key: str, tap: str, count: int) -> Read:
+    """The read of the product of a head's inputs and a member's logits, of `count` elements."""
+    return Read(key, product_tensor_name(tap), 0, count, "statistics")
+
+
+def tap_of(term: Term) -> TapInfo:
+    """Return a term's tap; raises ValueError where nothing was measured of it."""
+    if term.tap is None:
+        msg = f"{term.key}: what is refit from a member's statistics names their tap"
+        raise ValueError(msg)
+    return term.tap
 
 
 def element_ranges(count: int, item_bytes: int) -> Iterator[tuple[int, int]]:
@@ -65,10 +81,10 @@ def row_ranges(linear: Linear, width: int) -> Iterator[tuple[int, int]]:
 def reads_of(task: Task) -> Iterator[Read]:
     """List a task's reads."""
     for step in task.steps:
-        yield from _reads_of_step(step)
+        yield from _reads_of_refit(step) if isinstance(step, RefitStep) else _reads_of_step(step)
 
 
-def _reads_of_step(step: Step) -> Iterator[Read]:
+def _reads_of_step(step: MergeStep) -> Iterator[Read]:
     if isinstance(step, CopyStep):
         for start, stop in element_ranges(_count(step.stored), DTYPE_BYTES[step.stored.dtype]):
             yield Read(step.source, step.stored.name, start, stop)
@@ -107,6 +123,19 @@ def _reads_of_diagonal(step: DiagonalStep) -> Iterator[Read]:
             if term.key != step.reference:
                 yield Read(term.key, name, start, stop)
             yield Read(term.key, name, start, stop, "fisher")
+
+
+def _reads_of_refit(step: RefitStep) -> Iterator[Read]:
+    if isinstance(step, ShiftStep):
+        yield Read(None, step.stored.name, 0, _count(step.stored))
+        return
+    for stored in step.stored:
+        yield Read(None, stored.name, 0, _count(stored))
+    for part in step.parts:
+        for term in part.terms:
+            tap = tap_of(term)
+            yield read_gram(term.key, tap.name, tap.width)
+            yield read_product(term.key, tap.name, tap.width * step.weight.shape[0])
 
 
 def _reads_of_group(step: GramStep) -> Iterator[Read]:

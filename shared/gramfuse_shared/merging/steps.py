@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
@@ -194,6 +195,69 @@ class GramStep:
         return self.stored_bytes + measured * gram * DTYPE_BYTES["F32"]
 
 
+@dataclass(frozen=True, slots=True)
+class HeadPart:
+    """Rows of a head that are refit from the same members' answers; each term's tap names its statistics."""
+
+    rows: tuple[int, ...]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadStep:
+    """A merged model's head, refit in float64: rows of no part stay as the model has them.
+
+    Attributes:
+        weight: the tensor [labels, d] that comes out.
+        bias: the tensor [labels] that comes out, None for a layer without one.
+        stored: both as the model has them.
+        parts: which rows are refit from whom.
+        ridge: λ of `fusion.head`.
+        by_rows: whether each row of the statistics counts the same, else each member.
+        reason: how many rows are not refit from everybody's answers; None where all are.
+    """
+
+    weight: TensorInfo
+    bias: TensorInfo | None
+    stored: tuple[TensorInfo, ...]
+    parts: tuple[HeadPart, ...]
+    ridge: float
+    by_rows: bool
+    reason: str | None = None
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that come out, in this order."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def width(self) -> int:
+        """Features that the head reads, and the constant."""
+        return self.weight.shape[1] + 1
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read: the head, and for each part of each member a packed Gram matrix and a product."""
+        read = packed_length(self.width) + self.width * self.weight.shape[0]
+        terms = sum(len(part.terms) for part in self.parts)
+        return sum(map(tensor_bytes, self.stored)) + terms * read * DTYPE_BYTES["F32"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftStep(_OfOneParameter):
+    """A merged model's bias, shifted by what the sums of score histograms say; `members` counts whose they are."""
+
+    stored: TensorInfo
+    histograms: CalibrationHistograms
+    members: int
+    reason: str | None = None
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read."""
+        return tensor_bytes(self.stored)
+
+
 WholeStep: TypeAlias = CopyStep | AverageStep | DiagonalStep | DeltaStep | GramStep
 """A step that merges every row of its parameters from the same members."""
 
@@ -222,7 +286,13 @@ class RowsStep(_OfOneParameter):
         return sum(part.step.input_bytes for part in self.parts)
 
 
-Step: TypeAlias = WholeStep | RowsStep
+MergeStep: TypeAlias = WholeStep | RowsStep
+"""A step that merges weights."""
+
+RefitStep: TypeAlias = HeadStep | ShiftStep
+"""A step that changes a merged model's head by answers, and merges no weights."""
+
+Step: TypeAlias = MergeStep | RefitStep
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gramfuse_shared.fusion.methods import dare, fisher, linear, regmean, task_arithmetic, ties, wudi
+from gramfuse_shared.fusion.methods import dare, fisher, linear, refits, regmean, task_arithmetic, ties, wudi
 from gramfuse_shared.fusion.methods.method import (
     DeltaMethod,
     DifferenceMethod,
     ElementMethod,
     Method,
     PrecisionMethod,
+    RefitMethod,
 )
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
@@ -25,9 +26,19 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             dare.DARE_LINEAR,
             dare.DARE_TIES,
             wudi.Wudi(),
+            refits.HEAD,
+            refits.CALIBRATION,
         )
     }
 )
 """Every method by its name in a recipe."""
 
-__all__ = ["METHODS", "DeltaMethod", "DifferenceMethod", "ElementMethod", "Method", "PrecisionMethod"]
+__all__ = [
+    "METHODS",
+    "DeltaMethod",
+    "DifferenceMethod",
+    "ElementMethod",
+    "Method",
+    "PrecisionMethod",
+    "RefitMethod",
+]

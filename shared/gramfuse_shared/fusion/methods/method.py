@@ -1,4 +1,4 @@
-"""What merge methods are: of the precision form, by layers or elements, or a way to combine differences."""
+"""What merge methods are: of the precision form, by layers or elements, a way to combine differences, or a refit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,4 +146,14 @@ class DeltaMethod:
     combine: type[DeltaSum]
 
 
-Method: TypeAlias = PrecisionMethod | ElementMethod | DeltaMethod
+@dataclass(frozen=True, slots=True)
+class RefitMethod:
+    """A method that merges no weights: by the answers to a request it changes the head of a merged model."""
+
+    reads_taps: ClassVar[bool] = False
+
+    name: str
+    version: str
+
+
+Method: TypeAlias = PrecisionMethod | ElementMethod | DeltaMethod | RefitMethod

@@ -1,0 +1,68 @@
+"""What is refit without any training, the head or its biases, and what of it a policy lets be asked and answered."""
+
+from typing import Final
+
+from gramfuse_shared.contract.calibration import CalibrationHistograms
+from gramfuse_shared.contract.labels import label_parameters
+from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo
+from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
+
+REFITS: Final[frozenset[RequestKind]] = frozenset({"head", "calibration"})
+"""Kinds of requests whose answers change the head that everybody gets."""
+
+
+def require_shared_head(kind: RequestKind, policy: Policy) -> None:
+    """Require, where a request is about the head, that it is shared.
+
+    Raises:
+        PolicyViolationError: it is private.
+    """
+    if kind in REFITS and policy.heads != "shared":
+        why = {
+            "head": "what a head is refit from reveals each organization's own; without that it takes secure "
+            "aggregation, which this version does not have",
+            "calibration": "the merged model keeps the base's head, whose biases nobody shifts",
+        }
+        msg = f"a request of the kind {kind} needs shared heads, and the policy has heads: private: {why[kind]}"
+        raise PolicyViolationError(msg, kind=kind)
+
+
+def require_histograms_may_leave(histograms: CalibrationHistograms, policy: Policy) -> None:
+    """Require that each label is borne by as many rows as the policy wants examples, and that as many lack it.
+
+    The client counts distinct examples; rows, which are texts or words, are at least as many.
+
+    Raises:
+        PolicyViolationError: they are fewer, or no label has any.
+    """
+    needed = policy.minimum_evaluation_examples
+    if not histograms.classes:
+        msg = (
+            f"no label is borne, and lacked, by {needed} distinct examples (minimum_evaluation_examples); use more "
+            "labelled texts"
+        )
+        raise PolicyViolationError(msg)
+    for one in histograms.classes:
+        fewest = min(sum(one.labelled), sum(one.others))
+        if fewest < needed:
+            msg = (
+                f"the scores of label {one.label} are counted of {fewest} examples, the policy wants {needed} that "
+                "bear it and as many that do not (minimum_evaluation_examples)"
+            )
+            raise PolicyViolationError(msg, label=one.label, examples=fewest)
+
+
+def bias_of_labels(base: BaseManifest, policy: Policy, count: int) -> TensorInfo:
+    """Return the base model's parameter that holds a bias for each of `count` labels.
+
+    Raises:
+        ArchitectureMismatchError: there is none, or it cannot be told from others.
+    """
+    rows = label_parameters(base.tensors, base.vocabulary_size, policy, count)
+    found = [tensor for tensor in base.tensors if tensor.name in rows and tensor.shape == (count,)]
+    if len(found) != 1:
+        names = ", ".join(sorted(tensor.name for tensor in found)) or "none of the base model's parameters"
+        msg = f"a calibration shifts the head's one bias of {count} labels; {names} could be that"
+        raise ArchitectureMismatchError(msg, labels=count)
+    return found[0]

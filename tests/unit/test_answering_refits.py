@@ -1,0 +1,174 @@
+"""What the client computes, shows and keeps when it answers `head` and `calibration`; models run, no server does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gramfuse.answering.computing import Assignment, compute
+from gramfuse.answering.configuration import LocalTexts, Participation
+from gramfuse.answering.kept import KeptAnswers
+from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.evaluating.calibration import collect_calibration
+from gramfuse.measuring.head import HeadStatistics, collect_head
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import RequestInfo, require_answer_allowed
+from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
+from support import tiny
+from support.adapters import save_adapter
+
+POLICY = Policy(
+    heads="shared",
+    methods=("linear", "head", "calibration"),
+    requests=("head", "calibration"),
+    minimum_rows_per_dimension=1,
+    minimum_evaluation_examples=10,
+)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """An organization's folder: base, a merged model, its own one, texts with and without labels."""
+    folder = tmp_path_factory.mktemp("desk")
+    tiny.write_base(folder / "base")
+    tiny.write_tuned(folder / "base", folder / "merged", seed=1)
+    tiny.write_tuned(folder / "base", folder / "tuned", seed=2)
+    tiny.write_texts(folder / "texts.jsonl", count=60, words=6)
+    lines = (folder / "texts.jsonl").read_text().splitlines()
+    labelled = (json.dumps(json.loads(line) | {"label": n % 2}) for n, line in enumerate(lines))
+    (folder / "labelled.jsonl").write_text("\n".join(labelled) + "\n")
+    return folder
+
+
+def texts_of(desk):
+    return [json.loads(line)["text"] for line in (desk / "texts.jsonl").read_text().splitlines()]
+
+
+def assignment(desk, folder, kind, policy=POLICY):
+    request = RequestInfo.model_validate(
+        {
+            "id": f"{kind}-1",
+            "project": "acme.tweets",
+            "kind": kind,
+            "models": ["first"],
+            "state": "open",
+            "policy": {"version": 1, "digest": policy.content_digest()},
+            "created_at": "2026-01-01T00:00:00Z",
+            "deadline": "2026-01-08T00:00:00Z",
+            "asked": [{"organization": "globex", "state": "awaited"}],
+        }
+    )
+    folder.mkdir(exist_ok=True)
+    base = build_base_manifest(desk / "base")
+    return Assignment(request, "globex", policy, 1, base, {"first": desk / "merged"}, folder)
+
+
+def participation(desk, **changes):
+    told = {
+        "project": "acme.tweets",
+        "model": desk / "tuned",
+        "measured": LocalTexts(texts=desk / "texts.jsonl"),
+        "held_out": LocalTexts(texts=desk / "labelled.jsonl"),
+        "device": "cpu",
+    }
+    return Participation.model_validate(told | changes)
+
+
+def test_a_head_is_answered_by_the_merged_trunks_features_and_ones_own_logits(desk, tmp_path):
+    given = assignment(desk, tmp_path / "head-1", "head")
+    prepared = compute(given, participation(desk))
+    require_answer_allowed(prepared.answer, given.request, POLICY, given.base)
+    section = prepared.answer.statistics
+    assert (section.labels, section.taps[0].width, section.taps[0].rows) == (3, 33, 60)
+    expected = collect_head(desk / "merged", desk / "tuned", texts_of(desk), device="cpu")
+    found = HeadStatistics.load(prepared.statistics)
+    assert torch.equal(found.gram, expected.gram.float().double())
+    assert torch.equal(found.product, expected.product.float().double())
+    assert found.base == given.base.content_digest()
+    assert section.file.bytes == prepared.statistics.stat().st_size
+
+
+def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, tmp_path):
+    options = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+    save_adapter(tmp_path / "adapter", desk / "base", merged=tmp_path / "whole", **options)
+    given = assignment(desk, tmp_path / "head-1", "head")
+    own = participation(desk, model=tmp_path / "adapter")
+    with pytest.raises(ConfigurationError, match="project base pull"):
+        compute(given, own)
+    prepared = compute(replace(given, base_folder=desk / "base"), own)
+    expected = collect_head(desk / "merged", tmp_path / "whole", texts_of(desk), device="cpu")
+    torch.testing.assert_close(HeadStatistics.load(prepared.statistics).product, expected.product, atol=1e-4, rtol=1e-4)
+
+
+def test_before_a_head_leaves_the_person_reads_what_it_reveals(desk, tmp_path):
+    told = str(compute(assignment(desk, tmp_path / "head-1", "head"), participation(desk)))
+    assert "of 60 rows the Gram matrix of the 32 features that classifier" in told
+    assert "your own model's logits of 3 labels" in told
+    assert "The two together tell your own head, as sharing it does. The server sees them" in told
+
+
+def test_head_statistics_of_few_rows_are_not_written(desk, tmp_path):
+    given = assignment(desk, tmp_path / "head-1", "head", POLICY.model_copy(update={"minimum_rows_per_dimension": 2.0}))
+    with pytest.raises(PolicyViolationError, match="60 distinct rows, the policy wants 66"):
+        compute(given, participation(desk))
+    assert list(given.folder.iterdir()) == []
+
+
+def test_scores_are_counted_of_labels_that_enough_texts_bear(desk, tmp_path):
+    given = assignment(desk, tmp_path / "calibration-1", "calibration")
+    prepared = compute(given, participation(desk))
+    require_answer_allowed(prepared.answer, given.request, POLICY, given.base)
+    labels = [number % 2 for number in range(60)]
+    expected = collect_calibration(desk / "merged", texts_of(desk), labels, minimum_examples=10, device="cpu")
+    assert prepared.answer.histograms == expected
+    assert [one.label for one in expected.classes] == [0, 1]  # nobody bears label 2
+    assert prepared.files == ()
+
+
+def test_before_a_calibration_leaves_the_person_reads_how_often_each_label_occurs(desk, tmp_path):
+    told = str(compute(assignment(desk, tmp_path / "calibration-1", "calibration"), participation(desk)))
+    assert "for 2 of 3 labels" in told
+    assert "label 1: 30 that bear it, 30 that do not" in told
+    assert "how often each label occurs in your texts. The server sees them" in told
+
+
+def test_without_labels_that_enough_texts_bear_there_is_no_answer(desk, tmp_path):
+    policy = POLICY.model_copy(update={"minimum_evaluation_examples": 31})
+    with pytest.raises(PolicyViolationError, match="use more labelled texts"):
+        compute(assignment(desk, tmp_path / "calibration-1", "calibration", policy), participation(desk))
+
+
+def test_texts_to_calibrate_on_may_be_others_than_those_to_evaluate_on(desk, tmp_path):
+    few = LocalTexts(texts=desk / "labelled.jsonl", examples=40)
+    given = assignment(desk, tmp_path / "calibration-1", "calibration")
+    counted = compute(given, participation(desk, calibrated=few)).answer.histograms
+    assert sum(counted.classes[0].labelled) == 20
+
+
+@pytest.mark.parametrize("kind", ["head", "calibration"])
+def test_what_the_policy_does_not_allow_is_refused_before_a_model_runs(desk, tmp_path, kind):
+    given = assignment(desk, tmp_path / kind, kind, POLICY.model_copy(update={"heads": "private"}))
+    absent = replace(given, models={"first": desk / "nowhere"})
+    with pytest.raises(PolicyViolationError, match="needs shared heads"):
+        compute(absent, participation(desk))
+
+
+def test_kinds_are_answered_where_there_is_what_they_take(desk, tmp_path):
+    assert participation(desk).kinds == {"evaluate", "gram", "head", "calibration"}
+    without_model = participation(desk, model=None)
+    assert without_model.kinds == {"evaluate", "gram", "calibration"}
+    labelled = LocalTexts(texts=desk / "labelled.jsonl")
+    assert participation(desk, held_out=None, measured=None, calibrated=labelled).kinds == {"calibration"}
+    with pytest.raises(ConfigurationError, match="no model of your own"):
+        compute(assignment(desk, tmp_path / "head", "head"), without_model)
+    with pytest.raises(ConfigurationError, match="no calibrated or held_out texts"):
+        compute(assignment(desk, tmp_path / "calibration", "calibration"), participation(desk, held_out=None))
+
+
+@pytest.mark.parametrize("kind", ["head", "calibration"])
+def test_a_kept_answer_is_found_with_its_bytes(desk, tmp_path, kind):
+    kept = KeptAnswers(tmp_path / "answers")
+    prepared = compute(assignment(desk, kept.place(f"{kind}-1"), kind), participation(desk))
+    kept.keep(prepared)
+    assert kept.find(f"{kind}-1") == prepared
