@@ -157,7 +157,7 @@ def download(world, file, *, job="first"):
     return answer.content
 
 
-@pytest.mark.parametrize("normalize", ["equal", "rows", "norm"])
+@pytest.mark.parametrize("normalize", ["equal", "rows", "norm", "parameter_norm"])
 def test_a_job_merges_by_fisher_information_as_the_definition_says(world, settings, normalize):
     worker = push_all(world, settings)
     submit(world, {"merge_method": "fisher", "parameters": {"normalize": normalize}})
@@ -168,7 +168,9 @@ def test_a_job_merges_by_fisher_information_as_the_definition_says(world, settin
         for seed in range(3):
             values = values_of(seed)
             norm = sum(float(value.double().square().sum()) for value in values.values()) ** 0.5
-            scaled = values[name].double() / {"equal": 50 * (seed + 1), "rows": 1.0, "norm": norm}[normalize]
+            own = float(values[name].double().norm())
+            divisors = {"equal": 50 * (seed + 1), "rows": 1.0, "norm": norm, "parameter_norm": own}
+            scaled = values[name].double() / divisors[normalize]
             products = products + scaled * load(make_weights(seed))[name].double()
             total = total + scaled
         assert float((merged[name].double() - products / total).norm() / (products / total).norm()) < 2e-7

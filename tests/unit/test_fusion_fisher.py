@@ -35,14 +35,16 @@ def definition(models, name, normalize="equal", names=PARAMETERS):
     """W = Σ aᵢFᵢWᵢ / Σ aᵢFᵢ, element by element in float64."""
     products = total = 0.0
     for model in models:
-        norm = sum(model.fisher[other].double().square().sum() for other in names) ** 0.5
-        scale = float(model.weight) / {"equal": model.examples, "rows": 1.0, "norm": float(norm)}[normalize]
+        norm = float(sum(model.fisher[other].double().square().sum() for other in names) ** 0.5)
+        own = float(model.fisher[name].double().norm())
+        divisors = {"equal": model.examples, "rows": 1.0, "norm": norm, "parameter_norm": own}
+        scale = float(model.weight) / divisors[normalize]
         products = products + scale * model.fisher[name].double() * model.weights[name].double()
         total = total + scale * model.fisher[name].double()
     return products / total
 
 
-@pytest.mark.parametrize("normalize", ["equal", "rows", "norm"])
+@pytest.mark.parametrize("normalize", ["equal", "rows", "norm", "parameter_norm"])
 def test_every_element_is_weighed_by_its_fisher_information(tmp_path, normalize):
     base, models = fisher_models()
     merged = merge_models(tmp_path, models, base, recipe_of("fisher", normalize=normalize))
@@ -95,6 +97,24 @@ def test_a_member_without_any_information_weighs_nothing_when_norms_divide(tmp_p
     silent = Model("zz", base, fisher={name: torch.zeros(base[name].shape) for name in PARAMETERS})
     merged = merge_models(tmp_path, [*models, silent], base, recipe_of("fisher", normalize="norm"))
     assert relative_error(merged.tensors["q.weight"], definition(models, "q.weight", "norm")) < 2e-7
+
+
+def test_norms_of_parameters_let_members_count_alike_in_each_whatever_their_scales(tmp_path):
+    """By the norm of all, who has the largest of any parameter weighs little in the others."""
+    base, models = fisher_models()
+    chooser = torch.Generator().manual_seed(9)
+    scaled = [
+        replace(
+            m, fisher={name: value * 10 ** float(torch.rand(1, generator=chooser)) for name, value in m.fisher.items()}
+        )
+        for m in models
+    ]
+    for normalize, stays in (("parameter_norm", True), ("norm", False)):
+        one, other = (
+            merge_models(tmp_path / f"{normalize}-{number}", cohort, base, recipe_of("fisher", normalize=normalize))
+            for number, cohort in enumerate((models, scaled))
+        )
+        assert (relative_error(one.tensors["q.weight"], other.tensors["q.weight"]) < 1e-6) == stays
 
 
 def test_the_norm_is_that_of_what_is_merged_alone(tmp_path):
@@ -163,7 +183,7 @@ def test_drawn_and_given_labels_do_not_mix():
         plan_merge([member_of(model) for model in [*models[:2], odd]], infos(base), recipe_of("fisher"))
 
 
-@pytest.mark.parametrize("normalize", ["equal", "norm"])
+@pytest.mark.parametrize("normalize", ["equal", "norm", "parameter_norm"])
 def test_rows_of_a_head_are_weighed_among_those_who_trained_them(tmp_path, normalize):
     base, models = fisher_models()
     rows = LabelRows(frozenset({"k.weight"}), frozenset({0, 1}))
@@ -191,16 +211,17 @@ def test_what_is_no_sum_of_squares_ends_the_merge(tmp_path, monkeypatch, value):
         merge_models(tmp_path, models, base, recipe_of("fisher"))
 
 
-def test_the_divisor_of_norm_is_no_parameter_of_other_methods():
-    with pytest.raises(ValueError, match="normalize: norm is a parameter of fisher, not of regmean"):
-        recipe_of("regmean", normalize="norm")
+@pytest.mark.parametrize("normalize", ["norm", "parameter_norm"])
+def test_the_divisor_of_norms_is_no_parameter_of_other_methods(normalize):
+    with pytest.raises(ValueError, match=f"normalize: {normalize} is a parameter of fisher, not of regmean"):
+        recipe_of("regmean", normalize=normalize)
 
 
 def test_the_method_says_its_precision_alone():
     method = METHODS["fisher"]
     assert isinstance(method, ElementMethod)
     values = torch.tensor([2.0, 0.0])
-    for normalize, scale in (("equal", 3 / 50), ("rows", 3.0), ("norm", 3 / 7)):
+    for normalize, scale in (("equal", 3 / 50), ("rows", 3.0), ("norm", 3 / 7), ("parameter_norm", 3 / 7)):
         precision = method.elementwise_precision(Fisher(values, 50, 7.0), 3.0, MethodSettings(1.0, normalize))
         assert precision.values is values
         assert precision.scale == pytest.approx(scale)

@@ -143,6 +143,7 @@ def _parameters(inputs: MergeInputs) -> list[str]:
         "equal": "organizations count alike",
         "rows": f"organizations count by their {rows}",
         "norm": "each organization's Fisher information is divided by its norm",
+        "parameter_norm": "each organization's Fisher information of a parameter is divided by its norm",
     }
     told = {
         "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",

@@ -21,7 +21,7 @@ DEFAULT_LAMBDA: Final = 1.0
 DEFAULT_HEAD_RIDGE: Final = 0.01
 DEFAULT_DENSITY: Final = 0.5
 
-Normalization = Literal["equal", "rows", "norm"]
+Normalization = Literal["equal", "rows", "norm", "parameter_norm"]
 ComputeDtype = Literal["float32", "float64"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -95,7 +95,7 @@ class MethodParameters(Document):
     organizations count alike (`equal`, as published) or by their `rows`, `missing_statistics` what becomes of a linear
     layer whose inputs some of them did not measure: an `average`, or their precision is an `estimate` from their
     difference to the base. `fisher` and `head` read `normalize` too: of `fisher` a row is an example, and `norm`
-    divides an organization's Fisher information by its norm.
+    divides an organization's Fisher information by its norm, `parameter_norm` that of each parameter by its own.
     Methods that add differences to the base: `lambda` scales what is added, `density` is the share of each difference
     that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize`
     is written only where it is not the default: what was signed before keeps its bytes.
@@ -224,8 +224,8 @@ class Recipe(Document):
 
     @model_validator(mode="after")
     def _norm_is_of_fisher(self) -> Self:
-        if self.parameters.normalize == "norm" and self.merge_method != "fisher":
-            msg = f"normalize: norm is a parameter of fisher, not of {self.merge_method}"
+        if self.parameters.normalize in {"norm", "parameter_norm"} and self.merge_method != "fisher":
+            msg = f"normalize: {self.parameters.normalize} is a parameter of fisher, not of {self.merge_method}"
             raise ValueError(msg)
         return self
 

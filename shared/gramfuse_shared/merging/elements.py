@@ -1,9 +1,9 @@
 """Plan what a method weighs element by element: the parameters of which every member sent Fisher information."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeAlias
 
 from gramfuse_shared.contract.manifest import FisherParameter, TensorInfo
 from gramfuse_shared.contract.recipe import Recipe
@@ -68,8 +68,10 @@ class Elements:
         settings = MethodSettings(alpha=1.0, normalize=recipe.parameters.normalize)
         return DiagonalStep(output, weighed, terms[0].key, settings, compute, stored_bytes)
 
-    def with_norms(self, steps: Sequence[MergeStep], method: str) -> list[MergeStep]:
-        """Tell every term the norm of its member's Fisher information over all parameters that are weighed by it.
+    def with_norms(self, steps: Sequence[MergeStep], recipe: Recipe) -> list[MergeStep]:
+        """Tell every term the norm of its member's Fisher information that the recipe divides by.
+
+        That is the norm over all parameters that are weighed, or (`parameter_norm`) over the term's own.
 
         Raises:
             RecipeInvalidError: there is no such parameter, so the merge would be an average under another name.
@@ -77,15 +79,22 @@ class Elements:
         weighed = {output.name for step in steps if _is_weighed(step) for output in step.outputs}
         if not weighed and len(self.members) > 1:
             without = ", ".join(member.label for member in self.members if member.key not in self.sent)
+            none = f"; none came from {without}" if without else ""
             msg = (
-                f"there is no parameter of which all models have Fisher information, so {method} would be an average"
-                f"{f'; none came from {without}' if without else ''}. Measure it: gramfuse stats fisher"
+                "there is no parameter of which all models have Fisher information, so "
+                f"{recipe.merge_method} would be an average{none}. Measure it: gramfuse stats fisher"
             )
             raise RecipeInvalidError(msg)
-        norms = {
+        alone = recipe.parameters.normalize == "parameter_norm"
+
+        def norm_of(key: str, name: str) -> float:
+            sent = self.sent[key]
+            return sent[name].norm if alone else overall[key]
+
+        overall = {
             key: math.hypot(*(sent[name].norm for name in weighed if name in sent)) for key, sent in self.sent.items()
         }
-        return [_with_norms(step, norms) for step in steps]
+        return [_with_norms(step, norm_of) for step in steps]
 
 
 def _require_alike_labels(members: Sequence[Member]) -> None:
@@ -99,22 +108,27 @@ def _require_alike_labels(members: Sequence[Member]) -> None:
         raise RecipeInvalidError(msg)
 
 
+_NormOf: TypeAlias = Callable[[str, str], float]
+"""From a member's key and a parameter's name: what the member's Fisher information of that parameter is divided by."""
+
+
 def _is_weighed(step: MergeStep) -> bool:
     if isinstance(step, RowsStep):
         return any(_is_weighed(part.step) for part in step.parts)
     return isinstance(step, DiagonalStep)
 
 
-def _with_norms(step: MergeStep, norms: Mapping[str, float]) -> MergeStep:
+def _with_norms(step: MergeStep, norm_of: _NormOf) -> MergeStep:
     if isinstance(step, RowsStep):
-        return replace(step, parts=tuple(replace(part, step=_whole(part.step, norms)) for part in step.parts))
-    return _whole(step, norms)
+        return replace(step, parts=tuple(replace(part, step=_whole(part.step, norm_of)) for part in step.parts))
+    return _whole(step, norm_of)
 
 
-def _whole(step: WholeStep, norms: Mapping[str, float]) -> WholeStep:
+def _whole(step: WholeStep, norm_of: _NormOf) -> WholeStep:
     if not isinstance(step, DiagonalStep):
         return step
-    told = (replace(term.fisher, norm=norms[term.key]) if term.fisher else None for term in step.terms)
+    name = step.output.name
+    told = (replace(term.fisher, norm=norm_of(term.key, name)) if term.fisher else None for term in step.terms)
     return replace(
         step, terms=tuple(replace(term, fisher=fisher) for term, fisher in zip(step.terms, told, strict=True))
     )

@@ -94,7 +94,7 @@ def plan_merge(
         msg = "the models hold no tensors, so there is nothing to merge"
         raise RecipeInvalidError(msg)
     if planner.elements is not None:
-        steps = planner.elements.with_norms(steps, recipe.merge_method)
+        steps = planner.elements.with_norms(steps, recipe)
     return MergePlan(
         method=recipe.merge_method,
         method_version=method_version(recipe),

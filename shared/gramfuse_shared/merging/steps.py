@@ -29,7 +29,10 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FisherTotals:
-    """Of a member's Fisher information: the examples it was summed over, and the norm of all that a merge takes."""
+    """Of a member's Fisher information: the examples it was summed over, and the norm that the recipe divides by.
+
+    It is that of all that the merge takes, or of this parameter's alone.
+    """
 
     examples: int
     norm: float

@@ -13,7 +13,8 @@ from gramfuse_shared.fusion.precision import DiagonalPrecision, Precision
 class FisherWeighted:
     """P = a F elementwise, F the raw sum over n examples: a = c/n (`equal`), c (`rows`) or c/‖F‖ (`norm`).
 
-    ‖F‖ is the norm over all parameters that are merged so, as in the authors' released code.
+    ‖F‖ is the norm over all parameters that are merged so, as in the authors' released code; or (`parameter_norm`) over
+    each by itself, as RegMean's authors compare with (Jin et al., ICLR 2023; `fisher_normalize: param` of their code).
     """
 
     name = "fisher"
@@ -22,6 +23,6 @@ class FisherWeighted:
 
     def elementwise_precision(self, fisher: Fisher, weight: float, settings: MethodSettings) -> Precision:
         """Return the diagonal precision of some elements."""
-        divisor = {"equal": float(fisher.examples), "rows": 1.0, "norm": fisher.norm}[settings.normalize]
+        divisor = {"equal": float(fisher.examples), "rows": 1.0}.get(settings.normalize, fisher.norm)
         # no information at all has no norm, and weighs nothing anyway
         return DiagonalPrecision(fisher.values, scale=weight / divisor if divisor > 0 else 0.0)

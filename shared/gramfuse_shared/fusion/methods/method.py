@@ -23,7 +23,7 @@ class Gram:
 class Fisher:
     """One contribution's Fisher information of some elements: the raw sum of squared gradients over `examples`.
 
-    `norm` is that of all parameters that are merged by it.
+    `norm` is that of all parameters that are merged by it, or of the one that these elements are of, as is normalized.
     """
 
     values: torch.Tensor
@@ -36,7 +36,7 @@ class MethodSettings:
     """The recipe's parameters as they apply to one group of parameters of a precision method."""
 
     alpha: float
-    normalize: Literal["equal", "rows", "norm"]
+    normalize: Literal["equal", "rows", "norm", "parameter_norm"]
     ridge: float = 0.0
 
 
