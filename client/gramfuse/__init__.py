@@ -23,6 +23,8 @@ from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
     from gramfuse.adapters.exporting import ExportedAdapter, export_adapter
+    from gramfuse.answering.configuration import LocalTexts, Participation, read_participation
+    from gramfuse.answering.participating import participate
     from gramfuse.contributing.base_model import build_base_manifest
     from gramfuse.contributing.compressing import compress
     from gramfuse.contributing.plan import ContributionPlan
@@ -57,7 +59,9 @@ __all__ = [
     "GramfuseError",
     "GreedySearch",
     "GridSearch",
+    "LocalTexts",
     "Matching",
+    "Participation",
     "PersonalModel",
     "Policy",
     "RandomSearch",
@@ -77,8 +81,10 @@ __all__ = [
     "export_adapter",
     "match_models",
     "merge",
+    "participate",
     "plan_contribution",
     "predict",
+    "read_participation",
     "verify",
 ]
 
@@ -92,6 +98,8 @@ _HOMES: Final = {
     "GreedySearch": "gramfuse.searching.strategies",
     "GridSearch": "gramfuse.searching.strategies",
     "PersonalModel": "gramfuse.heads.attaching",
+    "LocalTexts": "gramfuse.answering.configuration",
+    "Participation": "gramfuse.answering.configuration",
     "Matching": "gramfuse.matching.matching",
     "Policy": "gramfuse_shared.contract.policy",
     "RandomSearch": "gramfuse.searching.strategies",
@@ -110,6 +118,8 @@ _HOMES: Final = {
     "export_adapter": "gramfuse.adapters.exporting",
     "match_models": "gramfuse.matching.matching",
     "merge": "gramfuse.local_merging",
+    "participate": "gramfuse.answering.participating",
+    "read_participation": "gramfuse.answering.configuration",
     "plan_contribution": "gramfuse.contributing.planning",
     "predict": "gramfuse.evaluating.predicting",
     "verify": "gramfuse.verification",

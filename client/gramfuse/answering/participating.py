@@ -1,6 +1,6 @@
 """Answer a project's open requests one after the other: pull, compute, keep, show, send."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -13,10 +13,11 @@ from gramfuse.measuring.inference import Progress as Measured
 from gramfuse.participation import Client
 from gramfuse.progress import OnProgress
 from gramfuse_shared.contract.requests import AnswerState, RequestInfo
+from gramfuse_shared.errors import CancelledError, GramfuseError
 
 _UNANSWERED: frozenset[AnswerState] = frozenset({"awaited", "open", "rejected", "expired"})
 
-Outcome = Literal["answered", "declined", "no local data"]
+Outcome = Literal["answered", "declined", "no local data", "failed"]
 
 Measuring: TypeAlias = Callable[[RequestInfo], AbstractContextManager[Callable[[Measured], None]]]
 Transferring: TypeAlias = Callable[[], AbstractContextManager[OnProgress]]
@@ -42,6 +43,8 @@ def participate(
     *,
     confirm: Callable[[PreparedAnswer], bool],
     on_allowed: Callable[[PreparedAnswer], None] = lambda _: None,
+    on_failure: Callable[[RequestInfo, GramfuseError], None] | None = None,
+    skip: Collection[str] = (),
     measuring: Measuring = _quiet,
     transferring: Transferring = _quiet,
     is_cancelled: Callable[[], bool] = lambda: False,
@@ -53,6 +56,9 @@ def participate(
         participation: local data, and what may be answered without asking.
         confirm: shown an answer of a kind that is not allowed beforehand; anything but True sends nothing.
         on_allowed: shown an answer that the configuration allows, before it is sent.
+        on_failure: told what a request could not be answered for, and the others are answered all the same; None: the
+            first error is raised. Errors that pass by themselves, and a cancellation, are raised in any case.
+        skip: ids of requests that are left alone.
         measuring: shows a computation's progress.
         transferring: shows a transfer's progress.
         is_cancelled: asked after each batch of a computation.
@@ -61,28 +67,55 @@ def participate(
         GramfuseError: see `compute` and `Client.answer`; answers that were given stay given.
     """
     kept = KeptAnswers(participation.folder)
+    one_answer = _OneAnswer(client, participation, kept, confirm, on_allowed, measuring, transferring, is_cancelled)
     handled = []
     for request in waiting_requests(client, participation.project):
-        if not participation.can_answer(request):
-            handled.append(Handled(request, "no local data"))
+        if request.id in skip:
             continue
-        prepared = kept.find(request.id)
-        if prepared is None or not _is_current(client, request, prepared):
-            assignment = _assign(client, request, kept, transferring)
-            with measuring(request) as on_progress:
-                prepared = compute(assignment, participation, on_progress=on_progress, is_cancelled=is_cancelled)
-            kept.keep(prepared)
-        if request.kind in participation.allow:
-            on_allowed(prepared)
-        elif confirm(prepared) is not True:
-            handled.append(Handled(request, "declined"))
-            continue
-        with transferring() as on_transfer:
-            client.answer(prepared, confirm=lambda _: True, on_progress=on_transfer)
-        kept.forget(request.id)
-        handled.append(Handled(request, "answered"))
+        try:
+            outcome = one_answer.give(request)
+        except GramfuseError as error:
+            if on_failure is None or error.retryable or isinstance(error, CancelledError):
+                raise
+            on_failure(request, error)
+            outcome = "failed"
+        handled.append(Handled(request, outcome))
     kept.forget_models({model for one in handled if one.outcome != "answered" for model in one.request.models})
     return handled
+
+
+@dataclass(frozen=True, slots=True)
+class _OneAnswer:
+    """Computes, shows and sends the answer to one request; see `participate`."""
+
+    client: Client
+    participation: Participation
+    kept: KeptAnswers
+    confirm: Callable[[PreparedAnswer], bool]
+    on_allowed: Callable[[PreparedAnswer], None]
+    measuring: Measuring
+    transferring: Transferring
+    is_cancelled: Callable[[], bool]
+
+    def give(self, request: RequestInfo) -> Outcome:
+        if not self.participation.can_answer(request):
+            return "no local data"
+        prepared = self.kept.find(request.id)
+        if prepared is None or not _is_current(self.client, request, prepared):
+            assignment = _assign(self.client, request, self.kept, self.transferring)
+            with self.measuring(request) as on_progress:
+                prepared = compute(
+                    assignment, self.participation, on_progress=on_progress, is_cancelled=self.is_cancelled
+                )
+            self.kept.keep(prepared)
+        if request.kind in self.participation.allow:
+            self.on_allowed(prepared)
+        elif self.confirm(prepared) is not True:
+            return "declined"
+        with self.transferring() as on_transfer:
+            self.client.answer(prepared, confirm=lambda _: True, on_progress=on_transfer)
+        self.kept.forget(request.id)
+        return "answered"
 
 
 def waiting_requests(client: Client, project: str) -> list[RequestInfo]:

@@ -1,6 +1,6 @@
 """`gramfuse participate`: answer what the server asks, from local data, with a person's consent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import bars, output, session
 from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.measuring import first_interrupt
+from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import CancelledError, GramfuseError
 
 app = typer.Typer(add_completion=False)
@@ -50,7 +51,8 @@ def participate_command(
 
     `held_out` answers evaluate, `measured` gram and, with `model`, head, `calibrated` (or `held_out`) calibration.
     Kinds under `allow` are sent without a question, all others only after a yes. Running it again goes on where it
-    stopped; an answer that was computed is not computed again.
+    stopped; an answer that was computed is not computed again. With --watch, what was declined or cannot be answered is
+    left alone until the command is started again.
     """
     participation = read_participation(configuration)
     disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
@@ -60,9 +62,17 @@ def participate_command(
     with first_interrupt("stopping; Ctrl-C again stops at once") as stopped:
         output.note(f"looking for requests of {participation.project} every {every:g} s; Ctrl-C ends it", always=True)
         told: set[tuple[str, str]] = set()
+        left_alone: set[str] = set()
+
+        def tell_failure(request: RequestInfo, error: GramfuseError) -> None:
+            consequence = "it is left alone until this command is started again"
+            output.note(f"{request.id} cannot be answered [{error.code}]: {error.message}; {consequence}", always=True)
+
         while not stopped.is_set():
             try:
-                handled = _answer(participation, yes=yes, is_cancelled=stopped.is_set)
+                handled = _answer(
+                    participation, yes=yes, is_cancelled=stopped.is_set, on_failure=tell_failure, skip=left_alone
+                )
             except CancelledError as error:
                 output.note(error.message)
                 break
@@ -71,6 +81,7 @@ def participate_command(
                     raise
                 output.note(f"{error.message}; trying again in {every:g} s", always=True)
                 handled = []
+            left_alone.update(one.request.id for one in handled if one.outcome in {"failed", "declined"})
             news = [one for one in handled if (one.request.id, one.outcome) not in told]
             told.update((one.request.id, one.outcome) for one in news)
             if news:
@@ -79,7 +90,12 @@ def participate_command(
 
 
 def _answer(
-    participation: Participation, *, yes: bool, is_cancelled: Callable[[], bool] = lambda: False
+    participation: Participation,
+    *,
+    yes: bool,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_failure: Callable[[RequestInfo, GramfuseError], None] | None = None,
+    skip: Collection[str] = (),
 ) -> list[Handled]:
     def confirm(prepared: PreparedAnswer) -> bool:
         output.note(str(prepared), always=not yes)
@@ -91,6 +107,8 @@ def _answer(
             participation,
             confirm=confirm,
             on_allowed=lambda prepared: output.note(str(prepared)),
+            on_failure=on_failure,
+            skip=skip,
             measuring=lambda request: bars.measurement(f"{request.id}:"),
             transferring=bars.transfer,
             is_cancelled=is_cancelled,

@@ -1,0 +1,206 @@
+"""Answering what waits: one request that fails, others that do not, and the loop of `participate --watch`."""
+
+import json
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+import gramfuse
+from gramfuse.answering import participating
+from gramfuse.answering.participating import Handled, participate
+from gramfuse.answering.prepared import PreparedAnswer
+from gramfuse.cli import participate as command
+from gramfuse.cli.main import main
+from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
+from gramfuse_shared.errors import CancelledError, PolicyViolationError, TransportError
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+REFERENCE = PolicyReference(version=1, digest="0" * 64)
+
+
+def request(name: str, *models: str) -> RequestInfo:
+    document = {"id": name, "project": "acme.tweets", "kind": "evaluate", "models": models or ("first",)}
+    asked = [{"organization": "globex", "state": "awaited"}]
+    state = {"state": "open", "policy": REFERENCE, "created_at": NOW, "deadline": NOW, "asked": asked}
+    return RequestInfo.model_validate(document | state)
+
+
+class Client:
+    """globex's client: three requests wait, the newest first, and what is answered is written down."""
+
+    organization = "globex"
+    home = SimpleNamespace(base_folder=lambda _: None)
+
+    def __init__(self) -> None:
+        self.answered: list[str] = []
+        self.waiting = [request("third", "a", "b"), request("second"), request("first")]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def requests(self, _project: str) -> list[RequestInfo]:
+        return self.waiting
+
+    def project(self, _project: str) -> Any:
+        return SimpleNamespace(policy=REFERENCE, base="1" * 64)
+
+    def policy(self, _project: str) -> Any:
+        return SimpleNamespace(policy=Policy(), version=1)
+
+    def base_manifest(self, _project: str) -> None:
+        return None
+
+    def pull(self, _project: str, _model: str, folder: Path, **_: Any) -> Path:
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def answer(self, prepared: PreparedAnswer, **_: Any) -> None:
+        self.answered.append(prepared.answer.request)
+
+
+@pytest.fixture
+def errors(monkeypatch):
+    """What computing the answer to a request raises, by its id; nothing by default."""
+    found: dict[str, Exception] = {}
+
+    def compute(assignment: Any, _participation: Any, **_: Any) -> PreparedAnswer:
+        name = assignment.request.id
+        if name in found:
+            raise found[name]
+        scores = tuple(
+            ModelScore(model=model, examples=100, metrics={"f1": 0.5}) for model in assignment.request.models
+        )
+        document = {"project": "acme.tweets", "request": name, "organization": "globex", "policy": REFERENCE}
+        return PreparedAnswer(Answer.model_validate(document | {"scores": scores}))
+
+    monkeypatch.setattr(participating, "compute", compute)
+    return found
+
+
+@pytest.fixture
+def participation(tmp_path) -> gramfuse.Participation:
+    held_out = gramfuse.LocalTexts(texts=tmp_path / "held-out.jsonl")
+    return gramfuse.Participation(
+        project="acme.tweets", held_out=held_out, allow=("evaluate",), folder=tmp_path / "answers"
+    )
+
+
+def outcomes(handled: list[Handled]) -> dict[str, str]:
+    return {one.request.id: one.outcome for one in handled}
+
+
+def answer_all(client: Any, participation: gramfuse.Participation, **options: Any) -> dict[str, str]:
+    return outcomes(participate(client, participation, confirm=lambda _: True, **options))
+
+
+def test_the_oldest_request_is_answered_first_and_its_models_are_removed(errors, participation):
+    assert errors == {}
+    client = Client()
+    assert answer_all(client, participation) == dict.fromkeys(("first", "second", "third"), "answered")
+    assert client.answered == ["first", "second", "third"]
+    assert list(participation.folder.glob("models/*")) == []
+
+
+def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered(errors, participation):
+    errors["second"] = PolicyViolationError("too few rows")
+    client, told = Client(), []
+    found = answer_all(client, participation, on_failure=lambda seen, error: told.append((seen.id, error.code)))
+    assert found == {"first": "answered", "second": "failed", "third": "answered"}
+    assert told == [("second", "policy-violation")]
+    assert [path.name for path in participation.folder.glob("models/*")] == ["first"]  # its model may be needed yet
+    assert answer_all(client, participation, skip={"second"}).keys() == {"first", "third"}
+
+
+def test_where_nobody_is_told_the_first_error_is_raised(errors, participation):
+    errors["second"] = PolicyViolationError("too few rows")
+    client = Client()
+    with pytest.raises(PolicyViolationError):
+        answer_all(client, participation)
+    assert client.answered == ["first"]
+
+
+@pytest.mark.parametrize("error", [TransportError("no route"), CancelledError("interrupted")])
+def test_what_passes_by_itself_and_a_cancellation_are_raised_in_any_case(errors, participation, error):
+    errors["first"] = error
+    with pytest.raises(type(error)):
+        answer_all(Client(), participation, on_failure=lambda *_: pytest.fail("told"))
+
+
+# --- the command that watches ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """Run `participate --watch` on a script: what each look does; the last one is interrupted."""
+    (tmp_path / "participate.yaml").write_text("project: acme.tweets\nheld_out: {texts: held-out.jsonl}\n")
+    client = Client()
+    monkeypatch.setattr(command.session, "open_client", lambda: client)
+
+    def run(*looks: Any, arguments: tuple[str, ...] = ()) -> tuple[int, list[frozenset[str]]]:
+        script, skipped = list(looks), []
+
+        def look(_client: Any, _participation: Any, *, skip: Any, **options: Any) -> list[Handled]:
+            skipped.append(frozenset(skip))
+            if len(script) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return script.pop(0)(options)  # type: ignore[no-any-return] # what the test says
+
+        monkeypatch.setattr(command, "participate", look)
+        return main(["participate", str(tmp_path / "participate.yaml"), "--watch", "--every", "1", *arguments]), skipped
+
+    return run
+
+
+def test_watching_ends_with_ctrl_c_and_shows_each_outcome_once(watch, capsys):
+    answered = [Handled(request("first"), "answered")]
+    code, _ = watch(lambda _: answered, lambda _: answered, arguments=("--format", "json"))
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == [{"request": "first", "kind": "evaluate", "outcome": "answered"}]
+
+
+def test_a_request_that_fails_or_was_declined_is_left_alone_and_watching_goes_on(watch, capsys):
+    def fail(options: Any) -> list[Handled]:
+        options["on_failure"](request("second"), PolicyViolationError("too few rows"))
+        return [Handled(request("second"), "failed"), Handled(request("third"), "declined")]
+
+    code, skipped = watch(fail, lambda _: [])
+    assert code == 0
+    assert skipped == [frozenset(), {"second", "third"}]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "second cannot be answered [policy-violation]: too few rows; it is left alone" in told
+
+
+def test_a_server_that_is_away_is_asked_again(watch, capsys):
+    def unreachable(_options: Any) -> list[Handled]:
+        msg = "the server is away"
+        raise TransportError(msg)
+
+    code, skipped = watch(unreachable, lambda _: [])
+    assert (code, len(skipped)) == (0, 2)
+    assert "the server is away; trying again in 1 s" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_computation_ends_it_behind_the_batch_and_other_errors_end_the_command(watch, capsys):
+    def interrupted(options: Any) -> list[Handled]:
+        assert options["is_cancelled"]()
+        msg = "interrupted behind 32 of 80 texts"
+        raise CancelledError(msg)
+
+    assert watch(interrupted)[0] == 0
+    assert "interrupted behind 32 of 80 texts" in capsys.readouterr().err
+
+    def refused(_options: Any) -> list[Handled]:
+        msg = "not yours"
+        raise PolicyViolationError(msg)
+
+    assert watch(refused, lambda _: [])[0] == 3
