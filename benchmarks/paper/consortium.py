@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from benchmarks.paper.merges import Round
 from play import clean_environment
 from processes import Processes
 from service import start_service
 
 import gramfuse
-from gramfuse_shared.contract.policy import MergeMethod
+from gramfuse.answering.configuration import Participation
+from gramfuse.answering.participating import participate
+from gramfuse_shared.contract.policy import MergeMethod, RequestKind
 
 POLICY: Final = gramfuse.Policy(
     methods=get_args(MergeMethod),
     cohorts="open",
     heads="shared",
+    requests=get_args(RequestKind),
     minimum_rows_per_dimension=0,
     advised_rows_per_dimension=0,
     minimum_cohort=2,
@@ -72,6 +76,20 @@ class Consortium:
             self.coordinator.wait(project, job)
             self.coordinator.pull(project, job, target)
         return target
+
+    def ask(self, project: str, model: Path, kind: Round, everybody: Mapping[str, Participation]) -> Path:
+        """Ask everybody about a model that was pulled; merge it anew with the answers, and pull that."""
+        target = model.with_name(f"{model.name}-{kind.replace('+', 'p')}")
+        if not target.exists():
+            self.coordinator.refine(
+                project, model.name, result=target.name, on_request=lambda _: self._answer(everybody)
+            )
+            self.coordinator.pull(project, target.name, target)
+        return target
+
+    def _answer(self, everybody: Mapping[str, Participation]) -> None:
+        for name, participation in everybody.items():
+            participate(self.clients[name], participation, confirm=lambda _: True)
 
     def personal(self, name: str, merged: Path, own: Path) -> Path:
         """Put an organization's own head on a merged model that was pulled."""

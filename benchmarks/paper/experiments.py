@@ -7,7 +7,19 @@ from typing import Final, Literal
 
 from benchmarks.paper.corpora import Corpus
 from benchmarks.paper.examples import PARTS, Example
-from benchmarks.paper.merges import BY_ALPHA, BY_BATCHES, DELTAS, FISHER, MAIN, PAIRED, REGMEAN, SIMPLE, WEIGHTED, Merge
+from benchmarks.paper.merges import (
+    BY_ALPHA,
+    BY_BATCHES,
+    DELTAS,
+    FISHER,
+    MAIN,
+    PAIRED,
+    PLUS_PLUS,
+    REGMEAN,
+    SIMPLE,
+    WEIGHTED,
+    Merge,
+)
 
 OFFLINE: Final = "minilm"
 """The encoder that needs no hub; every other source is a name that `from_pretrained` knows."""
@@ -140,7 +152,7 @@ FULL: Final = (
 )
 SEEDS: Final = (1, 2, 3)
 
-_TINY: Final = replace(DOMAINS, merges=(SIMPLE, FISHER, REGMEAN), epochs=1, at_most=8, sections=SECTIONS[:2])
+_TINY: Final = replace(DOMAINS, merges=(SIMPLE, FISHER, REGMEAN, PLUS_PLUS), epochs=1, at_most=8, sections=SECTIONS[:2])
 _TINY_TASKS: Final = replace(TASKS, merges=(SIMPLE,), epochs=1, at_most=8, sections=(SECTIONS[0], EMOTIONAL))
 SMOKE: Final = (_TINY, _TINY_TASKS)
 SMOKE_SEEDS: Final = (1,)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -44,7 +45,7 @@ class Judge:
     def merged(self, merge: Merge, workshop: Workshop, among: Sequence[str] = ()) -> Row:
         """A merge's row; of several recipes the one with the best mean F1 on the members' dev sets."""
         recipes = merge.recipes_of(workshop.names)
-        models = [workshop.merged(recipe, merge.measure) for recipe in recipes]
+        models = [workshop.merged(recipe, merge.measure, merge.rounds) for recipe in recipes]
         best = models[0]
         if len(models) > 1:
             on_dev = [self._in_domain(model, "dev", workshop)["f1"] for model in models]
@@ -65,7 +66,7 @@ class Judge:
             found.setdefault("Avg.", []).append(mean_row(singles))
             found.setdefault("Best", []).append(best_row(singles))
             for merge in merges:
-                row = self.merged(Merge(merge.row, merge.recipes, merge.measure, pair), workshop, among)
+                row = self.merged(replace(merge, members=pair), workshop, among)
                 found.setdefault(merge.row, []).append(row)
         return {row: mean_row(rows) for row, rows in found.items()}
 

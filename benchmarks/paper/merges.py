@@ -27,17 +27,22 @@ class Measure:
         return f"{self.kind}-{self.weighting.replace('_', '-')}-{self.batches or 'all'}"
 
 
+Round = Literal["regmean++", "head", "calibration"]
+"""What everybody is asked about a merged model, and what the answers make of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A row: recipes of which the one that is best on the members' dev sets is tested, and the statistics they read.
 
-    `members` are the positions of those who take part; none: everybody.
+    `members` are the positions of those who take part; none: everybody. What a recipe makes goes through the rounds.
     """
 
     row: str
     recipes: tuple[gramfuse.Recipe, ...]
     measure: Measure = Measure()
     members: tuple[int, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
     def recipes_of(self, names: Sequence[str]) -> tuple[gramfuse.Recipe, ...]:
         """The recipes with the members named."""
@@ -59,6 +64,7 @@ SIMPLE: Final = Merge("Simple", (recipe("linear"),))
 REGMEAN: Final = Merge("RegMean", (recipe("regmean", alpha=ALPHA),))
 FISHER: Final = Merge("Fisher", (recipe("fisher"),), Measure("fisher"))
 WEIGHTED: Final = Merge("RegMean gradient-weighted", (recipe("regmean", alpha=ALPHA),), GRADIENTS)
+PLUS_PLUS: Final = Merge("RegMean++", (recipe("regmean", alpha=ALPHA),), rounds=("regmean++",))
 TASK_ARITHMETIC: Final = Merge(
     "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
 )

@@ -1,17 +1,20 @@
 """What the service makes of the organizations' models: everybody contributes, then jobs are run."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from benchmarks.paper.catalogue import task_named
 from benchmarks.paper.consortium import Consortium
+from benchmarks.paper.examples import write_examples
 from benchmarks.paper.experiments import Experiment
-from benchmarks.paper.merges import Measure
+from benchmarks.paper.merges import Measure, Round
 from benchmarks.paper.sources import MEASURING, digest_of
 from benchmarks.paper.trained import Bench, Trained
 
 import gramfuse
+from gramfuse.answering.configuration import LocalTexts, Participation
 
 BATCH: Final = 32
 
@@ -27,17 +30,39 @@ class Workshop:
         self._folder, self._projects = bench.service / "models", dict[Measure, str]()
         self.names = list(trained.models)
 
-    def merged(self, recipe: gramfuse.Recipe, measure: Measure) -> Path:
-        """The model that a recipe makes of what everybody contributed."""
+    def merged(self, recipe: gramfuse.Recipe, measure: Measure, rounds: Sequence[Round] = ()) -> Path:
+        """The model that a recipe makes of what everybody contributed, and the rounds of that."""
         if measure not in self._projects:
             self._projects[measure] = self._contribute(measure)
         folder = self._folder / measure.slug
         folder.mkdir(parents=True, exist_ok=True)
-        return self._everybody.merge(self._projects[measure], recipe, folder)
+        project = self._projects[measure]
+        model = self._everybody.merge(project, recipe, folder)
+        for kind in rounds:
+            model = self._everybody.ask(project, model, kind, self._participations(project))
+        return model
 
     def personal(self, merged: Path, name: str) -> Path:
         """An organization's own head on a merged trunk."""
         return self._everybody.personal(name, merged, self._trained.models[name])
+
+    def _participations(self, project: str) -> dict[str, Participation]:
+        """What each organization answers from: its own model, its training texts, its held-out ones."""
+        folder, found = self._bench.service / "participants", {}
+        for name, own in self._trained.members.items():
+            train, dev = folder / f"{name}.train.jsonl", folder / f"{name}.dev.jsonl"
+            write_examples(train, own.train)
+            write_examples(dev, own.dev)
+            found[name] = Participation(
+                project=project,
+                model=self._trained.models[name],
+                measured=LocalTexts(texts=train),
+                held_out=LocalTexts(texts=dev),
+                folder=folder / name,
+                batch_size=BATCH,
+                device=self._bench.device,
+            )
+        return found
 
     def _contribute(self, measure: Measure) -> str:
         base, models = self._trained.base, self._trained.models
