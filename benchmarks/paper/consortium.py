@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from benchmarks.paper.merges import Round
+from benchmarks.paper.merges import Measure, Round
 from play import clean_environment
 from processes import Processes
 from service import start_service
@@ -77,12 +77,18 @@ class Consortium:
             self.coordinator.pull(project, job, target)
         return target
 
-    def ask(self, project: str, model: Path, kind: Round, everybody: Mapping[str, Participation]) -> Path:
+    def ask(
+        self, project: str, model: Path, kind: Round, measure: Measure, everybody: Mapping[str, Participation]
+    ) -> Path:
         """Ask everybody about a model that was pulled; merge it anew with the answers, and pull that."""
         target = model.with_name(f"{model.name}-{kind.replace('+', 'p')}")
         if not target.exists():
             self.coordinator.refine(
-                project, model.name, result=target.name, on_request=lambda _: self._answer(everybody)
+                project,
+                model.name,
+                result=target.name,
+                weighting=measure.weighting,
+                on_request=lambda _: self._answer(everybody),
             )
             self.coordinator.pull(project, target.name, target)
         return target

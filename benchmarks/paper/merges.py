@@ -65,6 +65,7 @@ REGMEAN: Final = Merge("RegMean", (recipe("regmean", alpha=ALPHA),))
 FISHER: Final = Merge("Fisher", (recipe("fisher"),), Measure("fisher"))
 WEIGHTED: Final = Merge("RegMean gradient-weighted", (recipe("regmean", alpha=ALPHA),), GRADIENTS)
 PLUS_PLUS: Final = Merge("RegMean++", (recipe("regmean", alpha=ALPHA),), rounds=("regmean++",))
+WEIGHTED_PLUS_PLUS: Final = replace(PLUS_PLUS, row="RegMean++ gradient-weighted", measure=GRADIENTS)
 TASK_ARITHMETIC: Final = Merge(
     "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
 )

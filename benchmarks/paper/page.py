@@ -29,6 +29,7 @@ ORDER: Final = (
     "RegMean",
     "RegMean gradient-weighted",
     "RegMean++",
+    "RegMean++ gradient-weighted",
     "+ head",
     "+ calibration",
     "Domain-specific",

@@ -39,7 +39,7 @@ class Workshop:
         project = self._projects[measure]
         model = self._everybody.merge(project, recipe, folder)
         for kind in rounds:
-            model = self._everybody.ask(project, model, kind, self._participations(project))
+            model = self._everybody.ask(project, model, kind, measure, self._participations(project))
         return model
 
     def personal(self, merged: Path, name: str) -> Path:

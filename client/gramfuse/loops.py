@@ -11,6 +11,7 @@ from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST, Search
 from gramfuse.searching.strategies import Strategy
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.requests import DEFAULT_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
@@ -30,6 +31,7 @@ class Loops(Rounds):
         result: str | None = None,
         blocks_at_once: int | None = 1,
         block: MeasuredBlock | None = None,
+        weighting: Weighting = "none",
         alpha: float | None = None,
         seconds: int = DEFAULT_SECONDS,
         keep: bool = False,
@@ -48,6 +50,7 @@ class Loops(Rounds):
             blocks_at_once: blocks per step; None: all layers in one, an iteration of RegMean.
             block: whose weights a measured block has: `own`, as published and by default, or `merged`, by default of
                 all at once.
+            weighting: what a row of the matrices counts by.
             alpha: of the merges; by default, and all other parameters always, as in the model's own recipe.
             seconds: until the deadline of each request.
             keep: leave the models in between; by default each is deleted behind the job that read it.
@@ -68,6 +71,7 @@ class Loops(Rounds):
             result=result or f"{model}-refined",
             blocks_at_once=blocks_at_once,
             block=measured_block(block, blocks_at_once),
+            weighting=weighting,
             alpha=alpha,
             seconds=seconds,
             keep=keep,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gramfuse.participation import Client
 
 LONGEST_RETRY: Final = "-retry-99"
+_QUESTION: Final = RequestCreate.model_fields.keys() - {"seconds"}
 _ENDED_BADLY: Final = frozenset({"failed", "cancelled"})
 
 
@@ -55,13 +56,11 @@ def find_or_ask(
                 body.models,
                 layers=body.layers,
                 block=body.block,
+                weighting=body.weighting,
                 seconds=body.seconds,
                 request=candidate,
             )
-        asked = RequestCreate(
-            kind=found.kind, models=found.models, layers=found.layers, block=found.block, seconds=body.seconds
-        )
-        if asked != body:
+        if any(getattr(found, name) != getattr(body, name) for name in _QUESTION):
             msg = f"request {candidate} asks something else than this loop would; choose another id"
             raise ConflictError(msg)
         if found.state == "open" or (found.state == "complete" and is_usable(found)):

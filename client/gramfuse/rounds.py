@@ -12,6 +12,7 @@ from gramfuse.transfer import answering, pushing
 from gramfuse.transfer.watching import Deadline, poll
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion
+from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import (
     DEFAULT_SECONDS,
@@ -35,6 +36,7 @@ class Rounds(Connection):
         *,
         layers: Sequence[str] = (),
         block: MeasuredBlock = "merged",
+        weighting: Weighting = "none",
         seconds: int = DEFAULT_SECONDS,
         request: str | None = None,
     ) -> RequestInfo:
@@ -48,6 +50,7 @@ class Rounds(Connection):
             models: merged models, one except for `evaluate`.
             layers: of `gram`, the linear weights whose inputs are measured; none: all.
             block: of `gram`, whose weights the blocks have that hold these layers while they are measured.
+            weighting: of `gram`, what a row of the matrices counts by.
             seconds: until the deadline.
             request: the request's id.
 
@@ -59,7 +62,9 @@ class Rounds(Connection):
         """
         chosen = (models,) if isinstance(models, str) else tuple(models)
         try:
-            body = RequestCreate(kind=kind, models=chosen, layers=tuple(layers), block=block, seconds=seconds)
+            body = RequestCreate(
+                kind=kind, models=chosen, layers=tuple(layers), block=block, weighting=weighting, seconds=seconds
+            )
         except ValidationError as error:
             raise RequestMalformedError(describe_validation("request", error.errors())) from error
         path = self._request_path(project, request or f"{kind}-{secrets.token_hex(3)}")

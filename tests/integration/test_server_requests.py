@@ -138,6 +138,19 @@ def test_a_request_says_whose_blocks_are_measured_and_only_where_it_is_not_the_m
     assert "block: own names the layers" in nameless.text
 
 
+def test_a_request_says_what_rows_count_by_and_an_answer_weighted_in_another_way_is_refused(merged):
+    world, _ = merged
+    assert "weighting" not in ask(world, "gram-1", kind="gram").json()
+    asked = ask(world, "gram-2", kind="gram", weighting="output_gradient").json()
+    assert asked["weighting"] == "output_gradient"
+    answer, _ = statistics(world, "initech", "gram-2")
+    refused = give(world, answer)
+    problem(refused, 422, "request-malformed")
+    assert "the rows were weighted by none, asked for is output_gradient" in refused.text
+    weighted = ask(world, "evaluate-2", weighting="output_gradient", status=422)
+    assert "weights nothing" in weighted.text
+
+
 def test_only_the_coordinator_asks_and_takes_back(merged):
     world, _ = merged
     ask(world)

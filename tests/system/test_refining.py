@@ -167,6 +167,7 @@ def test_in_one_program_the_participants_answer_while_the_loop_waits(merged):
             "first",
             result="once",
             blocks_at_once=None,
+            weighting="output_gradient",
             alpha=ALPHA,
             keep=True,
             on_request=lambda _: answer_all(merged),
@@ -175,10 +176,12 @@ def test_in_one_program_the_participants_answer_while_the_loop_waits(merged):
         assert (job.id, job.recipe.request) == ("once", "once-1")
         assert shares == sorted(shares)
         assert shares[-1] == 1
-        assert client.request(merged.project, "once-1").block == "merged"
+        asked = client.request(merged.project, "once-1")
+        assert (asked.block, asked.weighting) == ("merged", "output_gradient")
         assert {model.id: model.deleted_at for model in client.models(merged.project)} == {"first": None, "once": None}
         # the same call again only looks
         before = len(client.requests(merged.project))
-        again = client.refine(merged.project, "first", result="once", blocks_at_once=None, alpha=ALPHA, keep=True)
+        settings = {"blocks_at_once": None, "weighting": "output_gradient", "alpha": ALPHA, "keep": True}
+        again = client.refine(merged.project, "first", result="once", **settings)
         assert again == job
         assert len(client.requests(merged.project)) == before

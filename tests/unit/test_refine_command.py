@@ -69,6 +69,7 @@ def test_by_default_the_published_algorithm_is_asked_for(client, capsys):
         "result": None,
         "blocks_at_once": 1,
         "block": None,
+        "weighting": "none",
         "alpha": None,
         "seconds": 7 * 24 * 3600,
         "keep": False,
@@ -80,8 +81,10 @@ def test_by_default_the_published_algorithm_is_asked_for(client, capsys):
 
 def test_every_option_reaches_the_sdk_and_json_is_the_last_job(client, capsys):
     options = ["--id", "pp", "--all-at-once", "--block", "merged", "--alpha", "0.5", "--days", "1", "--keep"]
+    options += ["--weighting", "output_gradient"]
     assert main(["request", "refine", "acme.tweets", "first", *options, "--format", "json"]) == 0
     expected = {"result": "pp", "blocks_at_once": None, "block": "merged", "alpha": 0.5, "seconds": 86400, "keep": True}
+    expected["weighting"] = "output_gradient"
     assert client.called.items() >= expected.items()
     assert json.loads(capsys.readouterr().out)["id"] == "pp"
 

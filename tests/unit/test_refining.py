@@ -243,6 +243,7 @@ def refine(client: Any, **changes: Any) -> Job:
         "result": "pp",
         "blocks_at_once": 1,
         "block": "own",
+        "weighting": "none",
         "alpha": None,
         "seconds": 3600,
         "keep": False,

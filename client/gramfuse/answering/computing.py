@@ -112,12 +112,12 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
     texts = _read(_required(participation.measured, "measured"))
     (folder,) = assignment.models.values()
     everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
-    base = assignment.base.content_digest()
+    settings = {**run, "base": assignment.base.content_digest(), "weighting": assignment.request.weighting}
     if assignment.request.block == "own":
         opened = _with_own_blocks(folder, assignment, participation)
-        collect(opened.model, texts, tokenizer=opened.tokenizer, base=base, **run).save(everything)
+        collect(opened.model, texts, tokenizer=opened.tokenizer, **settings).save(everything)
     else:
-        collect(folder, texts, base=base, **run).save(everything)
+        collect(folder, texts, **settings).save(everything)
     section, stays = keep_leaving_statistics(
         everything, leaving, assignment.request.layers, assignment.policy, assignment.base
     )

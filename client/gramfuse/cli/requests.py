@@ -8,6 +8,7 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.refining.running import RefinementProgress
+from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import DAY_SECONDS, MeasuredBlock, RequestInfo
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="The request's id.")]
 
+WeightingOption = Annotated[
+    Weighting, typer.Option(help="Of gram: output_gradient counts a row by the loss's gradient at its layer's output.")
+]
 DaysOption = Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline of a request.")]
 
 app = typer.Typer(
@@ -40,6 +44,7 @@ def create(
             help="Of gram with --layer: own measures with each organization's own blocks in the merged model.",
         ),
     ] = None,
+    weighting: WeightingOption = "none",
     days: DaysOption = 7.0,
     identifier: Annotated[
         str | None, typer.Option("--id", help="The request's id: the same id again is the same request.")
@@ -67,6 +72,7 @@ def create(
             models,
             layers=layer or (),
             block=chosen,
+            weighting=weighting,
             seconds=_seconds(days),
             request=identifier,
         )
@@ -148,6 +154,7 @@ def refine(
     alpha: Annotated[
         float | None, typer.Option("--alpha", min=0, max=1, help="Of the merges; default: as MODEL was merged.")
     ] = None,
+    weighting: WeightingOption = "none",
     days: DaysOption = 7.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the models in between; default: delete them.")] = False,
 ) -> None:
@@ -174,6 +181,7 @@ def refine(
                 result=identifier,
                 blocks_at_once=None if all_at_once else blocks_at_once,
                 block=_chosen_block(block),
+                weighting=weighting,
                 alpha=alpha,
                 seconds=_seconds(days),
                 keep=keep,

@@ -9,6 +9,7 @@ from gramfuse.refining.blocks import plan_blocks
 from gramfuse.refining.planning import Step, plan_steps, recipe_of_step
 from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job
 from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.requests import MeasuredBlock, RequestCreate, RequestInfo, require_request_allowed
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.identifiers import JOB_PATTERN
@@ -49,6 +50,7 @@ class Refinement:
     result: str
     blocks_at_once: int | None
     block: MeasuredBlock
+    weighting: Weighting
     alpha: float | None
     seconds: int
     keep: bool
@@ -90,7 +92,12 @@ class Refinement:
     def _measure(self, step: Step) -> str:
         """See to it that everybody has measured; return the id of the request that is complete."""
         body = RequestCreate(
-            kind="gram", models=(step.origin,), layers=step.layers, block=self.block, seconds=self.seconds
+            kind="gram",
+            models=(step.origin,),
+            layers=step.layers,
+            block=self.block,
+            weighting=self.weighting,
+            seconds=self.seconds,
         )
         request = find_or_ask(self.client, self.project, step.request, body)
         if request.state == "open":

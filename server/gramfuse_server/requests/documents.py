@@ -73,6 +73,7 @@ def request_documents(
                 models=asked.models,
                 layers=asked.layers,
                 block=asked.block,
+                weighting=asked.weighting,
                 state=seen.state,
                 reason=seen.reason,
                 policy=PolicyReference(version=row.policy_version, digest=_policy(session, row).content_digest()),

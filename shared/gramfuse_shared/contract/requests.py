@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from gramfuse_shared import limits
 from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection
+from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
 from gramfuse_shared.contract.refits import bias_of_labels, require_histograms_may_leave, require_shared_head
@@ -52,6 +52,7 @@ class RequestCreate(Document):
         block: of `gram`, `own` puts the blocks that hold these layers in the merged model as the organization has them,
             every parameter of them, and measures there: the inputs of a block are the merged model's, what its inner
             layers read is the organization's own work (RegMean++ as published).
+        weighting: of `gram`, what a row of the matrices counts by.
         seconds: until the deadline.
     """
 
@@ -59,6 +60,7 @@ class RequestCreate(Document):
     models: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=limits.MAX_REQUEST_MODELS)]
     layers: Annotated[tuple[TensorName, ...], Field(max_length=limits.MAX_TAPS)] = ()
     block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
+    weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
     seconds: Annotated[int, Field(ge=60, le=365 * DAY_SECONDS)] = DEFAULT_SECONDS
 
     @model_validator(mode="after")
@@ -71,6 +73,9 @@ class RequestCreate(Document):
             raise ValueError(msg)
         if self.layers and self.kind != "gram":
             msg = f"a request of the kind {self.kind} names no layers"
+            raise ValueError(msg)
+        if self.weighting != "none" and self.kind != "gram":
+            msg = f"a request of the kind {self.kind} weights nothing"
             raise ValueError(msg)
         if self.block == "own" and not self.layers:
             msg = "block: own names the layers; with all blocks its own, the model would be the organization's alone"
@@ -131,6 +136,7 @@ class RequestInfo(Document):
     models: tuple[JobId, ...]
     layers: tuple[TensorName, ...] = ()
     block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
+    weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
     state: RequestState
     reason: str | None = None
     policy: PolicyReference
@@ -176,7 +182,7 @@ def require_answer_allowed(
     if asked.kind == "evaluate":
         _require_scores(answer, asked.models, policy)
     if answer.statistics is not None:
-        _require_statistics(answer.statistics, asked.layers, policy, base)
+        _require_statistics(answer.statistics, asked, policy, base)
     if answer.histograms is not None:
         require_histograms_may_leave(answer.histograms, policy)
         bias_of_labels(base, policy, answer.histograms.labels)
@@ -216,10 +222,14 @@ def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> No
 
 
 def _require_statistics(
-    statistics: StatisticsSection, layers: Sequence[str], policy: Policy, base: BaseManifest
+    statistics: StatisticsSection, asked: RequestCreate | RequestInfo, policy: Policy, base: BaseManifest
 ) -> None:
+    weighting = statistics.collector.weighting
+    if weighting != asked.weighting:
+        msg = f"the rows were weighted by {weighting}, asked for is {asked.weighting}"
+        raise RequestMalformedError(msg)
     measured = {layer.weight for tap in statistics.taps for layer in tap.layers}
-    spare = sorted(measured - set(layers)) if layers else []
+    spare = sorted(measured - set(asked.layers)) if asked.layers else []
     if spare:
         msg = f"{spare[0]} was not asked for"
         raise ArchitectureMismatchError(msg, layers=spare[:20])
