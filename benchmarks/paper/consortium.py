@@ -16,6 +16,7 @@ from service import start_service
 import gramfuse
 from gramfuse.answering.configuration import Participation
 from gramfuse.answering.participating import participate
+from gramfuse.searching.strategies import GreedySearch
 from gramfuse_shared.contract.policy import MergeMethod, RequestKind
 
 POLICY: Final = gramfuse.Policy(
@@ -26,6 +27,7 @@ POLICY: Final = gramfuse.Policy(
     minimum_rows_per_dimension=0,
     advised_rows_per_dimension=0,
     minimum_cohort=2,
+    minimum_evaluation_examples=1,
 )
 """Everything is allowed: ablations need few rows and many cohorts, and the texts are public. Not for real projects."""
 PRIVATE_HEADS: Final = {"heads": "private", "head_parameters": (*POLICY.head_parameters, "*pooler.*")}
@@ -92,6 +94,18 @@ class Consortium:
             )
             self.coordinator.pull(project, target.name, target)
         return target
+
+    def grow(
+        self, project: str, recipe: gramfuse.Recipe, folder: Path, everybody: Mapping[str, Participation]
+    ) -> list[Path]:
+        """Search greedily, judged by everybody's dev sets; return the best model of each round, pulled."""
+        found = self.coordinator.search(
+            project, GreedySearch(recipe), name="greedy", keep=True, on_request=lambda _: self._answer(everybody)
+        )
+        for trial in found.curve:
+            print(f"{trial.words}: dev F1 {100 * trial.value:.1f}", flush=True)
+            self.coordinator.pull(project, trial.job, folder / trial.job)
+        return [folder / trial.job for trial in found.curve]
 
     def _answer(self, everybody: Mapping[str, Participation]) -> None:
         for name, participation in everybody.items():

@@ -46,9 +46,10 @@ class Experiment:
     """Organizations that fine-tune one encoder, and what is merged of theirs.
 
     `setting` names its table, `merges` are rows of it. With `references` it has the rows that need no merge, too; with
-    `pairs` every row is the mean over all pairs of organizations. With `own_heads` each draws its own head before it
-    trains; the base's is another. With `private_heads` none leaves, and each domain is tested with its own: the
-    only way to merge models of different tasks. Experiments on the same texts share what they trained and measured.
+    `pairs` every row is the mean over all pairs of organizations; with `greedy` cohorts are those of a greedy search by
+    the one merge's recipe. With `own_heads` each draws its own head before it trains; the base's is another. With
+    `private_heads` none leaves, and each domain is tested with its own: the only way to merge models of different
+    tasks. Experiments on the same texts share what they trained and measured.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Experiment:
     merges: tuple[Merge, ...]
     references: bool = False
     pairs: bool = False
+    greedy: bool = False
     own_heads: bool = False
     private_heads: bool = False
     source: str = OFFLINE
@@ -131,6 +133,7 @@ FULL: Final = (
     Experiment("btc-alpha", "domains", "btc.alpha", BY_ALPHA),
     Experiment("btc-batches", "domains", "btc.batches", BY_BATCHES),
     Experiment("btc-pairs", "domains", "btc.pairs", PAIRED, pairs=True),
+    Experiment("btc-greedy", "domains", "btc.greedy", (REGMEAN,), greedy=True),
     Experiment(
         "btc-own-heads",
         "domains",

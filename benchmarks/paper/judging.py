@@ -57,6 +57,15 @@ class Judge:
             row[OUT] = self._scores([best], list(self._trained.unseen.values()))
         return row
 
+    def grown(self, merge: Merge, workshop: Workshop) -> Rows:
+        """The best model of each round of a greedy search, and before them the best single one by dev sets."""
+        devs = self._examples("dev", ())
+        singles = list(self._trained.models.values())
+        single = max(singles, key=lambda model: self._scores([model], devs)["f1"])
+        (recipe,) = merge.recipes
+        models = [single, *workshop.grown(recipe, merge.measure)]
+        return {f"cohort of {size}": self._row([model]) for size, model in enumerate(models, start=1)}
+
     def paired(self, merges: Sequence[Merge], workshop: Workshop) -> Rows:
         """Means over all pairs; in-domain are the pair's two domains alone."""
         found: dict[str, list[Row]] = {}

@@ -14,6 +14,7 @@ TITLES: Final[Mapping[str, str]] = {
     "btc.alpha": "RegMean by α",
     "btc.batches": "RegMean, α = 0.9, by the batches of 32 sentences that each organization measures",
     "btc.pairs": "Two at a time: means over the six pairs, in-domain the pair's own two",
+    "btc.greedy": "Cohorts by greedy search with RegMean, on dev sets; the best of each round, if it helped or not",
     "btc.own_heads": "The same, each organization with a task head that it drew itself",
     "goemotions.key_class": "Non-i.i.d. partitions of one data set: GoEmotions, 80 % of each one class",
     "tasks": "Different tasks, private heads: entities of sections F and H, and emotions, each under its own head",

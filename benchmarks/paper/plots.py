@@ -16,6 +16,7 @@ COLORS: Final = {IN: "#1f5fae", OUT: "#d07a1c"}
 SWEEPS: Final = (
     ("btc.alpha", "α = ", "RegMean by α"),
     ("btc.batches", "batches: ", "RegMean by batches measured"),
+    ("btc.greedy", "cohort of ", "RegMean by organizations, chosen greedily"),
 )
 WORDS: Final = {IN: "in-domain", OUT: "out-of-domain"}
 
@@ -26,7 +27,7 @@ def draw(results: Results, target: Path) -> None:
     sweeps = [sweep for sweep in SWEEPS if sweep[0] in results]
     heights = ([5.0] if "btc" in results else []) + ([3.5] if sweeps else []) or [1.0]  # results may hold neither
     figure = plt.figure(figsize=(10, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    grid = figure.add_gridspec(len(heights), max(len(sweeps), 1), height_ratios=heights)
     if "btc" in results:
         _draw_rows(figure.add_subplot(grid[0, :]), results["btc"])
     for place, (setting, prefix, title) in enumerate(sweeps):

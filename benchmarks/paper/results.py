@@ -25,6 +25,7 @@ def summarize(by_seed: Mapping[int, Rows]) -> dict[str, dict[str, Any]]:
             for column in columns
         }
         for row, columns in first.items()
+        if all(row in table for table in tables)  # a greedy search may stop earlier with one seed
     }
 
 

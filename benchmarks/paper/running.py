@@ -39,6 +39,9 @@ def _run(experiment: Experiment, seed: int, bench: Bench) -> Rows:
         workshop = Workshop(experiment, seed, bench, trained, everybody)
         if experiment.pairs:
             rows |= judge.paired(experiment.merges, workshop)
+        elif experiment.greedy:
+            (merge,) = experiment.merges
+            rows |= judge.grown(merge, workshop)
         else:
             rows |= {merge.row: judge.merged(merge, workshop) for merge in experiment.merges}
     shutil.rmtree(bench.service)

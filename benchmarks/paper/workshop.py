@@ -32,19 +32,28 @@ class Workshop:
 
     def merged(self, recipe: gramfuse.Recipe, measure: Measure, rounds: Sequence[Round] = ()) -> Path:
         """The model that a recipe makes of what everybody contributed, and the rounds of that."""
-        if measure not in self._projects:
-            self._projects[measure] = self._contribute(measure)
-        folder = self._folder / measure.slug
-        folder.mkdir(parents=True, exist_ok=True)
-        project = self._projects[measure]
+        project, folder = self._opened(measure)
         model = self._everybody.merge(project, recipe, folder)
         for kind in rounds:
             model = self._everybody.ask(project, model, kind, measure, self._participations(project))
         return model
 
+    def grown(self, recipe: gramfuse.Recipe, measure: Measure) -> list[Path]:
+        """The models of a greedy search, by ascending size of their cohorts."""
+        project, folder = self._opened(measure)
+        return self._everybody.grow(project, recipe, folder, self._participations(project))
+
     def personal(self, merged: Path, name: str) -> Path:
         """An organization's own head on a merged trunk."""
         return self._everybody.personal(name, merged, self._trained.models[name])
+
+    def _opened(self, measure: Measure) -> tuple[str, Path]:
+        """The project for a way to measure, with everybody's contributions, and the folder of its models."""
+        if measure not in self._projects:
+            self._projects[measure] = self._contribute(measure)
+        folder = self._folder / measure.slug
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._projects[measure], folder
 
     def _participations(self, project: str) -> dict[str, Participation]:
         """What each organization answers from: its own model, its training texts, its held-out ones."""

@@ -119,3 +119,8 @@ def test_what_an_experiment_yielded_is_kept_until_its_sources_change(tmp_path, m
     monkeypatch.setattr(running, "PROGRAMS", ())
     running.run(SMOKE[0], 1, bench)
     assert len(runs) == 4
+
+
+def test_a_row_that_a_seed_does_not_have_is_left_out():
+    longer = table(1, 1) | {"cohort of 4": table(1, 1)["Simple"]}
+    assert summarize({1: longer, 2: table(2, 2)}).keys() == table(1, 1).keys()
