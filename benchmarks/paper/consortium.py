@@ -85,15 +85,33 @@ class Consortium:
         """Ask everybody about a model that was pulled; merge it anew with the answers, and pull that."""
         target = model.with_name(f"{model.name}-{kind.replace('+', 'p')}")
         if not target.exists():
-            self.coordinator.refine(
-                project,
-                model.name,
-                result=target.name,
-                weighting=measure.weighting,
-                on_request=lambda _: self._answer(everybody),
-            )
+            if kind == "regmean++":
+                self.coordinator.refine(
+                    project,
+                    model.name,
+                    result=target.name,
+                    weighting=measure.weighting,
+                    on_request=lambda _: self._answer(everybody),
+                )
+            else:
+                self._refit(project, model.name, kind, target.name, everybody)
             self.coordinator.pull(project, target.name, target)
         return target
+
+    def _refit(
+        self,
+        project: str,
+        model: str,
+        kind: Literal["head", "calibration"],
+        result: str,
+        everybody: Mapping[str, Participation],
+    ) -> None:
+        self.coordinator.ask(project, kind, model, request=result)
+        self._answer(everybody)
+        self.coordinator.wait_for_request(project, result)
+        recipe = gramfuse.Recipe(merge_method=kind, base_model=model, request=result)
+        self.coordinator.submit(project, recipe, job=result)
+        self.coordinator.wait(project, result)
 
     def grow(
         self, project: str, recipe: gramfuse.Recipe, folder: Path, everybody: Mapping[str, Participation]

@@ -10,11 +10,11 @@ from benchmarks.paper.examples import PARTS, Example
 from benchmarks.paper.merges import (
     BY_ALPHA,
     BY_BATCHES,
+    CALIBRATION,
     DELTAS,
     FISHER,
     MAIN,
     PAIRED,
-    PLUS_PLUS,
     REGMEAN,
     SIMPLE,
     WEIGHTED,
@@ -155,7 +155,8 @@ FULL: Final = (
 )
 SEEDS: Final = (1, 2, 3)
 
-_TINY: Final = replace(DOMAINS, merges=(SIMPLE, FISHER, REGMEAN, PLUS_PLUS), epochs=1, at_most=8, sections=SECTIONS[:2])
+_QUICK: Final = replace(CALIBRATION, rounds=("head", "calibration"))
+_TINY: Final = replace(DOMAINS, merges=(SIMPLE, FISHER, REGMEAN, _QUICK), epochs=1, at_most=8, sections=SECTIONS[:2])
 _TINY_TASKS: Final = replace(TASKS, merges=(SIMPLE,), epochs=1, at_most=8, sections=(SECTIONS[0], EMOTIONAL))
 SMOKE: Final = (_TINY, _TINY_TASKS)
 SMOKE_SEEDS: Final = (1,)

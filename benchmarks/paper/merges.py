@@ -66,6 +66,9 @@ FISHER: Final = Merge("Fisher", (recipe("fisher"),), Measure("fisher"))
 WEIGHTED: Final = Merge("RegMean gradient-weighted", (recipe("regmean", alpha=ALPHA),), GRADIENTS)
 PLUS_PLUS: Final = Merge("RegMean++", (recipe("regmean", alpha=ALPHA),), rounds=("regmean++",))
 WEIGHTED_PLUS_PLUS: Final = replace(PLUS_PLUS, row="RegMean++ gradient-weighted", measure=GRADIENTS)
+HEAD: Final = replace(WEIGHTED_PLUS_PLUS, row="+ head", rounds=("regmean++", "head"))
+CALIBRATION: Final = replace(HEAD, row="+ calibration", rounds=("regmean++", "head", "calibration"))
+CALIBRATED: Final = replace(WEIGHTED, row="RegMean gradient-weighted + calibration", rounds=("calibration",))
 TASK_ARITHMETIC: Final = Merge(
     "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
 )
@@ -73,7 +76,7 @@ TIES: Final = Merge(
     "TIES", tuple(recipe("ties", **{"lambda": value, "density": 0.2}) for value in (0.5, 1.0, 1.5, 2.0))
 )
 
-MAIN: Final = (SIMPLE, FISHER, REGMEAN, WEIGHTED)
+MAIN: Final = (SIMPLE, FISHER, REGMEAN, WEIGHTED, CALIBRATED, PLUS_PLUS, WEIGHTED_PLUS_PLUS, HEAD, CALIBRATION)
 DELTAS: Final = (SIMPLE, TASK_ARITHMETIC, TIES)
 BY_ALPHA: Final = tuple(Merge(f"α = {alpha:g}", (recipe("regmean", alpha=alpha),)) for alpha in ALPHAS)
 BY_BATCHES: Final = tuple(

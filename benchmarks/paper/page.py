@@ -29,6 +29,7 @@ ORDER: Final = (
     "Fisher",
     "RegMean",
     "RegMean gradient-weighted",
+    "RegMean gradient-weighted + calibration",
     "RegMean++",
     "RegMean++ gradient-weighted",
     "+ head",
@@ -84,7 +85,7 @@ def _cell(found: Mapping[str, Any]) -> str:
 
 def _differences(rows: Mapping[str, Any]) -> list[str]:
     lines = []
-    for upper in ("RegMean", "RegMean gradient-weighted"):
+    for upper in ("RegMean", "RegMean gradient-weighted", "RegMean++", "RegMean++ gradient-weighted", "+ calibration"):
         for lower in REFERENCES:
             for column, words in ((IN, "in-domain"), (OUT, "out-of-domain")):
                 if column in rows.get(upper, {}) and column in rows.get(lower, {}):

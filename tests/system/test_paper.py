@@ -8,7 +8,7 @@ import pytest
 
 from support.checkout import REPOSITORY, make_environment
 
-ROWS = {"Avg.", "Best", "Ensemble", "Simple", "Fisher", "RegMean", "Domain-specific", "Multi-task"}
+ROWS = {"Avg.", "Best", "Ensemble", "Simple", "Fisher", "RegMean", "+ calibration", "Domain-specific", "Multi-task"}
 
 
 @pytest.fixture
