@@ -13,6 +13,7 @@ from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse.transfer.watching import Deadline, poll, watch_job
 from gramfuse_shared import limits
+from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import (
     Acceptance,
     Contribution,
@@ -259,6 +260,10 @@ class Client(Loops):
     def logs(self, project: str, job: str) -> list[JobLogEntry]:
         """Return a job's history."""
         return list(self._pages(f"{self._job_path(project, job)}/log", Page[JobLogEntry]))
+
+    def diagnostics(self, project: str, job: str) -> JobDiagnostics:
+        """Return what a job tells of its layers, also while it runs; of distances, the caller's own by name."""
+        return JobDiagnostics.parse(self._transport.call("GET", f"{self._job_path(project, job)}/diagnostics"))
 
     def cancel(self, project: str, job: str) -> Job:
         """Stop a job at its next task boundary; the coordinator's right."""

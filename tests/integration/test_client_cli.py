@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gramfuse.cli.main import main
+from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
@@ -213,6 +214,22 @@ def test_a_finished_job_is_waited_for_shown_listed_and_explained(globex, merged)
     history = globex("job", "logs", PROJECT, merged)[1]
     assert "submitted" in history
     assert "linear layers are solved" in history
+
+
+def test_a_job_reports_its_layers_with_ones_own_distance(acme, globex, merged):
+    code, out, _ = globex("job", "report", PROJECT, merged)
+    assert code == 0
+    assert out.startswith("regmean-1, attempt 1: ")
+    assert "condition, at least (1 entries)" in out
+    assert "encoder.query.weight" in out
+    assert "yours" in out
+    found = JobDiagnostics.model_validate(globex.json("job", "report", PROJECT, merged))
+    (layer,) = [layer for layer in found.layers if layer.condition is not None]
+    assert layer.spread.smallest <= layer.own <= layer.spread.largest
+    others = JobDiagnostics.model_validate(acme.json("job", "report", PROJECT, merged))
+    assert others.model_dump(exclude={"layers": {"__all__": {"own"}}}) == found.model_dump(
+        exclude={"layers": {"__all__": {"own"}}}
+    )
 
 
 def test_a_submitted_job_that_is_cancelled_exits_with_five_and_can_be_retried(acme, globex, merged):

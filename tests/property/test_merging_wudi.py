@@ -170,7 +170,9 @@ def test_a_plan_solves_each_weight_by_itself_and_reads_everything_once(tmp_path)
     assert [step.outputs[0].name for step in steps] == list(LINEARS)
     assert {(step.compute, step.reference) for step in steps} == {("float32", None)}
     assert merged.plan.layers is None
-    assert {entry["members"] for entry in merged.diagnostics} == {3}
+    solved = [entry for entry in merged.diagnostics if "members" in entry]
+    assert {name for entry in solved for name in entry["parameters"]} == set(LINEARS)
+    assert {entry["members"] for entry in solved} == {3}
 
 
 def test_one_contribution_comes_out_bit_by_bit(tmp_path):

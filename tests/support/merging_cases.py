@@ -133,6 +133,11 @@ class Merged:
     def diagnostics(self) -> list[dict[str, object]]:
         return [entry for result in self.results for entry in result.diagnostics]
 
+    @property
+    def exceptions(self) -> list[dict[str, object]]:
+        """What was not merged as the method would."""
+        return [entry for entry in self.diagnostics if entry["reason"] is not None]
+
 
 def merge_models(
     folder: Path,

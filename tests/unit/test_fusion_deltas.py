@@ -127,7 +127,7 @@ def test_what_the_base_does_not_store_is_averaged_and_told(tmp_path):
     mean = sum(c * m.weights["norm.weight"].double() for c, m in zip(weights, models, strict=True)) / sum(weights)
     assert relative_error(merged.tensors["norm.weight"], mean) < 2e-7
     assert norm.shape == merged.tensors["norm.weight"].shape
-    (entry,) = merged.diagnostics
+    (entry,) = merged.exceptions
     assert (entry["parameters"], entry["fallback"]) == (["norm.weight"], "average")
     assert "the base does not store it" in str(entry["reason"])
 

@@ -51,7 +51,7 @@ def test_every_element_is_weighed_by_its_fisher_information(tmp_path, normalize)
     for name in PARAMETERS:
         assert relative_error(merged.tensors[name], definition(models, name, normalize)) < 2e-7
     assert torch.equal(merged.tensors["position_ids"], base["position_ids"])
-    assert merged.diagnostics == []
+    assert merged.exceptions == []
 
 
 def test_float32_is_enough_for_every_single_element(tmp_path):
@@ -80,7 +80,7 @@ def test_where_nobody_has_information_the_mean_stays_and_is_told(tmp_path):
     mean = sum(c * m.weights["norm.weight"].double() for c, m in zip(weights, models, strict=True)) / sum(weights)
     assert relative_error(merged.tensors["norm.weight"][:5], mean[:5]) < 2e-7
     assert relative_error(merged.tensors["norm.weight"][5:], definition(models, "norm.weight")[5:]) < 2e-7
-    (entry,) = merged.diagnostics
+    (entry,) = merged.exceptions
     assert entry["parameters"] == ["norm.weight"]
     assert "5 of 24 elements" in str(entry["reason"])
 
@@ -157,7 +157,7 @@ def test_what_somebody_sent_nothing_of_is_averaged_and_told_by_name(tmp_path):
     for model in models:
         del model.fisher["norm.weight"]
     merged = merge_models(tmp_path, models, base, recipe_of("fisher"))
-    reasons = {entry["parameters"][0]: str(entry["reason"]) for entry in merged.diagnostics}
+    reasons = {entry["parameters"][0]: str(entry["reason"]) for entry in merged.exceptions}
     assert reasons == {
         "q.weight": "1 of 3 contributions sent no Fisher information of it: model 01",
         "norm.weight": "no contribution sent Fisher information of it",

@@ -124,7 +124,8 @@ def test_a_recipe_object_starts_from_the_folder_it_is_given(workshop):
     merged = merge(recipe, workshop / "out", folder=workshop)
     mean = sum(load_file(workshop / name / "model.safetensors")["norm.weight"] for name in ("m00", "m01")) / 2
     assert torch.allclose(load_file(workshop / "out" / "model.safetensors")["norm.weight"], mean)
-    assert merged.diagnostics == ()
+    assert merged.fallbacks == ()
+    assert {key for entry in merged.diagnostics for key in entry["distances"]} == {"m00", "m01"}
 
 
 def test_a_sharded_model_is_read_and_written_sharded(workshop):

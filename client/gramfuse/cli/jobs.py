@@ -86,6 +86,21 @@ def logs(project: ProjectArgument, job: JobArgument) -> None:
 
 
 @app.command()
+def report(project: ProjectArgument, job: JobArgument) -> None:
+    """Show what a job tells of its layers: condition, gain over the average, distances, what went another way.
+
+    Of distances you see your own organization's, and of the cohort the smallest, the median and the largest.
+
+    Example: gramfuse job report acme.tweets regmean-1
+    """
+    from gramfuse.cli.layers import show_layers  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client:
+        found = client.diagnostics(project, job)
+    output.show(found, lambda console: show_layers(found, console))
+
+
+@app.command()
 def cancel(project: ProjectArgument, job: JobArgument) -> None:
     """Stop a job at its next task boundary (coordinator).
 

@@ -27,9 +27,10 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import used_bytes
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.merging import submission
-from gramfuse_server.merging.documents import find_job, job_documents, log_entry
+from gramfuse_server.merging.documents import diagnostics_document, find_job, job_documents, log_entry
 from gramfuse_server.merging.members import cohort_of
 from gramfuse_server.tables import JobLogRow, JobRow, ProjectRow, UploadRow
+from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Page
 from gramfuse_shared.errors import (
     CohortFrozenError,
@@ -126,6 +127,14 @@ def read_log(
         query = select(JobLogRow).where(JobLogRow.project == row.project, JobLogRow.job == row.id)
         rows, cursor = paginate(session, query, page, by=[JobLogRow.sequence])
         return Page(items=tuple(log_entry(entry) for entry in rows), next_cursor=cursor)
+
+
+@router.get("/{job}/diagnostics", responses=declares())
+def read_diagnostics(project: ProjectPath, job: JobPath, services: ServicesOf, caller: CallerOf) -> JobDiagnostics:
+    """What the job tells of its layers: condition, gain over the average, spread, and the caller's own distance."""
+    with reading(services.database) as session:
+        row = find_job(session, visible_project(session, caller, project).id, job)
+        return diagnostics_document(session, row, caller.organization)
 
 
 @router.post("/{job}/cancel", responses=declares(StateError))

@@ -1,17 +1,17 @@
 """The model card: what was merged, how, what each layer got, and what the model is not."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.inputs import MergeInputs
+from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, Overridable
+from gramfuse_shared.reporting.layers import describe_layers
 from gramfuse_shared.version import __version__
 
-MAX_ROWS: Final = 400
-"""Rows of the table of layers; diagnostics.json has them all."""
+PICTURE_FILE_NAME: Final = "diagnostics.svg"
 
 _METHODS: Final = {
     "task_arithmetic": (
@@ -68,8 +68,10 @@ _MISSING: Final = {
 }
 
 
-def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapping[str, Any]], now: datetime) -> str:
-    """Write README.md."""
+def write_card(
+    inputs: MergeInputs, attempt: Attempt, layers: Sequence[Layer], now: datetime, *, caption: str | None = None
+) -> str:
+    """Write README.md; a caption says what the picture beside it shows, None that there is none."""
     recipe = inputs.recipe
     lines = [
         "---",
@@ -110,8 +112,10 @@ def write_card(inputs: MergeInputs, attempt: Attempt, diagnostics: Sequence[Mapp
         "## Layers",
         "",
         *([f"{inputs.plan.layers}.", ""] if inputs.plan.layers else []),
-        *_layers(diagnostics),
+        *describe_layers(layers),
         "",
+        *([f"![{caption}]({PICTURE_FILE_NAME})", "", caption, ""] if caption else []),
+        *([f"`{DIAGNOSTICS_FILE_NAME}` has all of it for every layer.", ""] if layers else []),
         "## Limits",
         "",
         "- Nobody has evaluated this model yet: measure it on your own data before you use it.",
@@ -164,33 +168,6 @@ def _parameters(inputs: MergeInputs) -> list[str]:
         lines.append(f"- excluded, so the base's: {', '.join(f'`{name}`' for name in recipe.parameters.exclude)}")
     lines.append(f"- written as {recipe.out_dtype or 'the base stores it'}")
     return lines
-
-
-def _layers(diagnostics: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not diagnostics:
-        return ["Every parameter was merged as the method says."]
-    counts = Counter(f"{entry['method']}, fallback {entry['fallback']}" for entry in diagnostics)
-    lines = [
-        f"{', '.join(f'{count} × {kind}' for kind, count in counts.most_common())}.",
-        "",
-        "| parameters | merged by | rows (fewest) | dead features | note |",
-        "|---|---|---|---|---|",
-        *(_layer(entry) for entry in diagnostics[:MAX_ROWS]),
-    ]
-    if len(diagnostics) > MAX_ROWS:
-        lines.append(f"\n…and {len(diagnostics) - MAX_ROWS} more, see `diagnostics.json`.")
-    return lines
-
-
-def _layer(entry: Mapping[str, Any]) -> str:
-    names = entry["parameters"]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    rows = f"{entry['rows']:,} ({entry['fewest_rows']:,})" if "rows" in entry else ""
-    method = entry["method"] if entry["fallback"] in {"none", None} else f"{entry['method']} → {entry['fallback']}"
-    notes = [entry["reason"]] if entry.get("reason") else []
-    if "estimated" in entry:
-        notes.append(f"precision estimated of {', '.join(entry['estimated'])}")
-    return f"| `{names[0]}`{more} | {method} | {rows} | {entry.get('dead_features', '')} | {'; '.join(notes)} |"
 
 
 def _weight(value: Overridable) -> str:

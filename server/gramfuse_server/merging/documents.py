@@ -1,5 +1,6 @@
 """Jobs, their logs and models as the API shows them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -13,8 +14,10 @@ from gramfuse_server.tables import (
     JobRow,
     ModelFileRow,
     ModelRow,
+    TaskRow,
     UploadRow,
 )
+from gramfuse_shared.contract.diagnostics import JobDiagnostics, Layer
 from gramfuse_shared.contract.http_api import Job, JobContribution, JobError, JobLayers, JobLogEntry, JobState, Model
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
@@ -55,6 +58,23 @@ def job_documents(session: Session, rows: Sequence[JobRow]) -> list[Job]:
             JobContribution(organization=member.organization, contribution=member.contribution)
         )
     return [_job_document(row, cohorts[row.project, row.id]) for row in rows]
+
+
+def diagnostics_document(session: Session, row: JobRow, organization: str | None) -> JobDiagnostics:
+    """Describe the layers of a job's present attempt as an organization may see them: with its own distances alone."""
+    tasks = session.scalars(
+        select(TaskRow)
+        .where(TaskRow.project == row.project, TaskRow.job == row.id, TaskRow.attempt == row.attempt)
+        .order_by(TaskRow.number)
+    ).all()
+    entries = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
+    return JobDiagnostics(
+        project=row.project,
+        job=row.id,
+        attempt=row.attempt,
+        complete=bool(tasks) and all(task.state == "succeeded" for task in tasks),
+        layers=tuple(Layer.of_entry(entry, own=organization) for entry in entries),
+    )
 
 
 def log_entry(row: JobLogRow) -> JobLogEntry:

@@ -20,6 +20,7 @@ from gramfuse_server.merging.card import write_card
 from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_server.receipt_key import public_key
 from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
+from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedAnswer, MergedContribution, Receipt, SignedReceipt
 from gramfuse_shared.digest import sha256_hex
@@ -30,7 +31,6 @@ from gramfuse_shared.version import __version__
 CARD_FILE_NAME: Final = "README.md"
 CONFIG_FILE_NAME: Final = "config.json"
 RECIPE_FILE_NAME: Final = "recipe.yaml"
-DIAGNOSTICS_FILE_NAME: Final = "diagnostics.json"
 SOFTWARE: Final = f"gramfuse {__version__}"
 
 _OWN_FILES: Final = frozenset(
@@ -154,11 +154,13 @@ def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | No
 def _small_files(
     inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], blobs: Blobs, now: datetime
 ) -> dict[str, bytes]:
-    diagnostics: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
+    entries: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
+    diagnostics = [without_members(entry) for entry in entries]
+    layers = [Layer.of_entry(entry) for entry in diagnostics]
     index = inputs.plan.index_json()
     recipe = inputs.recipe.model_dump(mode="json", exclude_none=True)
     files = {
-        CARD_FILE_NAME: write_card(inputs, attempt, diagnostics, now).encode(),
+        CARD_FILE_NAME: write_card(inputs, attempt, layers, now).encode(),
         RECIPE_FILE_NAME: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
         DIAGNOSTICS_FILE_NAME: (json.dumps(diagnostics, indent=1) + "\n").encode(),
     }

@@ -16,6 +16,9 @@ _BLOCK, _WIDE_BLOCK, _CUDA_BLOCK = 128, 256, 512
 """Rows that LAPACK factorizes at once: few, since it is slow, but enough for products to be fast."""
 
 _ITERATIONS: Final = 3
+_POWER_STEPS: Final = 1
+_SIGNS: Final = 20_221_219
+"""Begins the chance of a start vector's signs: the same on every machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Factor:
         `beside`, of the same shape and dtype, is overwritten: Z = Y L lies there in between.
         """
         lower, width = self.lower, self.lower.shape[0]
-        bounds = [(start, min(start + self.block, width)) for start in range(0, width, self.block)]
+        bounds = self._bounds()
         for (start, end), inverse in zip(bounds, self.inverses, strict=True):
             part = rows[:, start:end]
             if start:
@@ -88,6 +91,41 @@ class Factor:
                 part.addmm_(rows[:, end:], lower[end:, start:end], alpha=-1)
             torch.mm(part, inverse, out=rows[:, start:end])
         return rows
+
+    def _times_lower(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows @ L for few rows [k, d]."""
+        product = torch.zeros_like(rows)
+        for start, end in self._bounds():
+            product[:, :end].addmm_(rows[:, start:end], self.lower[start:end, :end])
+        return product
+
+    def _times_transpose(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows @ Lᵀ for few rows [k, d]."""
+        product = torch.empty_like(rows)
+        for start, end in self._bounds():
+            torch.mm(rows[:, :end], self.lower[start:end, :end].T, out=product[:, start:end])
+        return product
+
+    def bound_condition(self, *, smallest: float) -> float | None:
+        """Return a lower bound of the condition number of S, by power iteration; None where infinite.
+
+        ‖vL‖² = vSvᵀ of a unit vector v is at most the largest eigenvalue.
+
+        Args:
+            smallest: an upper bound of the smallest eigenvalue, as any squared pivot is: L_jj² = 1/(S_j⁻¹)_jj, S_j the
+                leading rows and columns.
+        """
+        width, device = self.lower.shape[0], self.lower.device
+        vectors = torch.ones(3, width, dtype=self.lower.dtype, device=device)
+        vectors[1] = self.lower[:, 0]  # S's own first row, but for its size: a step ahead
+        signs = torch.randint(2, (width,), generator=torch.Generator().manual_seed(_SIGNS))
+        vectors[2] = (2 * signs - 1).to(device, vectors.dtype)
+        for _ in range(_POWER_STEPS):
+            vectors = self._times_transpose(self._times_lower(vectors / vectors.norm(dim=1, keepdim=True)))
+        halves = self._times_lower(vectors / vectors.norm(dim=1, keepdim=True))
+        largest = float(halves.norm(dim=1).max()) ** 2
+        condition = largest / smallest if smallest > 0 else math.inf
+        return condition if math.isfinite(condition) else None
 
     def estimate_smallest_eigenvalue(self) -> float:
         """Estimate the smallest eigenvalue of S from above: 1/‖S⁻¹v‖ for unit vectors v, by inverse iteration.
@@ -107,6 +145,11 @@ class Factor:
                 return 0.0
             largest = max(largest, norm)
         return 1 / largest
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        """The diagonal blocks' first and last rows."""
+        width = self.lower.shape[0]
+        return [(start, min(start + self.block, width)) for start in range(0, width, self.block)]
 
     def _pivots(self) -> torch.Tensor:
         return self.lower.diagonal().square()

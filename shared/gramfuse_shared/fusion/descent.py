@@ -28,6 +28,11 @@ class DescendedPrecision(Precision):
         sums = GramSum.zero(shape, dtype, workspace)
         return DescendedSum(sums)  # type: ignore[return-value] # takes its own kind of precision only
 
+    @property
+    def of_gram(self) -> GramPrecision:
+        """The same, to be added up."""
+        return GramPrecision(self.gram, self.width, scale=self.scale)
+
 
 @dataclass(slots=True)
 class DescendedSum(PrecisionSum[DescendedPrecision]):
@@ -36,9 +41,14 @@ class DescendedSum(PrecisionSum[DescendedPrecision]):
     sums: GramSum
     weight: float = 0.0
 
+    @property
+    def grams(self) -> GramSum:
+        """S and R."""
+        return self.sums
+
     def add(self, precision: DescendedPrecision, difference: torch.Tensor | None) -> None:
         """Add P to S, D P to R and c to Σc."""
-        self.sums.add(GramPrecision(precision.gram, precision.width, scale=precision.scale), difference)
+        self.sums.add(precision.of_gram, difference)
         self.weight += precision.scale
 
     def solve(self, mean: torch.Tensor) -> tuple[torch.Tensor, Diagnosis]:

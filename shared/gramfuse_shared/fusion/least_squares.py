@@ -35,6 +35,9 @@ class Diagnosis:
         smallest_eigenvalue: of the same, estimated from above; None in float32, which methods choose only where
             their α keeps it large.
         dead_features: features that no row ever used; they keep the average.
+        condition: a lower bound of the condition number of the system that was solved: the sum scaled to a unit
+            diagonal, with the ridge if there was one; None where nothing was factorized.
+        gained: the share of the objective that the solution gains over the mean, see `Objective`; None if not followed.
     """
 
     fallback: Fallback = "none"
@@ -42,6 +45,8 @@ class Diagnosis:
     smallest_pivot: float | None = None
     smallest_eigenvalue: float | None = None
     dead_features: int = 0
+    condition: float | None = None
+    gained: float | None = None
 
 
 def solve(
@@ -84,6 +89,8 @@ def solve(
             return mean, Diagnosis("average", reason, pivot, eigenvalue, dead)
     if factor is None:  # pragma: no cover - not believed, so it was replaced
         return mean, Diagnosis("average", reason, pivot, eigenvalue, dead)
+    smallest = eigenvalue if believed else factor.estimate_smallest_eigenvalue()
+    condition = factor.bound_condition(smallest=factor.smallest_pivot if smallest is None else smallest)
     beside = workspace.take("difference", tuple(products.shape), products.dtype)
     solution = factor.solve_(products.mul_(scale), beside).mul_(scale)
     if not believed:
@@ -91,8 +98,8 @@ def solve(
     elif dead:
         solution = torch.where(alive, solution, mean)
     if not is_finite(solution):
-        return mean, Diagnosis("average", "the solution is not finite", pivot, eigenvalue, dead)
-    return solution, Diagnosis(fallback, reason, pivot, eigenvalue, dead)
+        return mean, Diagnosis("average", "the solution is not finite", pivot, eigenvalue, dead, condition)
+    return solution, Diagnosis(fallback, reason, pivot, eigenvalue, dead, condition)
 
 
 def _scaled(total: torch.Tensor, scale: torch.Tensor, diagonal: float, workspace: Workspace) -> torch.Tensor:

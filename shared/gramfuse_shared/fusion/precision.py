@@ -25,9 +25,19 @@ class Precision(ABC):
     def begin(self, shape: tuple[int, ...], dtype: torch.dtype, workspace: Workspace) -> "PrecisionSum[Precision]":
         """Return empty sums for parameters of this shape that compute in `dtype`, with memory of the workspace."""
 
+    @property
+    def of_gram(self) -> "GramPrecision | None":
+        """What it is of a Gram matrix; None if it is none."""
+        return None
+
 
 class PrecisionSum(ABC, Generic[P]):
     """S = ΣPᵢ and R = ΣDᵢPᵢ."""
+
+    @property
+    def grams(self) -> "GramSum | None":
+        """The sums as matrices; None if they are none."""
+        return None
 
     @abstractmethod
     def add(self, precision: P, difference: torch.Tensor | None) -> None:
@@ -105,6 +115,11 @@ class GramPrecision(Precision):
         """Return S = 0, [in, in], and R = 0, [out, in]."""
         return GramSum.zero(shape, dtype, workspace)  # type: ignore[return-value] # takes its own kind only
 
+    @property
+    def of_gram(self) -> "GramPrecision":
+        """Itself."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class GramSum(PrecisionSum[GramPrecision]):
@@ -126,6 +141,11 @@ class GramSum(PrecisionSum[GramPrecision]):
         total = workspace.take("sum", (width, width), products.dtype)
         symmetric.expand(packed, total)
         return cls(total, products, workspace)
+
+    @property
+    def grams(self) -> "GramSum":
+        """Itself."""
+        return self
 
     def add(self, precision: GramPrecision, difference: torch.Tensor | None) -> None:
         """Add P to S and D P to R.

@@ -5,12 +5,13 @@ W = W_ref + R S⁻¹: the same as (ΣWᵢPᵢ)(ΣPᵢ)⁻¹, and with less round
 Where S is singular it goes toward W_ref + D̄, D̄ = ΣcᵢDᵢ/Σcᵢ, the weighted mean.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
 
 from gramfuse_shared.fusion.least_squares import Diagnosis
+from gramfuse_shared.fusion.objective import Objective
 from gramfuse_shared.fusion.precision import Precision, PrecisionSum
 from gramfuse_shared.fusion.workspace import Workspace
 
@@ -46,13 +47,21 @@ class Accumulator(Generic[P]):
     The order of `add` decides the rounding: callers add in ascending member key.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, dtype: torch.dtype, workspace: Workspace | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        workspace: Workspace | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         """Begin with nothing.
 
         Args:
             shape: of the differences: [Σout, in] for stacked linears, any other for other parameters.
             dtype: in which the sums are kept, float32 or float64.
             workspace: where they lie; used by one accumulator at a time.
+            objective: to be followed, of precisions that are matrices.
         """
         self._shape = shape
         self._dtype = dtype
@@ -60,6 +69,7 @@ class Accumulator(Generic[P]):
         self._sum: PrecisionSum[Precision] | None = None
         self._weighted: torch.Tensor | None = None
         self._weight = 0.0
+        self._objective = objective
 
     def add(self, difference: torch.Tensor | None, precision: P, weight: float) -> None:
         """Add one contribution.
@@ -77,7 +87,13 @@ class Accumulator(Generic[P]):
             raise ValueError(msg)
         if self._sum is None:
             self._sum = precision.begin(self._shape, self._dtype, self._workspace)
-        self._sum.add(precision, difference)
+        grams = self._sum.grams
+        if self._objective is None or grams is None:
+            self._sum.add(precision, difference)
+        else:
+            before = self._objective.products_of(grams)
+            self._sum.add(precision, difference)
+            self._objective.add(precision, difference, before, grams)
         self._weight += weight
         if difference is None:
             return
@@ -97,11 +113,11 @@ class Accumulator(Generic[P]):
             msg = "nothing was added"
             raise ValueError(msg)
         sums, self._sum = Sums(self._sum, self._weighted, self._weight), None
-        return solve_sums(sums)
+        return solve_sums(sums, self._objective)
 
 
-def solve_sums(sums: Sums) -> Solution:
-    """Return R S⁻¹, design §1 in delta form; the sums' tensors are overwritten.
+def solve_sums(sums: Sums, objective: Objective | None = None) -> Solution:
+    """Return R S⁻¹, design §1 in delta form; the sums' tensors are overwritten. What was followed is in the diagnosis.
 
     Raises:
         ValueError: the sum of the weights is not positive.
@@ -110,6 +126,12 @@ def solve_sums(sums: Sums) -> Solution:
         msg = f"the weights add up to {sums.weight}; they must be positive"
         raise ValueError(msg)
     if sums.weighted is None:
-        return Solution(None, Diagnosis())
-    delta, diagnosis = sums.precision.solve(sums.weighted.div_(sums.weight))
-    return Solution(delta, diagnosis)
+        return Solution(None, Diagnosis(gained=None if objective is None else 0.0))
+    mean, grams = sums.weighted.div_(sums.weight), sums.precision.grams
+    if objective is None or grams is None:
+        return Solution(*sums.precision.solve(mean))
+    of_mean = mean.index_select(0, objective.rows)
+    delta, diagnosis = sums.precision.solve(mean)
+    is_exact = diagnosis.fallback == "none" and sums.precision is grams  # other sums are not solved to the end
+    gained = objective.gained(delta.index_select(0, objective.rows), of_mean, grams, is_exact=is_exact)
+    return Solution(delta, replace(diagnosis, gained=gained))

@@ -48,6 +48,24 @@ def add_product_(out: torch.Tensor, left: torch.Tensor, matrix: torch.Tensor, *,
             columns.addmm_(left[:, behind], matrix[behind, panel], alpha=alpha)
 
 
+def times_few(left: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return left @ S for few rows, [k, d]: `matrix` is read once and stays as it is.
+
+    Tiles of `BLOCK` on the diagonal must be whole, as `expand` leaves them.
+    """
+    if matrix.is_cuda:
+        lower = matrix.tril()
+        return left @ (lower + lower.tril(-1).T)
+    columns = left.T.contiguous()  # [d, k]: a block row of S is read along its rows, twice while it is in the cache
+    product = torch.zeros_like(columns)
+    for start in range(0, matrix.shape[0], BLOCK):
+        end = min(start + BLOCK, matrix.shape[0])
+        product[start:end].addmm_(matrix[start:end, :end], columns[:end])
+        if start:
+            product[:start].addmm_(matrix[start:end, :start].T, columns[start:end])
+    return product.T
+
+
 def _mirror(square: torch.Tensor) -> None:
     """Copy the lower triangle to the upper one; on the CPU by blocks, a transposed copy within the cache."""
     width = square.shape[0]

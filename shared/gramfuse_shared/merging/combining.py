@@ -13,21 +13,23 @@ from gramfuse_shared.fusion.estimation import Measured
 from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.fusion.methods import DeltaMethod, DifferenceMethod, ElementMethod, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import Fisher, Gram
+from gramfuse_shared.fusion.objective import Objective
 from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.reading import Inputs
+from gramfuse_shared.merging.sampling import Sample
 from gramfuse_shared.merging.schedule import element_ranges, row_ranges
 from gramfuse_shared.merging.steps import AverageStep, DeltaStep, DiagonalStep, GramStep, Linear, ReadySum, Source, Term
 
 _TORCH: Final[Mapping[str, torch.dtype]] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 
 
-def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator[torch.Tensor]:
+def average(step: AverageStep, inputs: Inputs, workspace: Workspace, sample: Sample) -> Iterator[torch.Tensor]:
     """Yield W_ref + ΣcᵢDᵢ/Σcᵢ in flat chunks, in the step's compute dtype; no tensor is ever whole in memory.
 
-    A chunk is valid until the next one is asked for.
+    A chunk is valid until the next one is asked for. What a sample is to follow, it has followed at the end.
     """
     name, dtype = step.output.name, _TORCH[step.compute]
     for start, stop in element_ranges(torch.Size(step.output.shape).numel(), DTYPE_BYTES["F32"]):
@@ -39,18 +41,22 @@ def average(step: AverageStep, inputs: Inputs, workspace: Workspace) -> Iterator
             origin.add_(weighted, alpha=1 / step.terms.weight)
             yield origin
             continue
+        sample.take_origin(origin, start)
         accumulator = Accumulator[Precision]((stop - start,), dtype=dtype, workspace=workspace)
         for term in step.terms:
             difference: torch.Tensor | None = None
             if term.key != step.reference:  # that was read as the origin
                 values = inputs.read(term.key, name, start, stop)
                 difference = _subtract(values, origin, workspace.take("difference", (stop - start,), dtype))
+            sample.take_difference(term.key, difference, start)
             accumulator.add(difference, ScalarPrecision(term.weight), term.weight)
-        yield _moved(origin, accumulator.solve())
+        merged = _moved(origin, accumulator.solve())
+        sample.take_merged(merged, start)
+        yield merged
 
 
 def weigh_elements(
-    step: DiagonalStep, inputs: Inputs, method: ElementMethod, workspace: Workspace
+    step: DiagonalStep, inputs: Inputs, method: ElementMethod, workspace: Workspace, sample: Sample
 ) -> Iterator[tuple[torch.Tensor, Diagnosis]]:
     """Yield W_ref + ΣDᵢPᵢ/ΣPᵢ, element by element, in flat chunks as `average` does, and how each was found."""
     name, dtype = step.output.name, _TORCH[step.compute]
@@ -58,6 +64,7 @@ def weigh_elements(
         shape = (stop - start,)
         origin = workspace.take("origin", shape, dtype)
         origin.copy_(inputs.read(step.reference, name, start, stop))
+        sample.take_origin(origin, start)
         accumulator = Accumulator[Precision](shape, dtype=dtype, workspace=workspace)
         for term in step.terms:
             if term.fisher is None:
@@ -67,15 +74,20 @@ def weigh_elements(
             if term.key != step.reference:  # that was read as the origin
                 values = inputs.read(term.key, name, start, stop)
                 difference = _subtract(values, origin, workspace.take("difference", shape, dtype))
+            sample.take_difference(term.key, difference, start)
             values = inputs.read_fisher(term.key, name, start, stop)
             fisher = Fisher(values, term.fisher.examples, term.fisher.norm)
             precision = method.elementwise_precision(fisher, term.weight, step.settings)
             accumulator.add(difference, precision, term.weight)
         solution = accumulator.solve()
-        yield _moved(origin, solution), solution.diagnosis
+        merged = _moved(origin, solution)
+        sample.take_merged(merged, start)
+        yield merged, solution.diagnosis
 
 
-def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: Workspace) -> torch.Tensor:
+def add_deltas(
+    step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: Workspace, sample: Sample
+) -> torch.Tensor:
     """Return W_base + λ·sum(s(D₁), …, s(Dₙ)), flat, in the compute dtype. Valid until the workspace is used again.
 
     The parameter is whole in memory, since a method may look at all of a difference at once.
@@ -85,22 +97,40 @@ def add_deltas(step: DeltaStep, inputs: Inputs, method: DeltaMethod, workspace: 
     origin = workspace.take("origin", (count,), dtype)
     for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
         origin[start:stop].copy_(inputs.read(None, name, start, stop))
+    sample.take_origin(origin)
     total = method.combine.begin(count, dtype, workspace)
     for turn in range(step.turns):
         for term in step.terms:
             difference = workspace.take("difference", (count,), dtype)
             for start, stop in element_ranges(count, DTYPE_BYTES["F32"]):
                 _subtract(inputs.read(term.key, name, start, stop), origin[start:stop], difference[start:stop])
+            if turn == 0:
+                sample.take_difference(term.key, difference)
             # chance is of the contribution, the parameter and the recipe: the same on every worker and in every order
             seed = seed_of(f"{step.settings.seed}\n{term.key}\n{name}")
             total.add(method.sparsify(difference, step.settings.density, seed), term.weight, turn)
-    return origin.add_(total.result().mul_(step.settings.scale))
+    merged = origin.add_(total.result().mul_(step.settings.scale))
+    sample.take_merged(merged)
+    return merged
 
 
 def solve_group(
-    step: GramStep, inputs: Inputs, method: PrecisionMethod, workspace: Workspace
+    step: GramStep,
+    inputs: Inputs,
+    method: PrecisionMethod,
+    workspace: Workspace,
+    sample: Sample,
+    objective: Objective,
 ) -> tuple[list[torch.Tensor], Diagnosis]:
     """Solve a group of linears as right-hand sides of one factorization.
+
+    Args:
+        step: what to solve.
+        inputs: the task's.
+        method: whose precisions.
+        workspace: for everything that is large.
+        sample: elements of the stacked weights [Σout, in] to follow; ready sums say nothing of single members.
+        objective: rows of them to follow; what is gained is in the diagnosis.
 
     Returns:
         The merged weights in the step's compute dtype, each in its stored layout and shape, valid until the workspace
@@ -112,10 +142,12 @@ def solve_group(
     if isinstance(step.terms, ReadySum):
         solution = solve_sums(_read_sums(step, step.terms, inputs, workspace))
     else:
-        solution = _accumulate(step, step.terms, origin, inputs, method, workspace)
+        sample.take_origin(origin)
+        solution = _accumulate(step, step.terms, origin, inputs, method, workspace, sample, objective)
     if solution.diagnosis.fallback == "average":
         inputs.require_finite_statistics(step)
     merged = _moved(origin, solution)
+    sample.take_merged(merged)
     return [_as_stored(rows, linear) for rows, linear in _rows_of(step, merged)], solution.diagnosis
 
 
@@ -126,9 +158,11 @@ def _accumulate(
     inputs: Inputs,
     method: PrecisionMethod,
     workspace: Workspace,
+    sample: Sample,
+    objective: Objective,
 ) -> Solution:
     shape = (step.height, step.width)
-    accumulator = Accumulator[Precision](shape, dtype=origin.dtype, workspace=workspace)
+    accumulator = Accumulator[Precision](shape, dtype=origin.dtype, workspace=workspace, objective=objective)
     estimates = any(term.tap is None for term in terms)
     measured = Measured()
     for term in terms:
@@ -137,6 +171,7 @@ def _accumulate(
             difference = workspace.take("difference", shape, origin.dtype)
             for rows, chunk, origins in _read_weights(step, inputs, term.key, difference, origin):
                 _subtract(chunk, origins, rows)
+        sample.take_difference(term.key, difference)
         if term.tap is not None:
             gram = Gram(inputs.read_gram(term.key, term.tap.name, step.width), step.width, term.tap.rows)
             if estimates:

@@ -1,7 +1,7 @@
 """Execute one task of a plan: read tensors singly, add up, solve on the device, write the shard."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,12 +11,15 @@ from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES
 from gramfuse_shared.errors import ConfigurationError, WeightsInvalidError
 from gramfuse_shared.fusion.methods import METHODS, DeltaMethod, ElementMethod, PrecisionMethod
+from gramfuse_shared.fusion.objective import Objective
 from gramfuse_shared.fusion.workspace import Workspace, is_finite
 from gramfuse_shared.merging.combining import add_deltas, average, solve_group, weigh_elements
+from gramfuse_shared.merging.describing import Described
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
 from gramfuse_shared.merging.refitting import refit
+from gramfuse_shared.merging.sampling import follow_nothing, rows_of, sample_of
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.steps import (
     AverageStep,
@@ -25,7 +28,6 @@ from gramfuse_shared.merging.steps import (
     DiagonalStep,
     GramStep,
     MergeStep,
-    ReadySum,
     RefitStep,
     RowsStep,
     Step,
@@ -46,11 +48,8 @@ class ShardResult:
 
     Attributes:
         file: its name, length and SHA-256.
-        diagnostics: JSON values; one entry per group of linears that was solved, and one per parameter that was not
-            merged as the method would, with the reason. Keys: `parameters`, `method`, `fallback`, `reason`, and for
-            groups `members`, `width`, `compute`, `smallest_pivot`, `smallest_eigenvalue`, `dead_features`; of measured
-            ones `alpha`, `rows`, `fewest_rows`, and `estimated`, the labels of the members whose precision is, where
-            there are any: their rows are not counted; `label_rows` where it concerns so many rows of a head alone.
+        diagnostics: JSON values; one entry per group of linears that was solved, per other matrix that was merged, and
+            per parameter that was not merged as the method would, with the reason. See `merging.describing`.
     """
 
     file: FileEntry
@@ -101,7 +100,7 @@ def execute_task(
         StatisticsInvalidError: a Gram matrix is not finite.
     """
     task = plan.tasks[index]
-    diagnostics: list[dict[str, Any]] = []
+    described = Described(plan)
     workspace = Workspace(device)
     with (
         exact_products(),
@@ -110,49 +109,59 @@ def execute_task(
         ShardWriter(target, task.outputs, _METADATA) as shard,
     ):
         for step in task.steps:
-            for output, chunk in _execute_step(step, plan, inputs, workspace, diagnostics):
+            for output, chunk in _execute_step(step, plan, inputs, workspace, described):
                 shard.write(output.name, _convert(chunk, output, of_base=_is_of_base(step)))
         inputs.stop_if_cancelled()
-    return ShardResult(shard.entry, tuple(diagnostics))
+    return ShardResult(shard.entry, tuple(described.entries))
 
 
 def _execute_step(
-    step: Step, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
+    step: Step, plan: MergePlan, inputs: Inputs, workspace: Workspace, described: Described
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
     """Yield the step's tensors in order, each in one or several chunks."""
     if isinstance(step, RefitStep):
-        tensors, described = refit(step, inputs)
-        diagnostics += described
+        tensors, told = refit(step, inputs)
+        described.entries += told
         yield from zip(step.outputs, tensors, strict=True)
     else:
-        yield from _execute_merge(step, plan, inputs, workspace, diagnostics)
+        yield from _execute_merge(step, plan, inputs, workspace, described)
 
 
 def _execute_merge(
-    step: MergeStep, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
+    step: MergeStep,
+    plan: MergePlan,
+    inputs: Inputs,
+    workspace: Workspace,
+    described: Described,
+    rows: tuple[int, ...] | None = None,
 ) -> Iterator[tuple[TensorInfo, torch.Tensor]]:
-    method = METHODS[plan.method]
+    """Do the same of what members' values are merged to; `rows`: those that will be taken, None: all."""
+    method, device = METHODS[plan.method], workspace.device
+    # of rows that some members trained, distances would tell which these are
+    followed = sample_of(step, device) if rows is None else follow_nothing(device)
     match step, method:
         case GramStep(), PrecisionMethod():
-            weights, diagnosis = solve_group(step, inputs, method, workspace)
-            diagnostics.append(_describe_group(step, plan) | asdict(diagnosis))
+            objective = Objective(rows_of(step, rows).to(device))
+            weights, diagnosis = solve_group(step, inputs, method, workspace, followed, objective)
+            described.group(step, diagnosis, followed)
             yield from zip(step.outputs, weights, strict=True)
         case DiagonalStep(), ElementMethod():
             dead = 0
-            for chunk, diagnosis in weigh_elements(step, inputs, method, workspace):
+            for chunk, diagnosis in weigh_elements(step, inputs, method, workspace, followed):
                 dead += diagnosis.dead_features
                 yield step.output, chunk
-            diagnostics += _describe_elements(step, plan.method, dead)
+            described.elements(step, dead, followed)
         case DeltaStep(), DeltaMethod():
-            yield step.output, add_deltas(step, inputs, method, workspace)
+            yield step.output, add_deltas(step, inputs, method, workspace, followed)
+            described.deltas(step, followed)
         case AverageStep(), _:
-            diagnostics += _describe_exception(step, plan.method, "average")
-            for chunk in average(step, inputs, workspace):
+            for chunk in average(step, inputs, workspace, followed):
                 yield step.output, chunk
+            described.average(step, followed)
         case RowsStep(), _:
-            yield step.output, _merge_rows(step, plan, inputs, workspace, diagnostics)
+            yield step.output, _merge_rows(step, plan, inputs, workspace, described)
         case CopyStep(), _:
-            diagnostics += _describe_exception(step, "base", "none")
+            described.copy(step)
             for chunk in _copy(step, inputs):
                 yield step.output, chunk
         case _:  # pragma: no cover - a plan holds its own method's steps
@@ -161,7 +170,7 @@ def _execute_merge(
 
 
 def _merge_rows(
-    step: RowsStep, plan: MergePlan, inputs: Inputs, workspace: Workspace, diagnostics: list[dict[str, Any]]
+    step: RowsStep, plan: MergePlan, inputs: Inputs, workspace: Workspace, described: Described
 ) -> torch.Tensor:
     """Return a parameter, flat, in the output's dtype: of each part's merge the part's own rows.
 
@@ -170,14 +179,14 @@ def _merge_rows(
     rows, dtype = step.output.shape[0], TORCH_DTYPES[step.output.dtype]
     count = torch.Size(step.output.shape).numel()
     whole, found = (workspace.take(name, (count,), dtype) for name in ("rows", "part"))
-    diagnostics.append(_describe(step.output, plan.method, "none", step.reason))
+    described.rows(step)
     for part in step.parts:
-        place, described = 0, list[dict[str, Any]]()
-        for output, chunk in _execute_merge(part.step, plan, inputs, workspace, described):
+        place, of_part = 0, Described(plan, label_rows=len(part.rows))
+        for output, chunk in _execute_merge(part.step, plan, inputs, workspace, of_part, part.rows):
             flat = _convert(chunk, output, of_base=_is_of_base(part.step)).reshape(-1)
             found[place : place + flat.numel()].copy_(flat)
             place += flat.numel()
-        diagnostics += [entry | {"label_rows": len(part.rows)} for entry in described]
+        described.entries += of_part.entries
         chosen = torch.tensor(part.rows, device=whole.device)
         whole.view(rows, -1)[chosen] = found.view(rows, -1)[chosen]
     return whole
@@ -185,26 +194,6 @@ def _merge_rows(
 
 def _is_of_base(step: Step) -> bool:
     return isinstance(step, CopyStep) and step.source is None
-
-
-def _describe(output: TensorInfo, method: str, fallback: str, reason: str) -> dict[str, Any]:
-    return {"parameters": [output.name], "method": method, "fallback": fallback, "reason": reason}
-
-
-def _describe_exception(step: AverageStep | CopyStep, method: str, fallback: str) -> list[dict[str, Any]]:
-    """Describe a parameter that is not merged as the method would; nothing is said of the others."""
-    if step.reason is None:
-        return []
-    return [_describe(step.output, method, fallback, step.reason)]
-
-
-def _describe_elements(step: DiagonalStep, method: str, dead: int) -> list[dict[str, Any]]:
-    """Describe a parameter with elements of which nobody had any information; nothing is said of the others."""
-    if not dead:
-        return []
-    count = torch.Size(step.output.shape).numel()
-    reason = f"nobody has any Fisher information of {dead} of {count} elements: they are averaged"
-    return [_describe(step.output, method, "none", reason)]
 
 
 def _copy(step: CopyStep, inputs: Inputs) -> Iterator[torch.Tensor]:
@@ -228,25 +217,3 @@ def _convert(chunk: torch.Tensor, output: TensorInfo, *, of_base: bool) -> torch
         msg = f"{output.name} is not finite as {output.dtype}: {kind}; {step}"
         raise WeightsInvalidError(msg, tensor=output.name)
     return converted
-
-
-def _describe_group(step: GramStep, plan: MergePlan) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "parameters": [output.name for output in step.outputs],
-        "method": plan.method,
-        "width": step.width,
-        "compute": step.compute,
-    }
-    if isinstance(step.terms, ReadySum):
-        return description
-    description["members"] = len(step.terms)
-    rows = [term.tap.rows for term in step.terms if term.tap is not None]
-    if not rows:
-        return description
-    if step.estimated:
-        description["estimated"] = [plan.labels[key] for key in step.estimated]
-    return description | {
-        "alpha": step.settings.alpha,
-        "rows": sum(rows),
-        "fewest_rows": min(rows),
-    }

@@ -1,0 +1,1 @@
+"""What a merge tells of itself, in words for people. Imports the contract alone."""
