@@ -8,6 +8,7 @@ from gramfuse.connection import named
 from gramfuse.contributing.base_model import open_base_folder
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.loops import Loops
+from gramfuse.model_report import ModelReport
 from gramfuse.progress import OnProgress, Progress
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
@@ -282,6 +283,16 @@ class Client(Loops):
     def model(self, project: str, model: str) -> Model:
         """Return a merged model with its signed receipt."""
         return Model.parse(self._transport.call("GET", self._model_path(project, model)))
+
+    def report(self, project: str, model: str) -> ModelReport:
+        """Return what is known of a model: how it was made, its layers, and the complete evaluations of it."""
+        found, diagnostics = self.model(project, model), self.diagnostics(project, model)
+        about = [
+            request
+            for request in self.requests(project)
+            if request.kind == "evaluate" and request.state == "complete" and model in request.models
+        ]
+        return ModelReport(found, diagnostics, tuple(reversed(about)))
 
     def pull(self, project: str, model: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
         """Fetch a merged model into a new folder that `from_pretrained` loads; a rerun resumes.

@@ -1,11 +1,9 @@
 """The commands against the real API: what they print, as text and as JSON, and how they exit."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from gramfuse.cli.main import main
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.policy import Policy
@@ -13,36 +11,11 @@ from gramfuse_shared.contract.recipe import Recipe
 from support.client_models import tap, write_model, write_statistics
 from support.client_world import URL, Site
 from support.server_world import BASE_TENSORS, WIDTH
+from support.shell import Shell
 from support.worker_world import InProcessWorker, contribute
 
 PROJECT = "acme.tweets"
 MEMBERS = ("acme", "globex", "initech")
-
-
-class Shell:
-    """Runs command lines as one organization, and keeps what they print."""
-
-    def __init__(self, site: Site, monkeypatch, capsys) -> None:
-        self.site, self._monkeypatch, self._capsys = site, monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setenv("COLUMNS", "200")
-        self._monkeypatch.setenv("GRAMFUSE_HOME", str(self.site.home.path))
-        self._monkeypatch.setattr("gramfuse.cli.session.open_client", self.site.client)
-        self._capsys.readouterr()
-        code = main([*arguments])
-        printed = self._capsys.readouterr()
-        return code, _without_log(printed.out), printed.err
-
-    def json(self, *arguments: str):
-        code, out, err = self(*arguments, "--format", "json")
-        assert code == 0, err
-        return json.loads(out)
-
-
-def _without_log(text: str) -> str:
-    """The API runs in this process and logs to the same stream."""
-    return "".join(line for line in text.splitlines(keepends=True) if "request_id=" not in line)
 
 
 @pytest.fixture

@@ -42,7 +42,15 @@ def test_a_model_holds_what_its_receipt_says_and_every_file_can_be_had(ready):
     model = world.participant("globex").get(MODEL).json()
     names = [file["name"] for file in model["files"]]
     assert names == sorted(
-        ["README.md", "config.json", "diagnostics.json", "model.safetensors", "recipe.yaml", "tokenizer.json"]
+        [
+            "README.md",
+            "config.json",
+            "diagnostics.json",
+            "diagnostics.svg",
+            "model.safetensors",
+            "recipe.yaml",
+            "tokenizer.json",
+        ]
     )
     for file in model["files"]:
         content = download(world, file["name"])

@@ -1,4 +1,4 @@
-"""Commands about merged models: list, pull, attach a head, export an adapter, verify, delete."""
+"""Commands about merged models: list, pull, report, attach a head, export an adapter, verify, delete."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -86,6 +86,30 @@ def pull(
             console.print(_told(personal), markup=False)
 
     output.show({"folder": str(pulled)} | ({} if personal is None else {"with_head": _json(personal)}), render)
+
+
+@app.command()
+def report(
+    project: ProjectArgument,
+    model: ModelArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="A Markdown file to write; it is replaced.")] = None,
+) -> None:
+    """Report on a merged model: how it was made, its layers, and the scores of every complete evaluation of it.
+
+    Before and after: each organization's own model beside the merged one. The model's card never changes, so it has no
+    scores; this report has.
+
+    Examples: gramfuse model report acme.tweets regmean-1 --out report.md · the same with --format json
+    """
+    with session.open_client() as client:
+        found = client.report(project, model)
+    if out is not None:
+        from gramfuse.whole_files import written_whole  # noqa: PLC0415 - only where a file is written
+
+        with written_whole(out) as stream:
+            stream.write(found.to_markdown().encode())
+    text = found.to_markdown().rstrip() if out is None else f"{model}: reported in {out}"
+    output.show(found.to_json(), lambda console: console.print(text, markup=False))
 
 
 @app.command(name="attach-head")

@@ -114,7 +114,7 @@ def write_card(
         *([f"{inputs.plan.layers}.", ""] if inputs.plan.layers else []),
         *describe_layers(layers),
         "",
-        *([f"![{caption}]({PICTURE_FILE_NAME})", "", caption, ""] if caption else []),
+        *([f"![Figures by kind of layer and layer]({PICTURE_FILE_NAME})", "", caption, ""] if caption else []),
         *([f"`{DIAGNOSTICS_FILE_NAME}` has all of it for every layer.", ""] if layers else []),
         "## Limits",
         "",

@@ -16,7 +16,7 @@ from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.database import insert_if_absent
 from gramfuse_server.jobs import write_log
 from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
-from gramfuse_server.merging.card import write_card
+from gramfuse_server.merging.card import PICTURE_FILE_NAME, write_card
 from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_server.receipt_key import public_key
 from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
@@ -34,7 +34,7 @@ RECIPE_FILE_NAME: Final = "recipe.yaml"
 SOFTWARE: Final = f"gramfuse {__version__}"
 
 _OWN_FILES: Final = frozenset(
-    {CARD_FILE_NAME, RECIPE_FILE_NAME, DIAGNOSTICS_FILE_NAME, INDEX_FILE_NAME, RECEIPT_FILE_NAME}
+    {CARD_FILE_NAME, RECIPE_FILE_NAME, DIAGNOSTICS_FILE_NAME, PICTURE_FILE_NAME, INDEX_FILE_NAME, RECEIPT_FILE_NAME}
 )
 
 
@@ -154,16 +154,22 @@ def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | No
 def _small_files(
     inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], blobs: Blobs, now: datetime
 ) -> dict[str, bytes]:
+    from gramfuse_server.merging.picture import CAPTION, draw  # noqa: PLC0415 - matplotlib takes half a second to load
+
     entries: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
     diagnostics = [without_members(entry) for entry in entries]
     layers = [Layer.of_entry(entry) for entry in diagnostics]
+    picture = draw(layers, f"{attempt.project} · {attempt.job}")
+    caption = None if picture is None else CAPTION
     index = inputs.plan.index_json()
     recipe = inputs.recipe.model_dump(mode="json", exclude_none=True)
     files = {
-        CARD_FILE_NAME: write_card(inputs, attempt, layers, now).encode(),
+        CARD_FILE_NAME: write_card(inputs, attempt, layers, now, caption=caption).encode(),
         RECIPE_FILE_NAME: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
         DIAGNOSTICS_FILE_NAME: (json.dumps(diagnostics, indent=1) + "\n").encode(),
     }
+    if picture is not None:
+        files[PICTURE_FILE_NAME] = picture
     if index is not None:
         files[INDEX_FILE_NAME] = index
     if inputs.recipe.out_dtype is not None:

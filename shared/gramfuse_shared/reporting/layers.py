@@ -50,6 +50,7 @@ def quantile_rows(layers: Sequence[Layer]) -> list[list[str]]:
         ("gained over the average", [layer.gained for layer in layers if layer.gained is not None], share),
         ("distance, the cohort's median", [layer.spread.median for layer in layers if layer.spread], share),
         ("distance, the cohort's largest", [layer.spread.largest for layer in layers if layer.spread], share),
+        ("distance, your organization's", [layer.own for layer in layers if layer.own is not None], share),
     ]
     return [
         [f"{name} ({len(values)} entries)", *(written(quantile(values, level)) for _, level in _LEVELS)]
@@ -99,7 +100,7 @@ def number(value: float) -> str:
 
 def share(value: float) -> str:
     """Write a share in percent."""
-    return f"{rounded(value):.1%}"
+    return f"{rounded(value):z.1%}"  # z: no zero is negative
 
 
 def spread(value: Spread) -> str:
