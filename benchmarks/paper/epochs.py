@@ -34,13 +34,15 @@ def main() -> None:
         bench = Bench(folder, arguments.at_once, arguments.device)
         predictions = Predictions(bench.cache, bench.device)
         members = chosen.members(arguments.seed)
+        trainings = []
         for epochs in arguments.epochs:
-            trainings = prepare(replace(chosen, epochs=epochs), members, arguments.seed, bench)
-            own = [training for name, training in trainings.items() if name != TOGETHER]
-            models = train_all(own, bench.cache, at_once=bench.at_once)
+            prepared = prepare(replace(chosen, epochs=epochs), members, arguments.seed, bench)
+            trainings += [training for name, training in prepared.items() if name != TOGETHER]
+        models = iter(train_all(trainings, bench.cache, at_once=bench.at_once))
+        for epochs in arguments.epochs:
             scores = [
-                predictions.scores(task_named(texts.task), [model], texts.dev)["f1"]
-                for model, texts in zip(models, members.values(), strict=True)
+                predictions.scores(task_named(texts.task), [next(models)], texts.dev)["f1"]
+                for texts in members.values()
             ]
             mean = sum(scores) / len(scores)
             print(f"{epochs} epochs: {mean:.1f} of {[round(score, 1) for score in scores]}", flush=True)
