@@ -20,6 +20,12 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+def begin_check(on_progress: OnProgress | None) -> None:
+    """Tell that the server's check begins."""
+    if on_progress is not None:
+        on_progress(Progress("check", 0, 0))
+
+
 class ByteCount:
     """Counts bytes of one stage over several threads and tells each step, one at a time."""
 

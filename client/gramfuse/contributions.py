@@ -1,0 +1,130 @@
+"""Contributions in the SDK: say what would leave, send it once that is confirmed, list and withdraw it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.progress import OnProgress, begin_check
+from gramfuse.projects import Projects, StrPath
+from gramfuse.transfer import pushing
+from gramfuse.transfer.watching import Deadline, poll
+from gramfuse_shared.contract.http_api import Contribution, ContributionDetail, Page
+from gramfuse_shared.errors import NotConfirmedError, NotFoundError
+
+
+class Contributions(Projects):
+    """What a connection can do with contributions to its projects."""
+
+    def plan(
+        self,
+        project: str,
+        *,
+        model: StrPath,
+        statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
+        base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> ContributionPlan:
+        """Say what a push would send and what would stay, without sending anything."""
+        return self._prepare(project, model, statistics, fisher, base, labels).plan
+
+    def push(
+        self,
+        project: str,
+        *,
+        model: StrPath,
+        statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
+        confirm: Callable[[ContributionPlan], bool],
+        base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> ContributionDetail:
+        """Send a fine-tuned model and its statistics; return the contribution once the server accepted it.
+
+        Only what the project's policy allows is sent. A rerun sends only the parts that are missing.
+
+        Args:
+            project: the project.
+            model: the fine-tuned `from_pretrained` folder.
+            statistics: the statistics file, or None to contribute weights alone.
+            fisher: the file of Fisher information, for projects that merge by it.
+            confirm: shown what leaves and what stays; anything but True sends nothing.
+            base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
+            labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
+            on_progress: told the bytes that were read, then sent.
+            timeout: seconds to wait for the server's checks; None: as long as they take.
+
+        Raises:
+            NotConfirmedError: `confirm` did not return True.
+            PolicyNotAcceptedError, PolicyViolationError: the policy.
+            ArchitectureMismatchError, StatisticsMalformedError, FileUnreadableError: the model or the statistics.
+            ContributionRejectedError: the server's checks refused it.
+        """
+        prepared = self._prepare(project, model, statistics, fisher, base, labels)
+        if confirm(prepared.plan) is not True:
+            msg = "nothing was sent: the contribution was not confirmed"
+            raise NotConfirmedError(msg)
+        package = prepared.package(on_progress)
+        sent = pushing.send(self._transport, package, parallel=self._parallel, on_progress=on_progress)
+        path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
+        if sent.state == "sealed":
+            begin_check(on_progress)
+        checked = poll(
+            lambda: ContributionDetail.parse(self._transport.call("GET", path)),
+            lambda seen: seen.state not in {"open", "sealed"},
+            what="the server's check of the contribution",
+            deadline=Deadline(timeout),
+            sleep=self._sleep,
+        )
+        return pushing.require_accepted_by_server(checked)
+
+    def contributions(
+        self, project: str, *, organization: str | None = None, state: str | None = None
+    ) -> list[Contribution]:
+        """List a project's contributions."""
+        query = {"organization": organization, "state": state}
+        return list(self._pages(f"{self._path(project)}/contributions", Page[Contribution], query))
+
+    def withdraw(self, project: str, contribution: str) -> Contribution:
+        """Withdraw a contribution, named by its id or by a unique beginning of it."""
+        path = self._path(project)
+        identifier = self._resolve_contribution(project, contribution)
+        return Contribution.parse(self._transport.call("POST", f"{path}/contributions/{identifier}/withdraw"))
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        project: str,
+        model: StrPath,
+        statistics: StrPath | None,
+        fisher: StrPath | None,
+        base: StrPath | None,
+        labels: Sequence[int] | None,
+    ) -> pushing.Prepared:
+        found = self.project(project)
+        pushing.require_ready(found)
+        return pushing.prepare(
+            found,
+            self.organization,
+            self.base_manifest(found.id),
+            self.policy(found.id).policy,
+            model=Path(model),
+            statistics=None if statistics is None else Path(statistics),
+            base_folder=Path(base) if base is not None else self.home.base_folder(found.base),
+            fisher=None if fisher is None else Path(fisher),
+            labels=labels,
+        )
+
+    def _resolve_contribution(self, project: str, beginning: str) -> str:
+        if len(beginning) == 64:  # noqa: PLR2004 - a whole digest
+            return beginning
+        mine = self.contributions(project, organization=self.organization)
+        found = [contribution.id for contribution in mine if contribution.id.startswith(beginning)]
+        if len(found) != 1:
+            many = "no contribution" if not found else f"{len(found)} contributions"
+            msg = f"{many} of yours begins with {beginning!r}; `gramfuse contribution list` shows the ids"
+            raise NotFoundError(msg)
+        return found[0]

@@ -1,0 +1,105 @@
+"""Projects in the SDK: create one, invite to it, agree on its policy, fetch its base model."""
+
+from pathlib import Path
+
+from gramfuse.connection import Connection, named
+from gramfuse.contributing.base_model import open_base_folder
+from gramfuse.progress import OnProgress, begin_check
+from gramfuse.transfer import pulling, pushing
+from gramfuse.transfer.uploads import send_missing_parts
+from gramfuse.transfer.watching import Deadline, poll
+from gramfuse_shared import limits
+from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
+
+StrPath = str | Path
+
+
+class Projects(Connection):
+    """What a connection can do with projects."""
+
+    def create_project(
+        self,
+        name: str,
+        *,
+        base: StrPath,
+        policy: Policy | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> Project:
+        """Create a project with a base model and a policy; a rerun after an interruption sends what is missing.
+
+        Raises:
+            ContributionRejectedError: the server's checks refused the base model.
+            ConflictError: the name stands for another base model or policy.
+        """
+        folder = open_base_folder(Path(base), part_bytes=limits.DEFAULT_PART_BYTES)
+        project = named("project", name if "." in name else f"{self.organization}.{name}", PROJECT_PATTERN)
+        body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
+        path = f"v1/projects/{project}"
+        created = Project.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
+        if created.state == "open":
+            send_missing_parts(
+                self._transport,
+                f"{path}/base",
+                folder.files,
+                created.files,
+                parallel=self._parallel,
+                on_progress=on_progress,
+            )
+            self._transport.call("POST", f"{path}/base/seal")
+            begin_check(on_progress)
+        ready = poll(
+            lambda: self._project(project),
+            lambda seen: seen.state in {"ready", "rejected"},
+            what=f"the check of {project}",
+            deadline=Deadline(timeout),
+            sleep=self._sleep,
+        )
+        pushing.require_ready(ready)
+        self.home.remember_base(ready.base, Path(base))
+        return ready
+
+    def project(self, name: str) -> Project:
+        """Return a project."""
+        return self._project(self._resolve(name))
+
+    def invite(self, project: str, organization: str) -> Project:
+        """Make an organization a participant; the coordinator's right."""
+        path = f"{self._path(project)}/participants/{named('organization', organization, SLUG_PATTERN)}"
+        return Project.parse(self._transport.call("PUT", path))
+
+    def policy(self, project: str, version: int | None = None) -> PolicyVersion:
+        """Return a version of a project's policy; the current one by default."""
+        found = self.project(project)
+        number = version or found.policy.version
+        return PolicyVersion.parse(self._transport.call("GET", f"v1/projects/{found.id}/policies/{number}"))
+
+    def set_policy(self, project: str, policy: Policy) -> PolicyVersion:
+        """Publish the next version of a project's policy; every participant has to accept it anew."""
+        found = self.project(project)
+        if found.policy.digest == policy.content_digest():
+            return self.policy(found.id)
+        path = f"v1/projects/{found.id}/policies/{found.policy.version + 1}"
+        return PolicyVersion.parse(self._transport.call("PUT", path, json=policy.model_dump(mode="json")))
+
+    def accept_policy(self, project: str, digest: str) -> Acceptance:
+        """Accept the project's current policy for the caller's organization, by its digest."""
+        path = f"{self._path(project)}/acceptances/{named('digest', digest, DIGEST_PATTERN)}"
+        return Acceptance.parse(self._transport.call("PUT", path))
+
+    def pull_base(self, project: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
+        """Fetch a project's base model into a new folder; a rerun resumes.
+
+        Raises:
+            StateError: the base model is not there yet.
+            DigestMismatchError: bytes are not what the fingerprint says.
+            ConflictError: the folder holds something else.
+        """
+        found = self.project(project)
+        pushing.require_ready(found)
+        manifest = self.base_manifest(found.id)
+        pulling.pull_base(self._transport, found, manifest, Path(folder), on_progress=on_progress)
+        self.home.remember_base(found.base, Path(folder))
+        return Path(folder)
