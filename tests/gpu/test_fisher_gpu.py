@@ -64,6 +64,6 @@ def test_the_device_weighs_elements_as_the_cpu_does(tmp_path):
         weighed.append(Model(model.key, model.weights, weight=model.weight, fisher=fisher, examples=50))
     one = merge_models(tmp_path / "cpu", weighed, base, recipe_of("fisher"))
     other = merge_models(tmp_path / "cuda", weighed, base, recipe_of("fisher"), device=torch.device("cuda"))
-    assert one.diagnostics == other.diagnostics
+    assert one.exceptions == other.exceptions
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(other.tensors[name], tensor, rtol=1e-6, atol=1e-7)

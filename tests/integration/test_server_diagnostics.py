@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import load
 
 from gramfuse_server.database import reading, transaction
+from gramfuse_server.merging import publication
+from gramfuse_server.merging.inputs import load_inputs
 from gramfuse_server.tables import TaskRow
 from support.server_world import problem
 from support.worker_world import MEMBERS, InProcessWorker, make_gram, make_weights
@@ -78,6 +80,37 @@ def test_published_files_name_nobody_beside_a_distance(ready):
     (entry,) = [entry for entry in entries if LAYER in entry["parameters"]]
     assert entry["spread"] == layer_of(diagnostics(world, "acme"))["spread"]
     assert not any(member in json.dumps(entries) for member in MEMBERS)
+
+
+def test_publishing_again_writes_the_same_bytes_picture_and_card_included(ready):
+    world, worker = ready
+    submit(world)
+    attempt = worker.attempt(PROJECT, "first")
+    worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
+    worker.merger.execute(attempt, 0, shard_bytes=worker.shard_bytes)
+    with reading(worker.database) as session:
+        inputs = load_inputs(session, attempt, shard_bytes=worker.shard_bytes)
+        tasks = publication.finished_tasks(session, attempt)
+    merger, now = worker.merger, world.clock()
+    one, other = (
+        publication.prepare(inputs, attempt, tasks, blobs=merger.blobs, key=merger.key, now=now) for _ in range(2)
+    )
+    assert one.receipt == other.receipt
+    assert {"README.md", "diagnostics.json", "diagnostics.svg"} <= {file.name for file in one.files}
+
+
+def test_a_card_shows_the_picture_beside_it(ready):
+    world, worker = ready
+    submit(world)
+    worker.run(PROJECT, "first")
+    files = f"{MODEL}/files"
+    card = world.participant("globex").get(f"{files}/README.md").text
+    assert "](diagnostics.svg)" in card
+    assert "### Gained least" in card
+    picture = world.participant("globex").get(f"{files}/diagnostics.svg").text
+    assert "<!-- acme.tweets · first -->" in picture
+    assert "<!-- encoder.query -->" in picture
+    assert not any(f"<!-- {member}" in picture for member in MEMBERS if member != "acme")
 
 
 def test_strangers_and_operators_do_not_see_them(ready):

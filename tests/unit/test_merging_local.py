@@ -150,6 +150,21 @@ def test_the_report_says_what_was_done(workshop):
     assert {name for entry in report["diagnostics"] for name in entry["parameters"]} >= {"q.weight", "conv.weight"}
 
 
+def test_what_each_layer_got_is_written_in_words_where_a_report_is_asked_for(workshop):
+    report = workshop / "report.md"
+    command = ["merge", str(workshop / "recipe.yaml"), str(workshop / "out"), "--report", str(report)]
+    assert main(command) == 0
+    text = report.read_text("utf-8")
+    assert text.startswith("# out\n\n## Layers\n")
+    assert "gained over the average (2 entries)" in text
+    assert "`k.weight` and 1 more" in text
+    assert [line.split(" ")[1] for line in text.split("## Models")[1].splitlines() if line.startswith("| m0")] == [
+        "m00",
+        "m01",
+        "m02",
+    ]
+
+
 def test_progress_reaches_the_whole(workshop):
     seen: list[tuple[int, int]] = []
     merge(workshop / "recipe.yaml", workshop / "out", on_progress=lambda done, total: seen.append((done, total)))

@@ -10,7 +10,9 @@ from rich.console import Console
 from gramfuse.cli import bars, output
 from gramfuse.cli.devices import Device
 from gramfuse.local_merging import MergedModel, merge
+from gramfuse.merge_report import describe_merge
 from gramfuse.units import format_bytes
+from gramfuse.whole_files import written_whole
 
 app = typer.Typer(add_completion=False)
 
@@ -38,6 +40,9 @@ def merge_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT where an earlier merge wrote it.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="A Markdown file to write what each layer got to; it is replaced.")
+    ] = None,
     shard_size: Annotated[float, typer.Option(min=0.001, help="Largest weight file, in GB.")] = 2.0,
 ) -> None:
     """Merge local models by a recipe into a folder that from_pretrained loads.
@@ -56,6 +61,9 @@ def merge_command(
             on_progress=show_progress,
         )
     seconds = time.monotonic() - start
+    if report is not None:
+        with written_whole(report) as stream:
+            stream.write(describe_merge(model).encode())
     result = {
         "path": str(model.path),
         "seconds": round(seconds, 3),

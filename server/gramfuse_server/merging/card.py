@@ -118,7 +118,11 @@ def write_card(
         *([f"`{DIAGNOSTICS_FILE_NAME}` has all of it for every layer.", ""] if layers else []),
         "## Limits",
         "",
-        "- Nobody has evaluated this model yet: measure it on your own data before you use it.",
+        "- Nobody had evaluated this model when it was published: measure it on your own data before you use it.",
+        (
+            f"- Scores that came later are in `gramfuse model report {attempt.project} {attempt.job}`, if the policy "
+            "lets the coordinator ask for them."
+        ),
         "- It inherits the biases and the licence of the base model and of what the organizations trained on.",
         "- Layers without statistics from every contribution are plain means or rest on estimates; see the table.",
         "- The merge is not differentially private. Whoever holds the model may learn something about the cohort.",

@@ -5,12 +5,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
 from gramfuse_shared.contract.diagnostics import Layer
@@ -48,6 +48,9 @@ _FAINT: Final = "#6e7781"
 _ALARM: Final = "#cf222e"
 
 
+_Scale: TypeAlias = Literal["even", "magnitude", "root"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Panel:
     title: str
@@ -55,22 +58,22 @@ class _Panel:
     worst: Callable[[Sequence[float]], float]
     written: Callable[[float], str]
     colours: str
-    is_share: bool
+    scale: _Scale
 
 
 _PANELS: Final = (
     _Panel(
         "Gained over the average: share of RegMean's objective",
-        lambda layer: layer.gained, min, lambda value: f"{value:z.0%}", "YlGnBu", is_share=True,
+        lambda layer: layer.gained, min, lambda value: f"{value:z.0%}", "YlGnBu", scale="even",
     ),
     _Panel(
         "Condition number of the solved system, at least",
-        lambda layer: layer.condition, max, number, "YlOrBr", is_share=False,
+        lambda layer: layer.condition, max, number, "YlOrBr", scale="magnitude",
     ),
     _Panel(
-        "Distance of the farthest contribution, relative to the merged weights",
+        "Distance of the farthest contribution, ‖Wᵢ − W‖/‖W‖",
         lambda layer: layer.spread.largest if layer.spread else None, max, lambda value: f"{value:.1%}", "BuPu",
-        is_share=True,
+        scale="root",
     ),
 )  # fmt: skip
 
@@ -94,7 +97,7 @@ def draw(layers: Sequence[Layer], title: str) -> bytes | None:
     columns = max(len(grid.columns) for grid in grids)
     heights = [0.27 * len(grid.rows) + 0.75 for grid in grids]
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type] # its keys are among the known ones
-        figure = Figure(figsize=(min(max(0.52 * columns, 3.0), 9.0) + 3.4, sum(heights) + 0.5), layout="constrained")
+        figure = Figure(figsize=(min(max(0.52 * columns, 4.4), 9.0) + 3.4, sum(heights) + 0.5), layout="constrained")
         FigureCanvasSVG(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -110,7 +113,7 @@ def _draw_panel(figure: Figure, axis: Axes, panel: _Panel, grid: _Grid) -> None:
         place: panel.worst([value for layer in layers if (value := panel.value_of(layer)) is not None])
         for place, layers in grid.cells.items()
     }
-    norm = _norm(list(values.values()), is_share=panel.is_share)
+    norm = _norm(list(values.values()), panel.scale)
     table = [[values.get((row, column), math.nan) for column in grid.columns] for row in range(len(grid.rows))]
     mesh = axis.pcolormesh(table, norm=norm, cmap=panel.colours, edgecolors="white", linewidth=_gap(grid))
     axis.set_title(panel.title, loc="left", fontsize=10, color=_INK)
@@ -151,16 +154,17 @@ def _gap(grid: _Grid) -> float:
     return 1.5 if len(grid.columns) <= most else 0.4
 
 
-def _norm(values: Sequence[float], *, is_share: bool) -> Normalize:
-    """Spread the colours: shares from 0 (or the least), conditions by their magnitude."""
-    if is_share:
-        return Normalize(min(0.0, *values, 0.0), max(*values, 0.01, 0.01))
-    return LogNorm(1.0, max(*values, 10.0, 10.0))
+def _norm(values: Sequence[float], scale: _Scale) -> Normalize:
+    """Spread the colours: gains evenly, conditions by their magnitude, distances by their root, as one may be huge."""
+    if scale == "magnitude":
+        return LogNorm(1.0, max(10.0, *values))
+    high = max(0.01, *values)
+    return PowerNorm(0.5, 0.0, high) if scale == "root" else Normalize(min(0.0, *values), high)
 
 
 def _ticks(norm: Normalize) -> list[float]:
-    low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
-    return [low, math.sqrt(low * high), high] if isinstance(norm, LogNorm) else [low, (low + high) / 2, high]
+    """Return the values of the first, the middle and the last colour."""
+    return [float(norm.inverse(level)) for level in (0.0, 0.5, 1.0)]
 
 
 def _grid(layers: Sequence[Layer], kind_of: Mapping[str, str]) -> _Grid:
