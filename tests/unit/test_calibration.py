@@ -171,6 +171,34 @@ def test_shifts_of_margins_undo_a_bias_that_a_merge_took_away():
     assert after > best - 0.03
 
 
+def margins(labelled: dict[int, int], others: dict[int, int]) -> CalibrationHistograms:
+    """A lone class of margins, counts by bin."""
+    counts = [tuple(side.get(number, 0) for number in range(BINS)) for side in (labelled, others)]
+    one = ClassHistogram(label=0, labelled=counts[0], others=counts[1])
+    return CalibrationHistograms(score="margin", labels=2, classes=(one,))
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_margins_are_shifted_once_their_f1_grows_by_more_than_two_standard_errors(times):
+    # right above zero 6 of 10; one bin below are 3 more, and 2 that do not bear the label
+    middle = BINS // 2
+    found = margins(
+        {middle + 5: 6 * times, middle - 1: 3 * times, 0: times}, {middle + 5: 2 * times, middle - 1: 2 * times}
+    )
+    before, after = 2 * 6 / (6 + 12), 2 * 9 / (9 + 14)  # F1 = 2 TP / (TP + TP + FP + FN)
+    # plus one right and one wrong row
+    share = (9 * times + 1) / (14 * times + 2)
+    error = 2 / (1 + share) ** 2 * (share * (1 - share) / (14 * times + 2)) ** 0.5
+    sure = after - before > 2 * error
+    assert sure == (times == 10)
+    assert float(choose_shifts(found)[0]) == (pytest.approx(-EDGES[middle - 1]) if sure else 0.0)
+
+
+def test_logits_are_shifted_to_their_best_edge_however_few_there_are():
+    found = margins({BINS // 2 - 1: 1}, {0: 1}).model_copy(update={"score": "logit"})
+    assert float(choose_shifts(found)[0]) == pytest.approx(-EDGES[BINS // 2 - 1])
+
+
 def test_a_lone_class_of_margins_gets_its_own_shift_and_right_predictions_none():
     gap = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     logits = torch.stack([gap, torch.zeros(4)], dim=1)

@@ -214,6 +214,20 @@ def test_a_recipe_comes_from_a_file_or_a_method_but_not_both(tmp_path):
             choose_recipe(*arguments)
 
 
+def test_a_model_and_a_request_about_it_make_a_recipe_that_merges_the_model_anew(tmp_path):
+    recipe = choose_recipe(None, "head", None, anew="regmean-1", request="head-1")
+    assert (recipe.merge_method, recipe.base_model, recipe.request) == ("head", "regmean-1", "head-1")
+    path = tmp_path / "recipe.yaml"
+    path.write_text("merge_method: regmean\n")
+    for arguments in (
+        (None, "head", {"anew": "m"}),
+        (None, "head", {"request": "r"}),
+        (path, None, {"anew": "m", "request": "r"}),
+    ):
+        with pytest.raises(errors.ConfigurationError, match="--anew"):
+            choose_recipe(*arguments[:2], None, **arguments[2])
+
+
 def test_a_policy_is_read_from_yaml_and_a_typo_is_named(tmp_path):
     path = tmp_path / "policy.yaml"
     path.write_text("heads: shared\nminimum_cohort: 4\n")
