@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
+from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.policy import matches_any
 from gramfuse_shared.contract.recipe import (
-    DEFAULT_ALPHA,
     DEFAULT_DENSITY,
     DEFAULT_LAMBDA,
     DEFAULT_RIDGE,
@@ -16,7 +15,6 @@ from gramfuse_shared.contract.recipe import (
     resolve,
 )
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
-from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods import (
     DeltaMethod,
@@ -34,7 +32,6 @@ from gramfuse_shared.merging.steps import (
     CopyStep,
     DeltaStep,
     GramStep,
-    Layout,
     Linear,
     MergeStep,
     Precision,
@@ -45,6 +42,7 @@ from gramfuse_shared.merging.steps import (
     WholeStep,
     tensor_bytes,
 )
+from gramfuse_shared.merging.taps import Feed, Taps
 
 _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -56,7 +54,6 @@ def output_tensor(stored: TensorInfo, recipe: Recipe) -> TensorInfo:
     return stored.model_copy(update={"dtype": _OUT_DTYPES[recipe.out_dtype]})
 
 
-_Feed = tuple[TapInfo, LayerInfo]
 _GroupKey = tuple[object, ...]
 
 
@@ -71,14 +68,11 @@ class Planner:
     minimum_holders: int
     embedding_parameters: Sequence[str]
     only: Collection[str] | None
-    feeds: dict[str, dict[str, _Feed]] = field(init=False)
+    taps: Taps = field(init=False)
     elements: Elements | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feeds = {
-            member.key: {layer.weight: (tap, layer) for tap in member.taps for layer in tap.layers}
-            for member in self.members
-        }
+        self.taps = Taps.of(self.members)
         self.elements = Elements.of(self.members) if isinstance(self.method, ElementMethod) else None
 
     def plan_steps(self) -> list[MergeStep]:
@@ -145,8 +139,8 @@ class Planner:
         if self.elements is not None and len(tuned) > 1 and self.elements.cover(name, tuned):
             return self.elements.plan(output, _terms_of(tuned, terms), self.recipe, compute, _bytes_of(tuned, name))
         # who did not tune a layer has not measured for it either: it is solved among the others
-        weighed = [m for m in holders if name in m.tensors or name in self.feeds[m.key]]
-        fed = {member.key: self.feeds[member.key][name] for member in weighed if name in self.feeds[member.key]}
+        fed = self.taps.measured(name, holders)
+        weighed = [member for member in holders if name in member.tensors or member.key in fed]
         are_weighed = len(weighed) > 1 and self._are_weighed(name, fed, weighed)
         if not isinstance(self.method, PrecisionMethod) or not are_weighed:
             # W_ref: whatever is taken, only differences count; the first member's own is zero, so it costs no product
@@ -157,7 +151,7 @@ class Planner:
         reference: Source = weighed[0].key
         if len(fed) < len(weighed):
             reference, stored_bytes = None, stored_bytes + tensor_bytes(stored)
-        return self._plan_linear(self.method, output, terms, fed, reference, compute, stored_bytes)
+        return self.taps.plan(self.method, output, terms, self.recipe, reference, compute, stored_bytes)
 
     def _with_untouched(self, name: str, holders: list[Member]) -> list[Member]:
         """Add the members whose models hold the base's value, in the order of the members."""
@@ -189,7 +183,7 @@ class Planner:
             raise RecipeInvalidError(msg)
         return copy
 
-    def _are_weighed(self, name: str, fed: Mapping[str, _Feed], holders: list[Member]) -> bool:
+    def _are_weighed(self, name: str, fed: Mapping[str, Feed], holders: list[Member]) -> bool:
         """Tell whether the method has every holder's precision: measured, or estimated beside a measured one."""
         if len(fed) == len(holders):
             return self.method.reads_taps
@@ -210,36 +204,6 @@ class Planner:
         )
         return "float32" if coarse and self.recipe.dtype != "float64" else "float64"
 
-    def _plan_linear(
-        self,
-        method: PrecisionMethod,
-        output: TensorInfo,
-        terms: tuple[Term, ...],
-        fed: Mapping[str, _Feed],
-        reference: Source,
-        compute: Precision,
-        stored_bytes: int,
-    ) -> GramStep:
-        first, described = next(iter(fed.values()))
-        layout, width = described.layout, first.width
-        for key, (tap, layer) in fed.items():
-            inputs = output.shape[1 if layer.layout == "out_in" else 0] if len(output.shape) == 2 else None  # noqa: PLR2004
-            if inputs != tap.width or layer.layout != layout:
-                msg = (
-                    f"{output.name} is {list(output.shape)}, but the statistics of {self._label(key)} describe it "
-                    f"as {layer.layout} with {tap.width} inputs; collect them again from the model that is merged"
-                )
-                raise ArchitectureMismatchError(msg)
-        alpha = resolve(self.recipe.parameters.alpha, output.name, default=DEFAULT_ALPHA)
-        self._require_exact_statistics(output.name, alpha, fed)
-        ridge = resolve(self.recipe.parameters.ridge, output.name, default=DEFAULT_RIDGE)
-        settings = MethodSettings(alpha, self.recipe.parameters.normalize, ridge)
-        tapped = tuple(replace(term, tap=fed[term.key][0]) for term in terms if term.key in fed)
-        tapped += tuple(term for term in terms if term.key not in fed)
-        if method.needs_float64(settings, width=width, rows=sum(tap.rows for tap, _ in fed.values())):
-            compute = "float64"
-        return GramStep((Linear(output, layout),), tapped, reference, width, settings, compute, stored_bytes)
-
     def _plan_differences(
         self, output: TensorInfo, stored: TensorInfo, terms: tuple[Term, ...], compute: Precision, stored_bytes: int
     ) -> WholeStep | None:
@@ -254,8 +218,7 @@ class Planner:
             return DeltaStep(output, terms, stored, self._delta_settings(output.name), turns, compute, stored_bytes)
         if not isinstance(self.method, DifferenceMethod) or len(terms) == 1 or not self._looks_linear(output):
             return None
-        told = (self.feeds[term.key][output.name][1].layout for term in terms if output.name in self.feeds[term.key])
-        layout: Layout = next(told, "out_in")
+        layout = self.taps.layout(output.name, terms)
         width = output.shape[1 if layout == "out_in" else 0]
         ridge = resolve(self.recipe.parameters.ridge, output.name, default=DEFAULT_RIDGE)
         settings = MethodSettings(alpha=1.0, normalize="equal", ridge=ridge)
@@ -263,15 +226,6 @@ class Planner:
             compute = "float64"
         stored_bytes += tensor_bytes(stored)
         return GramStep((Linear(output, layout),), terms, None, width, settings, compute, stored_bytes)
-
-    def _require_exact_statistics(self, name: str, alpha: float, fed: Mapping[str, _Feed]) -> None:
-        rounded = [member.label for member in self.members if member.key in fed and member.encoding == "int16"]
-        if rounded and alpha > INT16_MOST_ALPHA:
-            msg = (
-                f"alpha is {alpha:g} for {name}, but the statistics of {', '.join(rounded)} are rounded to int16 and "
-                f"serve up to {INT16_MOST_ALPHA:g}; lower alpha, or have the statistics sent as they were measured"
-            )
-            raise RecipeInvalidError(msg)
 
     def _why_average(self, output: TensorInfo, holders: list[Member]) -> str | None:
         """Say why a parameter is averaged that the method would treat; None where an average is all that it has."""
@@ -283,12 +237,11 @@ class Planner:
             return self.elements.why_average(output.name, holders)
         if not self.method.reads_taps:
             return None
-        without = [member for member in holders if output.name not in self.feeds[member.key]]
-        if len(without) == len(holders):
-            return "no contribution sent statistics of its inputs" if self._looks_linear(output) else None
-        labels = ", ".join(member.label for member in without)
-        reason = f"{len(without)} of {len(holders)} contributions sent no statistics of its inputs: {labels}"
-        if self.recipe.parameters.missing_statistics == "estimate":
+        fed = self.taps.measured(output.name, holders)
+        if not fed and not self._looks_linear(output):
+            return None
+        reason = self.taps.why_average(output.name, holders)
+        if fed and self.recipe.parameters.missing_statistics == "estimate":
             reason += "; and the base does not store it, so none are estimated"
         return reason
 
@@ -302,9 +255,6 @@ class Planner:
     def _copy_of_base(self, output: TensorInfo, reason: str | None) -> CopyStep | None:
         stored = self._base_tensor(output.name)
         return None if stored is None else CopyStep(output, None, stored, reason)
-
-    def _label(self, key: str) -> str:
-        return next(member.label for member in self.members if member.key == key)
 
 
 def _terms_of(members: Sequence[Member], terms: Sequence[Term]) -> tuple[Term, ...]:
