@@ -155,7 +155,18 @@ def test_a_model_of_many_kinds_shows_the_deepest():
     assert "kind39" in said
 
 
-@pytest.mark.parametrize("name", ["a$b$.weight", "x" * 500, "--> <script>", "weiß.weight"])
+def test_neighbours_share_a_cell_where_layers_are_more_than_fit():
+    many = [layer(f"m.layers.{index}.weight", gained=index / 1000, condition=None) for index in range(1000)]
+    many[502] = layer(many[502].parameters, gained=-0.4, condition=None)
+    picture = draw(many, "title")
+    assert len(picture) < 2_000_000
+    said = words(picture)
+    assert "-40%" in said  # the end of the scale: no value is lost
+    assert "480" in said
+    assert "502" not in said
+
+
+@pytest.mark.parametrize("name", ["a$b$.weight", "x" * 500, "--> <script>", "weiß.weight", f"a.{'7' * 300}.weight"])
 def test_no_name_breaks_the_picture(name):
     ET.fromstring(draw([layer(name)], "title"))  # noqa: S314 - our own
 

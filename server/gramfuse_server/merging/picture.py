@@ -19,10 +19,13 @@ from gramfuse_shared.reporting.layers import number
 MAX_ROWS: Final = 24
 """Kinds of layers; a model with more shows those with the most layers."""
 
+MAX_COLUMNS: Final = 200
+"""Layers; where there are more, neighbours share a cell."""
+
 CAPTION: Final = (
-    "Kinds of layers by their number. Where a cell stands for several entries, experts say, it shows the lowest gain, "
-    "the highest condition, the largest distance. ×: the method could not be followed there, the table above says why. "
-    "White: there is no such figure."
+    "Kinds of layers by their number. Where a cell stands for several entries (experts, or neighbours where layers are "
+    "very many), it shows the lowest gain, the highest condition, the largest distance. ×: the method could not be "
+    "followed there, the table above says why. White: there is no such figure."
 )
 
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -31,6 +34,7 @@ _MOST_WRITTEN: Final = 14
 """Columns up to which cells have room for their value."""
 
 _MOST_CHARACTERS: Final = 44
+_MOST_DIGITS: Final = 8
 
 _STYLE: Final[dict[str, Any]] = {
     "svg.hashsalt": "gramfuse",  # else identifiers are random
@@ -121,8 +125,8 @@ def _draw_panel(figure: Figure, axis: Axes, panel: _Panel, grid: _Grid) -> None:
     axis.tick_params(length=0, colors=_FAINT)
     axis.set_yticks([row + 0.5 for row in range(len(grid.rows))], grid.rows)
     step = max(1, math.ceil(len(grid.columns) / 25))
-    shown = [place for place, column in enumerate(grid.columns) if column == _NO_LAYER or column % step == 0]
-    names = ["–" if grid.columns[place] == _NO_LAYER else str(grid.columns[place]) for place in shown]
+    shown = [place for place, column in enumerate(grid.columns) if column == _NO_LAYER or place % step == 0]
+    names = ["–" if grid.columns[place] == _NO_LAYER else str(grid.columns[place])[:_MOST_DIGITS] for place in shown]
     axis.set_xticks([place + 0.5 for place in shown], names)
     axis.set_xlabel("layer" + (" (–: in none)" if _NO_LAYER in grid.columns else ""), color=_FAINT, fontsize=8)
     bar = figure.colorbar(mesh, ax=axis, pad=0.015, fraction=0.03, aspect=12)
@@ -176,13 +180,22 @@ def _grid(layers: Sequence[Layer], kind_of: Mapping[str, str]) -> _Grid:
         places.setdefault(kind_of[_pattern(layer.parameters[0])], []).append((place, layer))
     most = sorted(places, key=lambda kind: -len({number for number, _ in places[kind]}))[:MAX_ROWS]
     kinds = [kind for kind in dict.fromkeys(kind_of.values()) if kind in most]
+    column_of = _columns({place for kind in kinds for place, _ in places[kind]})
     cells: dict[tuple[int, int], list[Layer]] = {}
     for row, kind in enumerate(kinds):
         for place, layer in places[kind]:
-            cells.setdefault((row, place), []).append(layer)
+            cells.setdefault((row, column_of[place]), []).append(layer)
     numbers = sorted({column for _, column in cells if column != _NO_LAYER})
     outside = [_NO_LAYER] if any(column == _NO_LAYER for _, column in cells) else []
     return _Grid(_titles(kinds, kind_of), (*numbers, *outside), cells)
+
+
+def _columns(places: set[int]) -> dict[int, int]:
+    """Give each layer's number its column: its own, or where there are too many the first of its neighbours."""
+    numbers = sorted(places - {_NO_LAYER})
+    several = math.ceil(len(numbers) / MAX_COLUMNS)
+    column_of = {number: numbers[rank - rank % several] for rank, number in enumerate(numbers)}
+    return column_of | {_NO_LAYER: _NO_LAYER}
 
 
 def _kinds(layers: Sequence[Layer]) -> dict[str, str]:
