@@ -1,10 +1,12 @@
 """RegMean++ on real processes: participants that look for requests by themselves, and a coordinator's one command."""
 
+import functools
+import itertools
 import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 import gramfuse
 from gramfuse.answering.configuration import read_participation
 from gramfuse.answering.participating import participate
-from support import collaboration
+from gramfuse_shared.contract.http_api import Job
+from support import collaboration, tiny
 from support.collaboration import Collaboration
-from support.deployment import Desk, kill, wait_until
+from support.deployment import Deployment, Desk, kill, wait_until
 from support.tiny_models import Recorder
 
 POLICY = gramfuse.Policy(
@@ -37,10 +40,14 @@ pytestmark = pytest.mark.parametrize("deployment", ["sqlite"], indirect=True)  #
 
 
 @pytest.fixture
-def merged(deployment, request) -> Collaboration:
+def merged(deployment) -> Collaboration:
     """A project with the model `first`, whose participants have a configuration."""
-    test = f"{request.node.name[5:15].strip('_').replace('_', '-')}-{deployment.database_url is None:d}"
-    made = collaboration.begin(deployment, [f"{name}-{test}" for name in ("acme", "globex", "initech")], policy=POLICY)
+    return merge(deployment, "pp")
+
+
+def merge(deployment: Deployment, name: str, write_base: Callable[[Path], None] = tiny.write_base) -> Collaboration:
+    names = [f"{organization}-{name}" for organization in ("acme", "globex", "initech")]
+    made = collaboration.begin(deployment, names, write_base, policy=POLICY)
     collaboration.contribute(made)
     for desk in made.desks:
         configuration = {"project": made.project, "model": "tuned", "measured": {"texts": "texts.jsonl"}}
@@ -80,7 +87,8 @@ def answers(desk: Desk, made: Collaboration, name: str) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+    files = [load_file(path) for path in folder.glob("*.safetensors")]
+    return {name: value.double() for file in files for name, value in file.items()}
 
 
 def published(made: Collaboration, first: Path) -> dict[str, torch.Tensor]:
@@ -153,35 +161,43 @@ def test_one_command_and_participants_that_watch_make_the_published_algorithms_m
     found, expected = weights(acme.folder / "pp"), published(merged, acme.folder / "first")
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 2e-6, name
-    # what was pulled for answers that were accepted is gone
+    # of what was pulled for answers that were accepted the last is left, for what the next has in common with it
     for desk in merged.desks:
-        assert list((desk.folder / "answers").glob("models/*")) == [], desk.name
+        assert [path.name for path in (desk.folder / "answers").glob("models/*")] == ["pp-1"], desk.name
 
 
-def test_in_one_program_the_participants_answer_while_the_loop_waits(merged):
-    """Two blocks at once with merged weights, begun again with other settings under another name; models are kept."""
-    with merged.coordinator.client() as client:
-        shares: list[float] = []
-        job = client.refine(
-            merged.project,
-            "first",
-            result="once",
-            blocks_at_once=None,
-            weighting="output_gradient",
-            alpha=ALPHA,
-            keep=True,
-            on_request=lambda _: answer_all(merged),
-            on_progress=lambda progress: shares.append(progress.share),
-        )
-        assert (job.id, job.recipe.request) == ("once", "once-1")
+def test_in_one_program_the_participants_answer_while_the_loop_waits(deployment):
+    """Merged weights in the measured blocks; models are kept, and of their files some are the same."""
+    made = merge(deployment, "in-one", functools.partial(tiny.write_base, hidden=128, layers=4))  # several megabytes
+    shares: list[float] = []
+    with made.coordinator.client() as client:
+
+        def refine() -> Job:
+            return client.refine(
+                made.project,
+                "first",
+                result="in-one",
+                block="merged",
+                weighting="output_gradient",
+                keep=True,
+                on_request=lambda _: answer_all(made),
+                on_progress=lambda progress: shares.append(progress.share),
+            )
+
+        job = refine()
+        assert (job.id, job.recipe.request) == ("in-one", "in-one-4")
         assert shares == sorted(shares)
         assert shares[-1] == 1
-        asked = client.request(merged.project, "once-1")
-        assert (asked.block, asked.weighting) == ("merged", "output_gradient")
-        assert {model.id: model.deleted_at for model in client.models(merged.project)} == {"first": None, "once": None}
+        requests = client.requests(made.project)
+        assert [(request.id, request.block) for request in requests] == [
+            (f"in-one-{n}", "merged") for n in (4, 3, 2, 1)
+        ]
+        assert {request.weighting for request in requests} == {"output_gradient"}
+        models = {model.id: model for model in client.models(made.project) if model.deleted_at is None}
+        names = ["in-one-1", "in-one-2", "in-one-3", "in-one"]
+        assert set(models) == {"first", *names}
+        files = [{file.sha256 for file in models[name].files if "safetensors" in file.name} for name in names]
+        assert any(len(before & after) > 1 for before, after in itertools.pairwise(files)), files  # one is the index
         # the same call again only looks
-        before = len(client.requests(merged.project))
-        settings = {"blocks_at_once": None, "weighting": "output_gradient", "alpha": ALPHA, "keep": True}
-        again = client.refine(merged.project, "first", result="once", **settings)
-        assert again == job
-        assert len(client.requests(merged.project)) == before
+        assert refine() == job
+        assert client.requests(made.project) == requests

@@ -1,6 +1,7 @@
 """What the client keeps, shows and lets leave when it answers a request. The models run in other suites."""
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -151,16 +152,20 @@ def test_half_an_answer_counts_as_none(tmp_path, measured):
     assert kept.find("eval-1") is None
 
 
-def test_pulled_models_that_no_request_waits_for_are_removed(tmp_path):
+def test_pulled_models_that_no_request_waits_for_are_removed_but_the_newest(tmp_path):
     kept = KeptAnswers(tmp_path / "answers")
     kept.forget_models(set())  # nothing was pulled yet
-    for name in ("first", "second"):
+    assert kept.models() == []
+    for age, name in enumerate(("newest", "older", "needed", "oldest")):
         kept.model(name).mkdir()
         (kept.model(name) / "model.safetensors").write_bytes(b"weights")
+        os.utime(kept.model(name), (1e9 - age, 1e9 - age))
+    for name in ("begun", "needed"):
+        kept.model(name).with_name(f"{name}.partial").mkdir(exist_ok=True)
     kept.keep(PreparedAnswer(answer()))
-    kept.forget_models({"second"})
-    assert not kept.model("first").exists()
-    assert kept.model("second").exists()
+    assert [folder.name for folder in kept.models()] == ["newest", "older", "needed", "oldest"]
+    kept.forget_models({"needed"})
+    assert {folder.name for folder in kept.model("newest").parent.iterdir()} == {"newest", "needed", "needed.partial"}
     assert kept.find("eval-1") is not None
 
 

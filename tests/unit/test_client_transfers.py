@@ -1,5 +1,6 @@
 """Uploads send only what is missing; downloads resume, and nothing unverified is ever renamed."""
 
+import errno
 import random
 import re
 import resource
@@ -13,6 +14,7 @@ from gramfuse.config import Endpoint, Token
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse.progress import Progress
 from gramfuse.transfer.downloads import partial_folder, pull_folder
+from gramfuse.transfer.reusing import take_known_files
 from gramfuse.transfer.transport import RetryRule, Transport
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.http_api import FileUpload
@@ -27,6 +29,7 @@ from gramfuse_shared.errors import (
     UnavailableError,
 )
 from gramfuse_shared.limits import MIB
+from support.receipts import receipt_of, signed
 
 PART = 4
 
@@ -339,3 +342,63 @@ def test_a_full_disk_leaves_a_beginning_of_the_file_from_which_a_rerun_goes_on(t
     pull_folder(transport_to(server), "v1/m/files", [entry], folder)
     assert server.ranges == [(entry.name, 2 * MIB + 5)]
     assert (folder / entry.name).read_bytes() == content
+
+
+# --- what an earlier model has in common ----------------------------------------------------------------------------
+
+
+def earlier_model(folder: Path, files: dict[str, bytes]) -> Path:
+    """A pulled model's folder, with the receipt that says what its files are."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "receipt.json").write_bytes(signed(receipt_of(files)).canonical())
+    return folder
+
+
+def test_files_of_an_earlier_model_are_not_fetched_again_whatever_they_are_called_there(tmp_path):
+    server = FileServer()
+    first, second = FILES
+    before = earlier_model(tmp_path / "before", {"another-name.safetensors": FILES[first]})
+    take_known_files(tmp_path / "model", server.entries(), [tmp_path / "none", before])
+    told = []
+    pull(server, tmp_path / "model", on_progress=told.append)
+    assert [name for name, _ in server.ranges] == [second]
+    assert told[0].done_bytes == len(FILES[first])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == FILES
+    assert (before / "another-name.safetensors").read_bytes() == FILES[first]
+
+
+def test_a_file_that_is_not_what_its_receipt_says_is_fetched(tmp_path):
+    server = FileServer()
+    before = earlier_model(tmp_path / "before", FILES)
+    for name, content in FILES.items():
+        (before / name).write_bytes(b"\0" * len(content))
+    take_known_files(tmp_path / "model", server.entries(), [before])
+    pull(server, tmp_path / "model")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == FILES
+
+
+def test_without_links_files_are_copied_and_what_cannot_be_taken_is_fetched(tmp_path, monkeypatch):
+    server = FileServer()
+    first, second = FILES
+    before = earlier_model(tmp_path / "before", FILES)
+    (before / second).unlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "other disk")
+
+    monkeypatch.setattr("gramfuse.transfer.reusing.os.link", refuse)
+    take_known_files(tmp_path / "model", server.entries(), [before])
+    pull(server, tmp_path / "model")
+    assert [name for name, _ in server.ranges] == [second]
+    (tmp_path / "model" / first).write_bytes(b"mine")
+    assert (before / first).read_bytes() == FILES[first]
+
+
+def test_a_model_that_is_there_is_left_alone(tmp_path):
+    server = FileServer()
+    before = earlier_model(tmp_path / "before", FILES)
+    there = earlier_model(tmp_path / "model", FILES)
+    take_known_files(there, server.entries(), [before])
+    assert not partial_folder(there).exists()

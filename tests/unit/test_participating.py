@@ -59,6 +59,9 @@ class Client:
     def base_manifest(self, _project: str) -> None:
         return None
 
+    def model(self, _project: str, _model: str) -> Any:
+        return SimpleNamespace(receipt=SimpleNamespace(receipt=SimpleNamespace(outputs=())))
+
     def pull(self, _project: str, _model: str, folder: Path, **_: Any) -> Path:
         folder.mkdir(exist_ok=True)
         return folder
@@ -102,12 +105,12 @@ def answer_all(client: Any, participation: gramfuse.Participation, **options: An
     return outcomes(participate(client, participation, confirm=lambda _: True, **options))
 
 
-def test_the_oldest_request_is_answered_first_and_its_models_are_removed(errors, participation):
+def test_the_oldest_request_is_answered_first_and_of_all_models_one_is_left(errors, participation):
     assert errors == {}
     client = Client()
     assert answer_all(client, participation) == dict.fromkeys(("first", "second", "third"), "answered")
     assert client.answered == ["first", "second", "third"]
-    assert list(participation.folder.glob("models/*")) == []
+    assert len(list(participation.folder.glob("models/*"))) == 1
 
 
 def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered(errors, participation):
@@ -116,7 +119,7 @@ def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered
     found = answer_all(client, participation, on_failure=lambda seen, error: told.append((seen.id, error.code)))
     assert found == {"first": "answered", "second": "failed", "third": "answered"}
     assert told == [("second", "policy-violation")]
-    assert [path.name for path in participation.folder.glob("models/*")] == ["first"]  # its model may be needed yet
+    assert "first" in {path.name for path in participation.folder.glob("models/*")}  # its model may be needed yet
     assert answer_all(client, participation, skip={"second"}).keys() == {"first", "third"}
 
 

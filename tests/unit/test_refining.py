@@ -171,6 +171,9 @@ class Coordinator:
     ends: dict[str, str] = field(default_factory=dict)
 
     def job(self, _project: str, job: str) -> Job:
+        if job == "refit":
+            document = {"merge_method": "head", "base_model": "first", "request": "head-1"}
+            return self._job(job, Recipe.model_validate(document))
         return self._job(job, Recipe.model_validate({"merge_method": "regmean", "parameters": {"alpha": 0.7}}))
 
     def policy(self, _project: str) -> PolicyVersion:
@@ -274,6 +277,13 @@ def test_the_loop_asks_merges_and_goes_on_with_the_new_model_deleting_what_nothi
     assert shares == sorted(shares)
     assert shares[0] == pytest.approx(1 / 12)  # one of two has answered, which is half of a third
     assert shares[-1] == 1
+
+
+def test_a_model_whose_head_was_refit_is_merged_anew_as_it_was_merged_before():
+    client = Coordinator()
+    refine(client, model="refit")
+    assert client.submitted["pp-1"].base_model == "refit"
+    assert [recipe.parameters.alpha for recipe in client.submitted.values()] == [0.7] * 3
 
 
 def test_the_same_call_again_asks_nothing_and_merges_nothing_anew():

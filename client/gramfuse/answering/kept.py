@@ -9,6 +9,7 @@ from typing import Final
 
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
+from gramfuse.transfer.downloads import PARTIAL_SUFFIX
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.errors import DocumentMalformedError, FileUnwritableError
@@ -40,13 +41,25 @@ class KeptAnswers:
         self.place(_MODELS)
         return self.folder / _MODELS / model
 
+    def models(self) -> list[Path]:
+        """List the folders of pulled models, the newest first."""
+        return sorted(
+            (folder for folder in self._folders() if folder.suffix != PARTIAL_SUFFIX),
+            key=lambda folder: folder.stat().st_mtime_ns,
+            reverse=True,
+        )
+
     def forget_models(self, needed: Collection[str]) -> None:
-        """Remove the pulled models that no request waits for: a refinement asks about as many as there are blocks."""
-        for folder in self._models():
-            if folder.name not in needed:
+        """Remove the pulled models that no request waits for: a loop asks about one after the other.
+
+        The newest stays, since the next one often has most of its files in common with it.
+        """
+        kept = {*needed, *(folder.name for folder in self.models()[:1])}
+        for folder in self._folders():
+            if folder.name.removesuffix(PARTIAL_SUFFIX) not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _models(self) -> list[Path]:
+    def _folders(self) -> list[Path]:
         try:
             return list((self.folder / _MODELS).iterdir())
         except OSError:

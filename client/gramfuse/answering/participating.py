@@ -12,6 +12,7 @@ from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.measuring.inference import Progress as Measured
 from gramfuse.participation import Client
 from gramfuse.progress import OnProgress
+from gramfuse.transfer.reusing import take_known_files
 from gramfuse_shared.contract.requests import AnswerState, RequestInfo
 from gramfuse_shared.errors import CancelledError, GramfuseError
 
@@ -141,8 +142,10 @@ def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferrin
     kept.forget(request.id)
     models = {}
     for model in request.models:
+        folder = kept.model(model)
+        take_known_files(folder, client.model(request.project, model).receipt.receipt.outputs, kept.models())
         with transferring() as on_transfer:
-            models[model] = client.pull(request.project, model, kept.model(model), on_progress=on_transfer)
+            models[model] = client.pull(request.project, model, folder, on_progress=on_transfer)
     policy = client.policy(request.project)
     project = client.project(request.project)
     return Assignment(

@@ -10,6 +10,7 @@ from gramfuse.refining.planning import Step, plan_steps, recipe_of_step
 from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.contract.manifest import Weighting
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import MeasuredBlock, RequestCreate, RequestInfo, require_request_allowed
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.identifiers import JOB_PATTERN
@@ -65,7 +66,7 @@ class Refinement:
         """
         named("job", self.result + _LONGEST_NUMBER + LONGEST_RETRY, JOB_PATTERN)
         steps = self._plan()
-        first = self.client.job(self.project, self.model).recipe
+        first = self._first_recipe()
         job = None
         for step in steps:
             request = self._measure(step)
@@ -88,6 +89,13 @@ class Refinement:
         require_request_allowed("gram", policy)
         blocks = plan_blocks(self.client.base_manifest(self.project), policy)
         return plan_steps(self.model, self.result, blocks, at_once=self.blocks_at_once)
+
+    def _first_recipe(self) -> Recipe:
+        """Return the recipe that the model was merged by, before its head or biases were refit."""
+        recipe = self.client.job(self.project, self.model).recipe
+        while recipe.merge_method != "regmean" and recipe.request is not None and recipe.base_model is not None:
+            recipe = self.client.job(self.project, recipe.base_model).recipe
+        return recipe
 
     def _measure(self, step: Step) -> str:
         """See to it that everybody has measured; return the id of the request that is complete."""
