@@ -138,8 +138,8 @@ class Planner:
         tuned = [member for member in holders if name in member.tensors]
         if self.elements is not None and len(tuned) > 1 and self.elements.cover(name, tuned):
             return self.elements.plan(output, _terms_of(tuned, terms), self.recipe, compute, _bytes_of(tuned, name))
-        # who did not tune a layer has not measured for it either: it is solved among the others
         fed = self.taps.measured(name, holders)
+        # who did not tune a layer has not measured for it either: it is solved among the others
         weighed = [member for member in holders if name in member.tensors or member.key in fed]
         are_weighed = len(weighed) > 1 and self._are_weighed(name, fed, weighed)
         if not isinstance(self.method, PrecisionMethod) or not are_weighed:
