@@ -275,6 +275,9 @@ def test_a_model_gets_the_ridge_solution_of_everybodys_logits_as_its_head_and_st
     assert "ridge regression" in card
     (entry_,) = [one for one in json.loads(file_of(world, "second", "diagnostics.json")) if one["method"] == "head"]
     assert (entry_["members"], entry_["rows"]) == (3, 600)
+    told = world.participant("acme").get(f"{PATH}/jobs/second/diagnostics").json()
+    (layer,) = [one for one in told["layers"] if one["method"] == "head"]
+    assert (layer["parameters"], layer["rows"], layer["fallback"]) == ([WEIGHT, BIAS], 600, "none")
 
 
 def test_a_refit_model_is_refit_again_and_calibrated_and_every_round_is_in_its_receipt(
