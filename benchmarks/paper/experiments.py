@@ -62,7 +62,7 @@ class Experiment:
     own_heads: bool = False
     private_heads: bool = False
     source: str = OFFLINE
-    epochs: int = 3
+    epochs: int = 4
     learning_rate: float = 3e-4
     at_most: int | None = None
     sections: tuple[str, ...] = SECTIONS

@@ -48,7 +48,8 @@ def markdown(results: Results) -> str:
         seeds = len(next(iter(rows.values()))[IN]["by_seed"])
         parts += [f"### {TITLES.get(setting, setting)}", "", *_table(rows), ""]
         parts += [f"Seeds: {seeds}. Entity or macro F1 and average precision in percent, mean ± standard error.", ""]
-        parts += [*_differences(rows), ""]
+        if found := _differences(rows):
+            parts += [*found, ""]
     return "\n".join([*parts, PICTURE, ""])
 
 

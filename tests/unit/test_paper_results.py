@@ -102,23 +102,33 @@ def test_a_partition_has_its_share_of_its_key_class():
     assert members["joy"].train != experiment.members(2)["joy"].train
 
 
-def test_what_an_experiment_yielded_is_kept_until_its_sources_change(tmp_path, monkeypatch):
-    runs = []
+def test_a_row_is_kept_until_its_sources_change_and_an_interrupted_run_goes_on_with_the_next(tmp_path, monkeypatch):
+    made = []
 
-    def run_once(experiment, seed, _bench):
-        runs.append((experiment.name, seed))
-        return table(60, 62)
+    def make(experiment, parts, seed, _bench):
+        for part in parts:
+            if "FAIL" in part.decided_by:
+                raise KeyboardInterrupt
+            made.append((seed, part.decided_by.split("'")[1] if "'" in part.decided_by else part.decided_by))
+            yield part, {made[-1][1]: table(60, 62)["Simple"]}
 
-    monkeypatch.setattr(running, "_run", run_once)
+    monkeypatch.setattr(running, "_make", make)
     bench = running.Bench(tmp_path, at_once=1)
+    simple, *_, last = SMOKE[0].merges
+    two = replace(SMOKE[0], merges=(simple, last))
+    with pytest.raises(KeyboardInterrupt):
+        running.run(replace(two, merges=(simple, replace(last, row="FAIL"))), 1, bench)
+    assert made == [(1, "references"), (1, "Simple")]
     for _ in range(2):
-        assert running.run(SMOKE[0], 1, bench) == table(60, 62)
-    running.run(SMOKE[0], 2, bench)
-    running.run(replace(SMOKE[0], epochs=9), 1, bench)
-    assert runs == [("btc", 1), ("btc", 2), ("btc", 1)]
+        assert list(running.run(two, 1, bench)) == ["references", "Simple", last.row]
+    assert made == [(1, "references"), (1, "Simple"), (1, last.row)]
+    running.run(two, 2, bench)
+    assert len(made) == 6
+    running.run(replace(two, epochs=9), 1, bench)
+    assert len(made) == 9
     monkeypatch.setattr(running, "PROGRAMS", ())
-    running.run(SMOKE[0], 1, bench)
-    assert len(runs) == 4
+    running.run(two, 1, bench)
+    assert len(made) == 12
 
 
 def test_a_row_that_a_seed_does_not_have_is_left_out():
