@@ -126,6 +126,25 @@ def test_the_preview_names_every_number_who_sees_it_and_what_stays(measured, tmp
     assert "statistics of c: embeddings feed it directly" in told
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"kind": "evaluate", "models": ["a", "b"]}, "how well a, b and your own model, if you name it,"),
+        ({"kind": "gram"}, "what layers of first read of your texts\n"),
+        ({"kind": "gram", "block": "own"}, "read of your texts, the measured blocks being your own model's\n"),
+        ({"kind": "gram", "weighting": "output_gradient"}, "read of your texts, each row counted by output gradient\n"),
+        ({"kind": "head"}, "what the head of first would be refit from"),
+        ({"kind": "calibration"}, "which scores first gives your labelled texts"),
+    ],
+)
+def test_the_preview_says_what_was_asked_of_which_model_and_how(asked, words):
+    request = {"id": "round-1", "project": "acme.tweets", "models": ["first"], "state": "open", "policy": REFERENCE}
+    request |= {"created_at": NOW, "deadline": NOW, "asked": []} | asked
+    told = str(PreparedAnswer(answer(), asked=RequestInfo.model_validate(request)))
+    assert told.startswith("Answers round-1: ")
+    assert words in told
+
+
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 

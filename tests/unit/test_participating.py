@@ -113,6 +113,16 @@ def test_the_oldest_request_is_answered_first_and_of_all_models_one_is_left(erro
     assert len(list(participation.folder.glob("models/*"))) == 1
 
 
+def test_whoever_is_shown_an_answer_is_told_what_was_asked_also_of_one_that_was_kept(errors, participation):
+    assert errors == {}
+    client, shown = Client(), list[str]()
+    asking = participation.model_copy(update={"allow": ()})
+    for _ in range(2):
+        participate(client, asking, confirm=lambda prepared: shown.append(str(prepared).splitlines()[0]))
+    assert shown[:3] == shown[3:]
+    assert shown[0] == "Answers first: how well first and your own model, if you name it, do on your held-out texts"
+
+
 def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered(errors, participation):
     errors["second"] = PolicyViolationError("too few rows")
     client, told = Client(), []

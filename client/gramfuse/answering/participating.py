@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from gramfuse.answering.computing import Assignment, compute
@@ -109,6 +109,7 @@ class _OneAnswer:
                     assignment, self.participation, on_progress=on_progress, is_cancelled=self.is_cancelled
                 )
             self.kept.keep(prepared)
+        prepared = replace(prepared, asked=request)
         if request.kind in self.participation.allow:
             self.on_allowed(prepared)
         elif self.confirm(prepared) is not True:

@@ -15,7 +15,7 @@ from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.requests import Answer, ModelScore
+from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import PolicyViolationError
 
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreparedAnswer:
-    """An answer, the statistics file that belongs to it, and taps that stay at home with the reasons."""
+    """An answer, its statistics file, taps that stay at home with the reasons, and the request that it answers."""
 
     answer: Answer
     statistics: Path | None = None
     stays: tuple[tuple[str, str], ...] = ()
+    asked: RequestInfo | None = None
 
     @property
     def files(self) -> tuple[VirtualFile, ...]:
@@ -37,8 +38,9 @@ class PreparedAnswer:
         return () if self.statistics is None else (VirtualFile.of_path(self.statistics, STATISTICS_FILE_NAME),)
 
     def __str__(self) -> str:
-        """Tell people all of what leaves, who will see it, and what stays."""
-        lines = ["Leaves this machine:"]
+        """Tell people what is answered, all of what leaves, who will see it, and what stays."""
+        lines = [] if self.asked is None else [f"Answers {self.asked.id}: {_describe_question(self.asked)}"]
+        lines.append("Leaves this machine:")
         if self.answer.scores:
             lines += [f"  {_describe_score(score)}" for score in self.answer.scores]
             lines.append("  The members of the project will see these numbers under your organization's name.")
@@ -145,6 +147,22 @@ def _describe_histograms(histograms: CalibrationHistograms) -> list[str]:
         ),
         "They tell how often each label occurs in your texts. The server sees them; members of the project do not.",
     ]
+
+
+def _describe_question(asked: RequestInfo) -> str:
+    models = ", ".join(asked.models)
+    questions = {
+        "evaluate": f"how well {models} and your own model, if you name it, do on your held-out texts",
+        "gram": f"what layers of {models} read of your texts",
+        "head": f"what the head of {models} would be refit from, to say what your own model says",
+        "calibration": f"which scores {models} gives your labelled texts",
+    }
+    question = questions[asked.kind]
+    if asked.block == "own":
+        question += ", the measured blocks being your own model's"
+    if asked.weighting != "none":
+        question += f", each row counted by {asked.weighting.replace('_', ' ')}"
+    return question
 
 
 def _describe_score(score: ModelScore) -> str:
