@@ -1,10 +1,10 @@
 """Loops of requests and jobs in the SDK: a coordinator's calls that last as long as everybody takes to answer."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
 
+from gramfuse.contributions import Contributions
+from gramfuse.merges import Merges
 from gramfuse.refining.running import Refinement, RefinementProgress, measured_block
-from gramfuse.rounds import Rounds
 from gramfuse.searching.judging import Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST, Search
@@ -16,11 +16,8 @@ from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.requests import DEFAULT_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from gramfuse.participation import Client
 
-
-class Loops(Rounds):
+class Loops(Contributions, Merges):
     """What a connection can do over many requests and jobs. Running a loop again resumes it."""
 
     def refine(
@@ -65,7 +62,7 @@ class Loops(Rounds):
             ConflictError: `result` stands for something else.
         """
         return Refinement(
-            client=cast("Client", self),  # which alone is one
+            client=self,
             project=project,
             model=model,
             result=result or f"{model}-refined",
@@ -120,7 +117,7 @@ class Loops(Rounds):
             msg = f"models_per_request is {models_per_request}; it is from 1 to {limits.MAX_REQUEST_MODELS}"
             raise ConfigurationError(msg)
         return Search(
-            client=cast("Client", self),  # which alone is one
+            client=self,
             project=project,
             strategy=strategy,
             name=name,

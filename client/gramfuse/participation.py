@@ -1,11 +1,9 @@
 """Take part in projects: the SDK's client, synchronous and typed. What it can do stands in a module per noun."""
 
-from gramfuse.contributions import Contributions
 from gramfuse.loops import Loops
-from gramfuse.merges import Merges
 
 
-class Client(Contributions, Merges, Loops):
+class Client(Loops):
     """One organization's connection to one server.
 
     Args:

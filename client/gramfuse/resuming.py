@@ -9,7 +9,7 @@ from gramfuse_shared.contract.requests import RequestCreate, RequestInfo
 from gramfuse_shared.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
-    from gramfuse.participation import Client
+    from gramfuse.loops import Loops
 
 LONGEST_RETRY: Final = "-retry-99"
 _QUESTION: Final = RequestCreate.model_fields.keys() - {"seconds"}
@@ -26,7 +26,7 @@ def request_names(first: str) -> Iterator[str]:
 
 
 def find_or_ask(
-    client: "Client",
+    client: "Loops",
     project: str,
     name: str,
     body: RequestCreate,
@@ -70,7 +70,7 @@ def find_or_ask(
 
 
 def run_job(
-    client: "Client", project: str, job: str, recipe: Recipe, *, on_progress: Callable[[Job], None] = lambda _: None
+    client: "Loops", project: str, job: str, recipe: Recipe, *, on_progress: Callable[[Job], None] = lambda _: None
 ) -> Job:
     """Submit a job, or find it, or retry it where it ended badly; return it once it has succeeded.
 
@@ -81,7 +81,7 @@ def run_job(
     return client.wait(project, job, on_progress=on_progress)
 
 
-def start_job(client: "Client", project: str, job: str, recipe: Recipe) -> None:
+def start_job(client: "Loops", project: str, job: str, recipe: Recipe) -> None:
     """As `run_job`, without waiting."""
     if client.submit(project, recipe, job=job).state in _ENDED_BADLY:
         client.retry(project, job)

@@ -16,7 +16,7 @@ from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.identifiers import JOB_PATTERN
 
 if TYPE_CHECKING:
-    from gramfuse.participation import Client
+    from gramfuse.loops import Loops
 
 _LONGEST_NUMBER: Final = "-999"
 
@@ -45,7 +45,7 @@ class RefinementProgress:
 class Refinement:
     """What is to be done, and how; see `Client.refine`."""
 
-    client: "Client"
+    client: "Loops"
     project: str
     model: str
     result: str

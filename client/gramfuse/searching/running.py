@@ -25,7 +25,7 @@ from gramfuse_shared.errors import (
 from gramfuse_shared.identifiers import JOB_PATTERN
 
 if TYPE_CHECKING:
-    from gramfuse.participation import Client
+    from gramfuse.loops import Loops
 
 DEFAULT_MODELS_PER_REQUEST: Final = 8
 
@@ -36,7 +36,7 @@ _DIGITS: Final = 10  # of a digest in a name: two of a thousand merges meet once
 class Search:
     """What is searched, and what was found so far; see `Client.search`."""
 
-    client: "Client"
+    client: "Loops"
     project: str
     strategy: Strategy
     name: str
