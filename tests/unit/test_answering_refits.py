@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from gramfuse.answering.computing import Assignment, compute
 from gramfuse.answering.configuration import LocalTexts, Participation
@@ -99,6 +100,20 @@ def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, t
     prepared = compute(replace(given, base_folder=desk / "base"), own)
     expected = collect_head(desk / "merged", tmp_path / "whole", texts_of(desk), device="cpu")
     torch.testing.assert_close(HeadStatistics.load(prepared.statistics).product, expected.product, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_is_scored_as_the_whole_model_that_it_makes_of_the_base(desk, tmp_path):
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}
+    save_adapter(tmp_path / "adapter", desk / "base", merged=tmp_path / "whole", **options)
+    AutoTokenizer.from_pretrained(desk / "base").save_pretrained(tmp_path / "whole")
+    policy = POLICY.model_copy(update={"requests": ("evaluate",)})
+    given = assignment(desk, tmp_path / "evaluate-1", "evaluate", policy)
+    whole = compute(given, participation(desk, model=tmp_path / "whole")).answer.scores
+    found = compute(replace(given, base_folder=desk / "base"), participation(desk, model=tmp_path / "adapter"))
+    for score, expected in zip(found.answer.scores, whole, strict=True):
+        assert (score.model, score.examples) == (expected.model, expected.examples)
+        assert score.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    assert {score.model for score in whole} == {"first", None}
 
 
 def test_before_a_head_leaves_the_person_reads_what_it_reveals(desk, tmp_path):

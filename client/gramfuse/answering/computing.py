@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
-
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
 from gramfuse.answering.prepared import PreparedAnswer, keep_head_statistics, keep_leaving_statistics
@@ -86,26 +84,27 @@ def compute(
 
 def _evaluate(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
     held_out = _required(participation.held_out, "held_out")
-    folders: list[tuple[str | None, Path]] = list(assignment.models.items())
+    models: list[tuple[str | None, Path | OpenModel]] = list(assignment.models.items())
     if participation.model is not None:
-        folders.append((None, participation.model))
+        models.append((None, _own_model(participation.model, assignment, participation.device)))
     scores = []
-    for name, folder in folders:
-        found = _evaluated(folder, held_out, run)
+    for name, model in models:
+        found = _evaluated(model, held_out, run)
         scores.append(ModelScore(model=name, examples=found.distinct_examples, metrics=dict(found.metrics)))
     return PreparedAnswer(_document(assignment, scores=tuple(scores)))
 
 
-def _evaluated(folder: Path, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
+def _evaluated(model: Path | OpenModel, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
+    loaded, tokenizer = (model, None) if isinstance(model, Path) else (model.model, model.tokenizer)
     texts, labels = read_texts_of_task(
-        task_of(folder),
+        task_of(loaded),
         held_out.texts,
         _fields(held_out),
         _labels(held_out),
         split=held_out.split,
         limit=held_out.examples,
     )
-    return evaluate(folder, texts, labels, **run)
+    return evaluate(loaded, texts, labels, tokenizer=tokenizer, **run)
 
 
 def _measure(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
@@ -141,22 +140,23 @@ def _measure_head(assignment: Assignment, participation: Participation, run: Map
         raise ConfigurationError(msg)
     (folder,) = assignment.models.values()
     own = _own_model(participation.model, assignment, participation.device)
-    found = collect_head(folder, own, texts, base=assignment.base.content_digest(), **run)
+    own_model = own if isinstance(own, Path) else own.model
+    found = collect_head(folder, own_model, texts, base=assignment.base.content_digest(), **run)
     leaving = assignment.folder / STATISTICS_FILE_NAME
     section = keep_head_statistics(found, leaving, assignment.policy, assignment.base)
     return PreparedAnswer(_document(assignment, statistics=section), leaving)
 
 
-def _own_model(model: Path, assignment: Assignment, device: str) -> Path | nn.Module:
+def _own_model(model: Path, assignment: Assignment, device: str) -> Path | OpenModel:
     """Return the organization's own model: its folder, or where that is an adapter's, the base with the adapter."""
     if not is_adapter(model):
         return model
     if assignment.base_folder is None:
         msg = f"{model} is an adapter, and its base model is nowhere; fetch it with `gramfuse project base pull`"
         raise ConfigurationError(msg)
-    base = open_model(assignment.base_folder, device=device).model
-    add_adapter(base, model, assignment.base_folder)
-    return base
+    opened = open_model(assignment.base_folder, device=device)
+    add_adapter(opened.model, model, assignment.base_folder)
+    return opened
 
 
 def _calibrate(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
