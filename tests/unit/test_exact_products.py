@@ -38,16 +38,37 @@ def test_an_error_within_restores_too(surrounding):
     assert torch.backends.mkldnn.matmul.fp32_precision == surrounding
 
 
-@pytest.mark.parametrize(("onednn", "expected"), [(0.5, "bf16"), (0.95, "ieee"), (2.0, "ieee")])
-def test_the_faster_route_is_taken_where_it_is_worthwhile(monkeypatch, fresh_probe, onednn, expected):
-    seconds = iter([1.0, onednn])
-    monkeypatch.setattr(module, "_time", lambda _: next(seconds))
+@pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", "bf16"), ("GenuineIntel", "ieee"), ("", "ieee")])
+def test_the_other_route_is_taken_where_mkl_is_slow_and_both_are_exact(monkeypatch, fresh_probe, vendor, expected):
+    monkeypatch.setattr(module, "_vendor", lambda: vendor)
     monkeypatch.setattr(module, "MOST_ERROR", 1.0)  # as on a CPU without bfloat16 units, where both are exact
     assert cpu_route() == expected
 
 
 def test_a_route_that_rounds_is_never_taken(monkeypatch, fresh_probe):
-    seconds = iter([1.0, 0.1])
-    monkeypatch.setattr(module, "_time", lambda _: next(seconds))
+    monkeypatch.setattr(module, "_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(module, "MOST_ERROR", 0.0)  # no product is that exact
     assert cpu_route() == "ieee"
+
+
+def test_trying_a_route_leaves_the_surrounding_setting(surrounding, fresh_probe, monkeypatch):
+    monkeypatch.setattr(module, "_vendor", lambda: "AuthenticAMD")
+    cpu_route()
+    assert torch.backends.mkldnn.matmul.fp32_precision == surrounding
+
+
+@pytest.mark.parametrize(
+    ("lines", "processor", "expected"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "", "AuthenticAMD"),
+        ("processor\t: 0\n", "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD", "AuthenticAMD"),
+        (None, "arm", "arm"),
+        (None, "", ""),
+    ],
+)
+def test_the_maker_is_read_where_the_system_tells_it(monkeypatch, tmp_path, lines, processor, expected):
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(module, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(module.platform, "processor", lambda: processor)
+    assert module._vendor() == expected

@@ -1,14 +1,16 @@
 """Compute float32 products as such, by the fastest route that this machine has.
 
 A TF32 or bfloat16 setting of the surrounding program would cost three digits. On CPUs there are two routes: MKL, and
-oneDNN, to which torch sends products when it may use bfloat16. Where the CPU has no bfloat16 units these stay float32
-and leave MKL behind by up to a factor of two (AMD); where it has (AMX), they would be bfloat16. So it is tried once.
+oneDNN, to which torch sends products when it may use bfloat16. Where the CPU has no bfloat16 units these stay float32;
+where it has (AMX), they would be bfloat16, so that is tried once. MKL leaves AMD's cores half idle, so there the other
+route is taken. Nothing is timed: the two differ in last bits, and a busy machine must not merge to other bits.
 """
 
-import time
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -19,9 +21,8 @@ MOST_ERROR: Final = 2e-6
 """Of a product of 512 × 512 matrices against float64, ‖·‖_F; float32 has 4e-7, bfloat16 2e-3."""
 
 _SIZE: Final = 512
-_REPETITIONS: Final = 7
-_WORTHWHILE: Final = 0.9
-"""Of MKL's time: what oneDNN may take at most to be chosen."""
+_SLOW_WITH_MKL: Final = "AuthenticAMD"
+_CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 @contextmanager
@@ -38,34 +39,32 @@ def exact_products() -> Iterator[None]:
 
 @cache
 def cpu_route() -> Route:
-    """Return the setting of oneDNN under which float32 products are exact and fastest here; tried at the first call."""
+    """Return the setting of oneDNN under which float32 products are exact and fast here: the same at every call."""
+    return "bf16" if _vendor() == _SLOW_WITH_MKL and _is_exact("bf16") else "ieee"
+
+
+def _is_exact(route: Route) -> bool:
     onednn = _onednn()
     before = onednn.fp32_precision
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(_SIZE, _SIZE, generator=generator) for _ in range(2))
     expected = left.double() @ right.double()
-    seconds: dict[Route, float] = {}
-    routes: tuple[Route, ...] = ("ieee", "bf16")
     try:
-        for route in routes:
-            onednn.fp32_precision = route
-            error = torch.linalg.norm((left @ right).double() - expected) / torch.linalg.norm(expected)
-            if float(error) < MOST_ERROR:
-                seconds[route] = _time(lambda: left @ right)
+        onednn.fp32_precision = route
+        error = torch.linalg.norm((left @ right).double() - expected) / torch.linalg.norm(expected)
     finally:
         onednn.fp32_precision = before
-    plain = seconds.get("ieee", 0.0)
-    return "bf16" if seconds.get("bf16", plain) < _WORTHWHILE * plain else "ieee"
+    return float(error) < MOST_ERROR
 
 
-def _time(product: Callable[[], torch.Tensor]) -> float:
-    """Return the seconds of the fastest of some repetitions."""
-    fastest = float("inf")
-    for _ in range(_REPETITIONS):
-        began = time.perf_counter()
-        product()
-        fastest = min(fastest, time.perf_counter() - began)
-    return fastest
+def _vendor() -> str:
+    """Return the CPU's maker as it names itself; where that is not known, whatever the platform says of the CPU."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+    return next(found, platform.processor().rpartition(" ")[2])
 
 
 def _onednn() -> Any:  # noqa: ANN401 - the module replaces itself by an object that has no type
