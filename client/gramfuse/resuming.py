@@ -46,7 +46,9 @@ def find_or_ask(
         ConflictError: a name stands for another question.
         GramfuseError: see `Client.ask`.
     """
-    for candidate in request_names(name):
+    candidates = request_names(name)
+    while True:
+        candidate = next(candidates)
         try:
             found = client.request(project, candidate)
         except NotFoundError:
@@ -60,13 +62,30 @@ def find_or_ask(
                 seconds=body.seconds,
                 request=candidate,
             )
-        if any(getattr(found, name) != getattr(body, name) for name in _QUESTION):
+        if any(getattr(found, key) != getattr(body, key) for key in _QUESTION):
             msg = f"request {candidate} asks something else than this loop would; choose another id"
             raise ConflictError(msg)
         if found.state == "open" or (found.state == "complete" and is_usable(found)):
             return found
-    msg = "names of requests do not end"  # pragma: no cover
-    raise AssertionError(msg)  # pragma: no cover
+
+
+def wait_for_answers(
+    client: "Loops",
+    project: str,
+    request: RequestInfo,
+    *,
+    on_request: Callable[[RequestInfo], None],
+    on_progress: Callable[[RequestInfo], None],
+) -> RequestInfo:
+    """Return a request once it is complete; one that is open is told to `on_request` before it is waited for.
+
+    Raises:
+        GramfuseError: see `Client.wait_for_request`.
+    """
+    if request.state != "open":
+        return request
+    on_request(request)
+    return client.wait_for_request(project, request.id, on_progress=on_progress)
 
 
 def run_job(

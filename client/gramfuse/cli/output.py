@@ -111,13 +111,6 @@ def note(text: str, *, always: bool = False) -> None:
         console(stderr=True).print(text, markup=False)
 
 
-def note_open_requests(project: str, requests: Sequence[str]) -> None:
-    """Tell who interrupts a loop which request goes on without it, and how to take that back."""
-    for request in requests:
-        way_back = f"`gramfuse request cancel {project} {request}` takes it back"
-        note(f"request {request} stays open for answers; {way_back}")
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Callable[..., None]:
     """Return a renderer of a plain table; columns whose number is in `right` are aligned right.
 

@@ -73,7 +73,7 @@ def create(
             layers=layer or (),
             block=chosen,
             weighting=weighting,
-            seconds=_seconds(days),
+            seconds=seconds_of(days),
             request=identifier,
         )
     _show(_wait(project, made.id, None) if wait_ else made)
@@ -165,32 +165,22 @@ def refine(
 
     Example: gramfuse request refine acme.tweets regmean-1 --id regmean-pp
     """
-    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+    from gramfuse.cli.loops import shown_loop  # noqa: PLC0415 - only where this command runs
 
-    waited: list[str] = []
-    with session.open_client() as client, bars.steps("Refining") as show_bar:
-
-        def show_progress(progress: RefinementProgress) -> None:
-            show_bar(progress.share, _describe_refinement(progress))
-            waited[:] = [progress.request.id] if progress.request is not None else []
-
-        try:
-            job = client.refine(
-                project,
-                model,
-                result=identifier,
-                blocks_at_once=None if all_at_once else blocks_at_once,
-                block=_chosen_block(block),
-                weighting=weighting,
-                alpha=alpha,
-                seconds=_seconds(days),
-                keep=keep,
-                on_request=lambda request: waited.append(request.id),
-                on_progress=show_progress,
-            )
-        except KeyboardInterrupt:
-            output.note_open_requests(project, waited[-1:])
-            raise typer.Exit(output.EXIT_INTERRUPTED) from None
+    with session.open_client() as client, shown_loop(project, "Refining") as shown:
+        job = client.refine(
+            project,
+            model,
+            result=identifier,
+            blocks_at_once=None if all_at_once else blocks_at_once,
+            block=_chosen_block(block),
+            weighting=weighting,
+            alpha=alpha,
+            seconds=seconds_of(days),
+            keep=keep,
+            on_request=shown.wait_for,
+            on_progress=lambda seen: shown.show(seen.share, _describe_refinement(seen), seen.request),
+        )
     rows = [
         ("model", job.id),
         ("begun with", model),
@@ -213,7 +203,8 @@ def _chosen_block(block: str | None) -> MeasuredBlock | None:
     return cast("MeasuredBlock | None", block)
 
 
-def _seconds(days: float) -> int:
+def seconds_of(days: float) -> int:
+    """Return the seconds until a deadline that is given in days."""
     return max(60, round(days * DAY_SECONDS))
 
 

@@ -8,14 +8,13 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse.cli.requests import DaysOption, describe_answers
+from gramfuse.cli.requests import DaysOption, describe_answers, seconds_of
 from gramfuse.searching.judging import LOWER_IS_BETTER, Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult, Trial
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST
 from gramfuse.searching.strategies import GreedySearch, GridSearch, RandomSearch, Strategy
 from gramfuse_shared import limits
 from gramfuse_shared.contract.metrics import MetricName
-from gramfuse_shared.contract.requests import DAY_SECONDS
 from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def _search(
     *,
     keep: bool,
 ) -> None:
-    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+    from gramfuse.cli.loops import shown_loop  # noqa: PLC0415 - only where this command runs
 
     for option, value, known in (
         ("--metric", metric, get_args(MetricName)),
@@ -147,29 +146,19 @@ def _search(
         if value not in known:
             msg = f"{option} is {value!r}; it is one of {', '.join(known)}"
             raise ConfigurationError(msg)
-    waited: list[str] = []
-    with session.open_client() as client, bars.steps("Searching") as show_bar:
-
-        def show_progress(progress: SearchProgress) -> None:
-            show_bar(progress.judged / progress.proposed, _describe(progress))
-            waited[:] = [progress.request.id] if progress.request is not None else []
-
-        try:
-            result = client.search(
-                project,
-                strategy,
-                name=identifier,
-                metric=cast("MetricName", metric),
-                averaging=cast("Averaging", averaging),
-                models_per_request=models_per_request,
-                seconds=max(60, round(days * DAY_SECONDS)),
-                keep=keep,
-                on_request=lambda request: waited.append(request.id),
-                on_progress=show_progress,
-            )
-        except KeyboardInterrupt:
-            output.note_open_requests(project, waited[-1:])
-            raise typer.Exit(output.EXIT_INTERRUPTED) from None
+    with session.open_client() as client, shown_loop(project, "Searching") as shown:
+        result = client.search(
+            project,
+            strategy,
+            name=identifier,
+            metric=cast("MetricName", metric),
+            averaging=cast("Averaging", averaging),
+            models_per_request=models_per_request,
+            seconds=seconds_of(days),
+            keep=keep,
+            on_request=shown.wait_for,
+            on_progress=lambda seen: shown.show(seen.judged / seen.proposed, _describe(seen), seen.request),
+        )
     output.show(result.to_json(), lambda console: _render(result, console))
 
 

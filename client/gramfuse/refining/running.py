@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from gramfuse.connection import named
 from gramfuse.refining.blocks import plan_blocks
 from gramfuse.refining.planning import Step, plan_steps, recipe_of_step
-from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job
+from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job, wait_for_answers
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.recipe import Recipe
@@ -67,21 +67,20 @@ class Refinement:
         named("job", self.result + _LONGEST_NUMBER + LONGEST_RETRY, JOB_PATTERN)
         steps = self._plan()
         first = self._first_recipe()
-        job = None
-        for step in steps:
-            request = self._measure(step)
-            job = run_job(
-                self.client,
-                self.project,
-                step.job,
-                recipe_of_step(step, request, first, alpha=self.alpha),
-                on_progress=lambda seen, step=step: self.on_progress(RefinementProgress(step, job=seen)),  # type: ignore[misc] # bound by the default
-            )
-            if step.number > 1 and not self.keep:
-                self.client.delete_model(self.project, step.origin)  # behind the job that read it
-        if job is None:  # pragma: no cover - a plan has a step
-            msg = "a refinement without steps"
-            raise AssertionError(msg)
+        return [self._take(step, first) for step in steps][-1]
+
+    def _take(self, step: Step, first: Recipe) -> Job:
+        """Measure and merge, and delete the model in between that was read for it."""
+        recipe = recipe_of_step(step, self._measure(step), first, alpha=self.alpha)
+        job = run_job(
+            self.client,
+            self.project,
+            step.job,
+            recipe,
+            on_progress=lambda seen: self.on_progress(RefinementProgress(step, job=seen)),
+        )
+        if step.number > 1 and not self.keep:
+            self.client.delete_model(self.project, step.origin)  # behind the job that read it
         return job
 
     def _plan(self) -> tuple[Step, ...]:
@@ -107,12 +106,13 @@ class Refinement:
             weighting=self.weighting,
             seconds=self.seconds,
         )
-        request = find_or_ask(self.client, self.project, step.request, body)
-        if request.state == "open":
-            self.on_request(request)
-            request = self.client.wait_for_request(
-                self.project, request.id, on_progress=lambda seen: self.on_progress(RefinementProgress(step, seen))
-            )
+        request = wait_for_answers(
+            self.client,
+            self.project,
+            find_or_ask(self.client, self.project, step.request, body),
+            on_request=self.on_request,
+            on_progress=lambda seen: self.on_progress(RefinementProgress(step, seen)),
+        )
         return request.id
 
 

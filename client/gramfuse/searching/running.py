@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gramfuse.connection import named
-from gramfuse.resuming import LONGEST_RETRY, find_or_ask, start_job
+from gramfuse.resuming import LONGEST_RETRY, find_or_ask, start_job, wait_for_answers
 from gramfuse.searching.judging import Averaging, Judgement, goodness, is_answered_by, judge
 from gramfuse.searching.results import SearchProgress, SearchResult, Trial
 from gramfuse.searching.strategies import Member, Proposal, Proposals, Strategy, whole_cohort
@@ -111,12 +111,13 @@ class Search:
             start_job(self.client, self.project, job, recipe)
         for job in jobs:
             self.client.wait(self.project, job, on_progress=lambda seen: tell(job=seen))
-        request = self._find_or_ask(tuple(jobs), judges)
-        if request.state == "open":
-            self.on_request(request)
-            request = self.client.wait_for_request(
-                self.project, request.id, on_progress=lambda seen: tell(request=seen)
-            )
+        request = wait_for_answers(
+            self.client,
+            self.project,
+            self._find_or_ask(tuple(jobs), judges),
+            on_request=self.on_request,
+            on_progress=lambda seen: tell(request=seen),
+        )
         if not is_answered_by(request, judges):
             late = ", ".join(sorted(judges - {place.organization for place in request.asked if place.scores}))
             msg = f"{late} missed the deadline of {request.id}, so means cannot be compared; the same call asks anew"
