@@ -19,7 +19,7 @@ from gramfuse.contributing.loading import (
 from gramfuse.contributing.virtual_files import Source
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES, TensorEntry
-from gramfuse_shared.errors import ArchitectureMismatchError, FileUnreadableError
+from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError, FileUnreadableError
 
 if TYPE_CHECKING:
     from gramfuse.adapters.structure import Structure
@@ -75,6 +75,18 @@ class Adapter:
     def path(self) -> Path:
         """The file of its tensors."""
         return self.folder / ADAPTER_FILE
+
+
+def require_base_folder(adapter: Path, base_folder: Path | None) -> Path:
+    """Return the folder of the base model that an adapter is added to.
+
+    Raises:
+        ConfigurationError: it is not known.
+    """
+    if base_folder is None:
+        msg = f"{adapter} is an adapter, and its base model is nowhere; fetch it with `gramfuse project base pull`"
+        raise ConfigurationError(msg)
+    return base_folder
 
 
 def open_adapter(folder: Path, base: Path) -> Adapter:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gramfuse.adapters.adapter import require_base_folder
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
 from gramfuse.answering.prepared import PreparedAnswer, keep_head_statistics, keep_leaving_statistics
@@ -151,11 +152,9 @@ def _own_model(model: Path, assignment: Assignment, device: str) -> Path | OpenM
     """Return the organization's own model: its folder, or where that is an adapter's, the base with the adapter."""
     if not is_adapter(model):
         return model
-    if assignment.base_folder is None:
-        msg = f"{model} is an adapter, and its base model is nowhere; fetch it with `gramfuse project base pull`"
-        raise ConfigurationError(msg)
-    opened = open_model(assignment.base_folder, device=device)
-    add_adapter(opened.model, model, assignment.base_folder)
+    base_folder = require_base_folder(model, assignment.base_folder)
+    opened = open_model(base_folder, device=device)
+    add_adapter(opened.model, model, base_folder)
     return opened
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gramfuse.adapters.adapter import open_adapter
+from gramfuse.adapters.adapter import open_adapter, require_base_folder
 from gramfuse.adapters.weights import AdaptedWeights
 from gramfuse.contributing.loading import is_adapter, weight_file_names
 from gramfuse.measuring.layers import checkpoint_names
 from gramfuse.refining.blocks import parameters_of_blocks
-from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError
+from gramfuse_shared.errors import ArchitectureMismatchError
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles, TensorReader
 
 
@@ -51,7 +51,4 @@ def _open(own: Path, base_folder: Path | None, stack: ExitStack) -> TensorReader
     if not is_adapter(own):
         files = [stack.enter_context(LocalFile(own / name)) for name in weight_file_names(own)]
         return TensorFiles([TensorFile.open(file) for file in files])
-    if base_folder is None:
-        msg = f"{own} is an adapter, and its base model is nowhere; fetch it with `gramfuse project base pull`"
-        raise ConfigurationError(msg)
-    return AdaptedWeights.open(open_adapter(own, base_folder), stack)
+    return AdaptedWeights.open(open_adapter(own, require_base_folder(own, base_folder)), stack)
