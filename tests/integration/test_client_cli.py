@@ -7,12 +7,11 @@ import pytest
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.recipe import Recipe
 from support.client_models import tap, write_model, write_statistics
 from support.client_world import URL, Site
 from support.server_world import BASE_TENSORS, WIDTH
 from support.shell import Shell
-from support.worker_world import InProcessWorker, contribute
+from support.worker_world import merge_everybody
 
 PROJECT = "acme.tweets"
 MEMBERS = ("acme", "globex", "initech")
@@ -43,15 +42,7 @@ def policy_file(tmp_path) -> Path:
 @pytest.fixture
 def merged(world, settings, acme) -> str:
     """A project with a merged model `regmean-1`."""
-    worker = InProcessWorker(world, settings)
-    project = world.project(*MEMBERS)
-    for seed, member in enumerate(MEMBERS):
-        contribute(world, project, member, seed)
-    worker.inspect_all()
-    with acme.site.client() as client:
-        client.submit(PROJECT, Recipe(merge_method="regmean"), job="regmean-1")
-    worker.run(PROJECT, "regmean-1")
-    return "regmean-1"
+    return merge_everybody(world, settings)
 
 
 def test_whoami_tells_organization_role_and_token_id(acme):

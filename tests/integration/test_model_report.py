@@ -2,11 +2,10 @@
 
 import pytest
 
-from gramfuse_shared.contract.recipe import Recipe
 from support.client_world import Site
 from support.server_world import OPEN_POLICY
 from support.shell import Shell
-from support.worker_world import MEMBERS, InProcessWorker, contribute
+from support.worker_world import MEMBERS, merge_everybody
 
 PROJECT = "acme.tweets"
 ALLOWING = OPEN_POLICY.model_copy(update={"requests": ("evaluate",), "minimum_evaluation_examples": 50})
@@ -19,15 +18,7 @@ def acme(world, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def merged(world, settings, acme):
-    worker = InProcessWorker(world, settings)
-    project = world.project(*MEMBERS, policy=ALLOWING)
-    for seed, member in enumerate(MEMBERS):
-        contribute(world, project, member, seed)
-    worker.inspect_all()
-    with acme.site.client() as client:
-        client.submit(PROJECT, Recipe(merge_method="regmean"), job="regmean-1")
-    worker.run(PROJECT, "regmean-1")
-    return "regmean-1"
+    return merge_everybody(world, settings, policy=ALLOWING)
 
 
 def evaluate(world, request, scores, *, models=("regmean-1",)):

@@ -13,12 +13,12 @@ from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.fusion.calibration import add_histograms, choose_shifts
 from gramfuse_shared.fusion.packing import packed_length
+from support.answers import REQUESTS, give, send
 from support.server_world import BASE_TENSORS, WIDTH, entry, make_base, problem
 from support.worker_world import MEMBERS, InProcessWorker, contribute
 
 PROJECT = "acme.tweets"
 PATH = f"/v1/projects/{PROJECT}"
-REQUESTS = f"{PATH}/requests"
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 LABELS = 3
 TENSORS = (*BASE_TENSORS, (BIAS, "F32", (LABELS,)))
@@ -102,21 +102,6 @@ def document(world, organization, request, **parts):
     policy = world.coordinator("acme").get(PATH).json()["policy"]
     told = {"project": PROJECT, "request": request, "organization": organization, "policy": policy}
     return Answer.model_validate(told | parts)
-
-
-def give(world, answer):
-    path = f"{REQUESTS}/{answer.request}/answers/{answer.organization}"
-    return world.participant(answer.organization).put_document(path, answer)
-
-
-def send(world, answer, content):
-    """Answer with a file up to the seal; return the answer to the seal."""
-    announced = give(world, answer)
-    assert announced.status_code in {200, 201}, announced.text
-    member = world.participant(answer.organization)
-    path = f"{REQUESTS}/{answer.request}/answers/{answer.organization}"
-    member.put_files(path, announced.json(), {"statistics.safetensors": content})
-    return member.post(f"{path}/seal")
 
 
 def submit(world, job="second", **changes):

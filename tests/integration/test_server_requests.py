@@ -13,12 +13,12 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion.packing import pack
+from support.answers import REQUESTS, give, send
 from support.server_world import OPEN_POLICY, entry, make_tap, problem
 from support.worker_world import MEMBERS, contribute, make_gram, make_weights
 
 PROJECT = "acme.tweets"
 PATH = f"/v1/projects/{PROJECT}"
-REQUESTS = f"{PATH}/requests"
 ALLOWING = OPEN_POLICY.model_copy(update={"requests": ("evaluate", "gram"), "minimum_evaluation_examples": 50})
 COLLECTOR = CollectorSettings(collector_version="0.1.0")
 
@@ -79,12 +79,6 @@ def evaluation(world, organization, request="eval-1", **changes):
     return Answer.model_validate(document | changes)
 
 
-def give(world, answer, *, by=None, to=None):
-    by = by or answer.organization
-    path = f"{REQUESTS}/{to or answer.request}/answers/{answer.organization}"
-    return world.participant(by).put_document(path, answer)
-
-
 def statistics(world, organization, request="gram-1", *, seed=7, tap=None, content=None):
     """An answer with a statistics file, and the file."""
     tap = tap or make_tap()
@@ -95,16 +89,6 @@ def statistics(world, organization, request="gram-1", *, seed=7, tap=None, conte
     )
     section = {"file": entry("statistics.safetensors", file), "taps": [tap], "collector": COLLECTOR}
     return evaluation(world, organization, request, scores=[], statistics=section), file
-
-
-def send(world, answer, file):
-    """Answer with a file up to the seal; return the answer to the seal."""
-    announced = give(world, answer)
-    assert announced.status_code in {200, 201}, announced.text
-    member = world.participant(answer.organization)
-    path = f"{REQUESTS}/{answer.request}/answers/{answer.organization}"
-    member.put_files(path, announced.json(), {"statistics.safetensors": file})
-    return member.post(f"{path}/seal")
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ from gramfuse_server.settings import Settings
 from gramfuse_server.tables import JobRow, UploadRow
 from gramfuse_server.worker import check_numbers
 from gramfuse_shared.contract.manifest import CollectorSettings
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion.packing import pack
-from support.server_world import BODY_TENSORS, WIDTH, Files, World, make_tap
+from support.server_world import BODY_TENSORS, OPEN_POLICY, WIDTH, Files, World, make_tap
 
 MEMBERS = ("acme", "globex", "initech")
 ROWS = 500
@@ -134,3 +135,17 @@ def wait_for(
         assert time.monotonic() - began < seconds, f"{what} did not come within {seconds} s"
         time.sleep(every)
     return time.monotonic() - began
+
+
+def merge_everybody(world: World, settings: Settings, *, policy: Policy = OPEN_POLICY, job: str = "regmean-1") -> str:
+    """A project of all members with a model that RegMean made of their contributions; return the model's id."""
+    worker = InProcessWorker(world, settings)
+    project = world.project(*MEMBERS, policy=policy)
+    for seed, member in enumerate(MEMBERS):
+        contribute(world, project, member, seed)
+    worker.inspect_all()
+    body = {"recipe": {"merge_method": "regmean"}}
+    submitted = world.coordinator(MEMBERS[0]).put(f"/v1/projects/{project['id']}/jobs/{job}", json=body)
+    assert submitted.status_code == 201, submitted.text
+    worker.run(project["id"], job)
+    return job
