@@ -239,6 +239,25 @@ def test_layers_that_are_never_reached_have_no_tap():
     assert [tap.info.rows for tap in statistics.taps] == [5, 5]
 
 
+@pytest.mark.parametrize("kind", ["bert", "t5", "deberta-v3"])
+def test_chosen_layers_have_the_statistics_that_they_have_among_all(kind):
+    model, batch = tiny_model(kind), example_batch(kind)
+    with torch.no_grad(), Collector(model) as everything:
+        model(**batch)
+    for tap in everything.taps:
+        chosen = {layer.weight for layer in tap.info.layers}
+        with torch.no_grad(), Collector(model, layers=chosen) as statistics:
+            model(**batch)
+        (found,) = statistics.taps
+        assert found.info == tap.info
+        assert torch.equal(found.unpacked(), tap.unpacked())
+
+
+def test_layers_of_which_none_is_linear_are_refused_by_name():
+    with pytest.raises(ArchitectureMismatchError, match=r"bert\.embeddings\.LayerNorm\.weight"):
+        Collector(tiny_bert(), layers={"bert.embeddings.LayerNorm.weight"})
+
+
 def test_a_changed_wiring_is_refused_with_the_way_out_and_measured_without_sharing():
     model = Experts()
     with torch.no_grad():

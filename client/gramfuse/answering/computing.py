@@ -112,7 +112,12 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
     texts = _read(_required(participation.measured, "measured"))
     (folder,) = assignment.models.values()
     everything, leaving = assignment.folder / _MEASURED, assignment.folder / STATISTICS_FILE_NAME
-    settings = {**run, "base": assignment.base.content_digest(), "weighting": assignment.request.weighting}
+    settings = {
+        **run,
+        "base": assignment.base.content_digest(),
+        "weighting": assignment.request.weighting,
+        "layers": assignment.request.layers or None,
+    }
     if assignment.request.block == "own":
         opened = _with_own_blocks(folder, assignment, participation)
         collect(opened.model, texts, tokenizer=opened.tokenizer, **settings).save(everything)

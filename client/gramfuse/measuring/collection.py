@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gramfuse.measuring.examples import Examples, examples_of
 from gramfuse.measuring.forward_pass import ForwardPass, Wiring
-from gramfuse.measuring.layers import Layer, find_layers
+from gramfuse.measuring.layers import Layer, choose_layers, find_layers
 from gramfuse.measuring.masking import Frame, frame_of, select
 from gramfuse.measuring.probing import PROBES_PER_MODULE, Probe, probe_sources
 from gramfuse.measuring.statistics import Statistics
@@ -43,7 +43,11 @@ class Collector:
             forward passes and not in others.
         weighting: "output_gradient" lets each row count by ‖∂ℓ/∂y‖², y its layer's output, ℓ what the loop calls
             `backward` on: the sum of its examples' losses, not their mean. Measures each layer for itself.
+        layers: weights to measure, as they are saved; None: all. Those that are no linear layer's are not measured.
         resume: statistics to go on with, as returned by an earlier run on the same model.
+
+    Raises:
+        ArchitectureMismatchError: there is nothing to measure.
     """
 
     def __init__(
@@ -54,9 +58,10 @@ class Collector:
         padding: Literal["dropped", "counted"] = "dropped",
         share_inputs: bool = True,
         weighting: Weighting = "none",
+        layers: Collection[str] | None = None,
         resume: Statistics | None = None,
     ) -> None:
-        self.layers = find_layers(model)
+        self.layers = choose_layers(find_layers(model), layers)
         settings = CollectorSettings(collector_version=__version__, padding=padding, weighting=weighting)
         self.statistics = Statistics(settings=settings, base=base) + (resume or Statistics())
         self.statistics.layouts |= {layer.weight: layer.layout for layer in self.layers}

@@ -1,6 +1,6 @@
 """Runs a model over texts and measures it: what `gramfuse stats collect` and `gramfuse.collect` do."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ def collect(
     padding: Literal["dropped", "counted"] = "dropped",
     share_inputs: bool = True,
     weighting: Weighting = "none",
+    layers: Collection[str] | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_every: timedelta = timedelta(minutes=1),
@@ -61,6 +62,7 @@ def collect(
         share_inputs: False measures each layer for itself.
         weighting: "output_gradient" lets a row count by the square of the loss's gradient at its layer's output, with
             labels drawn from the model's predictions; takes a backward pass, and measures each layer for itself.
+        layers: weights to measure, as the folder names them; None: all. Those that are no linear layer's are left out.
         seed: what the drawing of labels begins with.
         checkpoint: file to go on from, and to keep the progress in; remove it once the statistics are saved.
         checkpoint_every: how often it is written.
@@ -70,7 +72,8 @@ def collect(
     Raises:
         ConfigurationError: gradients are to weigh the rows of a model without a head or without embeddings.
         CancelledError: `is_cancelled` said so; the message names the checkpoint.
-        ArchitectureMismatchError: the folder's weights are named otherwise than the loaded model's.
+        ArchitectureMismatchError: the folder's weights are named otherwise than the loaded model's, or none of `layers`
+            is a linear layer's.
         ConflictError: the checkpoint belongs to another run.
     """
     place, adapter = _places(model, base_folder)
@@ -83,6 +86,7 @@ def collect(
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
     folders = [path for path in (folder, adapter) if path is not None]
     settings = ["statistics", batch_size, base, padding, share_inputs, weighting, seed]
+    settings += [] if layers is None else [sorted(layers)]
     run = ResumableRun(
         None if checkpoint is None else Path(checkpoint),
         run_digest(folders, loaded, examples, settings),
@@ -94,6 +98,7 @@ def collect(
         padding=padding,
         share_inputs=share_inputs,
         weighting=weighting,
+        layers=layers,
         resume=None if run.kept is None else restore_statistics(run.kept),
     )
     if folder is not None:

@@ -1,7 +1,7 @@
 """Which linear layers of a model are measured, and under which names their weights are saved."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,24 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
         msg = f"{type(model).__name__} holds no nn.Linear or Conv1D of its own, so there is nothing to measure"
         raise ArchitectureMismatchError(msg)
     return layers
+
+
+def choose_layers(layers: tuple[Layer, ...], weights: Collection[str] | None) -> tuple[Layer, ...]:
+    """Return those layers whose weights are named; None: all.
+
+    Raises:
+        ArchitectureMismatchError: none is.
+    """
+    if weights is None:
+        return layers
+    chosen = tuple(layer for layer in layers if layer.weight in weights)
+    if not chosen:
+        msg = (
+            f"none of the layers that are asked for ({', '.join(sorted(weights)[:3])}, …) is an nn.Linear or Conv1D of "
+            f"this model, whose first is {layers[0].weight}"
+        )
+        raise ArchitectureMismatchError(msg)
+    return chosen
 
 
 def checkpoint_names(model: nn.Module) -> dict[str, str]:
