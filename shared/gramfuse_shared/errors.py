@@ -302,6 +302,30 @@ class ReceiptInvalidError(GramfuseError):
     title = "The receipt does not verify"
 
 
+class SignatureInvalidError(GramfuseError):
+    """A message is not signed by the identity key of the member that it names as its sender."""
+
+    code = "signature-invalid"
+    status = 422
+    title = "The signature is wrong"
+
+
+class SecureSessionRefusedError(GramfuseError):
+    """A session of secure aggregation would reveal a member, or its messages do not belong together."""
+
+    code = "secure-session-refused"
+    status = 409
+    title = "The secure session was refused"
+
+
+class ValueOutOfBoundsError(GramfuseError):
+    """A number is not finite, or over the bound up to which a secure session sums."""
+
+    code = "value-out-of-bounds"
+    status = 422
+    title = "A value is over its bound"
+
+
 class CancelledError(GramfuseError):
     """The work was cancelled at a task boundary."""
 

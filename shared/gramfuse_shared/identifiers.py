@@ -1,5 +1,6 @@
 """The forms of every name that travels, so that a path, a query or a file name is never built from anything else."""
 
+import base64
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,6 +19,9 @@ DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 FILE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,128}$"
 VERSION_PATTERN: Final = r"^[0-9A-Za-z.+-]{1,32}$"
 BASE64_PATTERN: Final = r"^[A-Za-z0-9+/]{1,1024}={0,2}$"
+KEY_PATTERN: Final = r"^[A-Za-z0-9+/]{43}=$"
+SHARE_PATTERN: Final = r"^[A-Za-z0-9+/]{44}$"
+SIGNATURE_PATTERN: Final = r"^[A-Za-z0-9+/]{86}==$"
 
 _SLUG_IN_WORDS: Final = "up to 40 lower-case letters, digits and hyphens, no hyphen first or last"
 IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -29,6 +33,9 @@ IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         FILE_PATTERN: "up to 128 letters, digits, dots, hyphens and underscores",
         VERSION_PATTERN: "a version: up to 32 letters, digits, dots, hyphens and plus signs",
         BASE64_PATTERN: "base64",
+        KEY_PATTERN: "32 bytes in base64",
+        SHARE_PATTERN: "33 bytes in base64",
+        SIGNATURE_PATTERN: "64 bytes in base64",
     }
 )
 """Each pattern in words, for messages."""
@@ -48,6 +55,13 @@ def _refuse_unprintable(name: str) -> str:
     return name
 
 
+def _refuse_second_spelling(text: str) -> str:
+    if base64.b64encode(base64.b64decode(text)).decode("ascii") != text:
+        msg = "the unused bits of base64 are zero, so that equal bytes are equal text"
+        raise ValueError(msg)
+    return text
+
+
 OrganizationName = Annotated[str, Field(pattern=SLUG_PATTERN, examples=["globex"])]
 """An organization's name: lower-case letters, digits and hyphens, 40 at most."""
 
@@ -62,6 +76,15 @@ Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, examples=["e3b0c44298fc1c1
 
 FileName = Annotated[str, Field(pattern=FILE_PATTERN, examples=["weights.safetensors"]), AfterValidator(_refuse_dots)]
 """One component of a path, never a path."""
+
+Key = Annotated[str, Field(pattern=KEY_PATTERN), AfterValidator(_refuse_second_spelling)]
+"""A public key of Ed25519 or X25519: its 32 raw bytes in base64."""
+
+Share = Annotated[str, Field(pattern=SHARE_PATTERN)]
+"""A Shamir share: 33 bytes in base64."""
+
+Signature = Annotated[str, Field(pattern=SIGNATURE_PATTERN), AfterValidator(_refuse_second_spelling)]
+"""An Ed25519 signature: 64 bytes in base64."""
 
 TensorName = Annotated[
     str,

@@ -32,6 +32,8 @@ MAX_LABEL_SETS: Final = 256  # sets of contributions that trained the same label
 MAX_CALIBRATED_LABELS: Final = 1_000
 
 MAX_COHORT: Final = 1_000
+MAX_SECURE_COHORT: Final = 100  # every member shares two secrets with every other: messages grow with the square
+MAX_FRACTION_BITS: Final = 256
 MAX_REQUEST_MODELS: Final = 32
 MAX_PATTERNS: Final = 1_000
 MAX_SEED: Final = 2**53 - 1

@@ -13,6 +13,7 @@ from gramfuse_shared.contract.manifest import LayerInfo, TensorInfo
 from gramfuse_shared.contract.policy import matches_any
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
+from gramfuse_shared.contract.secure_session import precision_name, product_name, weighted_name
 from gramfuse_shared.errors import ArchitectureMismatchError
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.parameters import output_tensor
@@ -29,6 +30,8 @@ from gramfuse_shared.merging.steps import (
     Step,
     tensor_bytes,
 )
+
+__all__ = ["SummedMember", "SummedTap", "plan_sums", "precision_name", "product_name", "weighted_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +51,6 @@ class SummedMember:
     label: str
     weights: Mapping[str, float]
     taps: tuple[SummedTap, ...] = ()
-
-
-def weighted_name(parameter: str) -> str:
-    """Name of the tensor that holds ΣcᵢDᵢ of a parameter."""
-    return f"weighted.{parameter}"
-
-
-def product_name(parameter: str) -> str:
-    """Name of the tensor that holds ΣDᵢPᵢ of a linear weight, [out, in] whatever its layout."""
-    return f"product.{parameter}"
-
-
-def precision_name(tap: str) -> str:
-    """Name of the tensor that holds ΣPᵢ of a tap, packed."""
-    return f"precision.{tap}"
 
 
 def plan_sums(

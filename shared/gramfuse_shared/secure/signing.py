@@ -1,0 +1,73 @@
+"""Signs and verifies the messages of a session, and sets of them: the rules that both parties hold messages to."""
+
+import base64
+from collections.abc import Sequence
+from typing import TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gramfuse_shared.contract.secure import Message, SignedMessage
+from gramfuse_shared.contract.secure_session import SessionManifest
+from gramfuse_shared.errors import SecureSessionRefusedError, SignatureInvalidError
+
+M = TypeVar("M", bound=Message)
+
+
+def sign(message: Message, key: Ed25519PrivateKey) -> SignedMessage:
+    """Sign a message's canonical JSON. Ed25519 is deterministic: the same message has the same bytes."""
+    signature = base64.b64encode(key.sign(message.canonical())).decode("ascii")
+    return SignedMessage(message=message, signature=signature)
+
+
+def require_message(signed: SignedMessage, session: SessionManifest, kind: type[M]) -> M:
+    """Return a message of this stage that a member of this session signed with its identity key.
+
+    Raises:
+        SecureSessionRefusedError: it is of another session or stage, or its sender is no member.
+        SignatureInvalidError: the sender's identity key did not sign it.
+    """
+    message = signed.message
+    if not isinstance(message, kind):
+        msg = f"{message.sender} sent {message.stage} where {kind.model_fields['stage'].default} is expected"
+        raise SecureSessionRefusedError(msg, sender=message.sender)
+    if message.session != session.digest:
+        msg = f"{message.sender}'s message is of another session; its manifest is not the one that was agreed on"
+        raise SecureSessionRefusedError(msg, sender=message.sender)
+    member = session.member(message.sender)
+    if member is None:
+        msg = f"{message.sender} is no member of the session {session.session}"
+        raise SecureSessionRefusedError(msg, sender=message.sender)
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(member.identity))
+    try:
+        key.verify(base64.b64decode(signed.signature), message.canonical())
+    except InvalidSignature as error:
+        msg = f"{message.sender}'s identity key did not sign this message of the stage {message.stage}"
+        raise SignatureInvalidError(msg, sender=message.sender) from error
+    return message
+
+
+def require_roster(signed: Sequence[SignedMessage], session: SessionManifest, kind: type[M]) -> tuple[M, ...]:
+    """Return the messages of one stage by ascending sender: each as above, one of a sender, and enough for a sum.
+
+    Raises:
+        SecureSessionRefusedError: a message does not belong here, a sender spoke twice, or fewer than t did.
+        SignatureInvalidError: a signature is wrong.
+    """
+    if len(signed) > len(session.members):
+        msg = f"{len(signed)} messages were shown, the session has {len(session.members)} members"
+        raise SecureSessionRefusedError(msg)
+    messages = sorted((require_message(each, session, kind) for each in signed), key=lambda message: message.sender)
+    senders = [message.sender for message in messages]
+    if len(set(senders)) < len(senders):
+        twice = next(sender for sender in senders if senders.count(sender) > 1)
+        msg = f"two messages of {twice} were shown in one stage"
+        raise SecureSessionRefusedError(msg, sender=twice)
+    if len(messages) < session.threshold:
+        drops = session.may_drop_out
+        msg = (
+            f"{len(messages)} of {len(session.members)} members go on, a sum needs {session.threshold}: "
+            f"{'none' if drops == 0 else f'at most {drops}'} may drop out; begin another session"
+        )
+        raise SecureSessionRefusedError(msg, members=len(messages), threshold=session.threshold)
+    return tuple(messages)
