@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gramfuse.measuring.fisher import Fisher
     from gramfuse.measuring.fisher_collection import collect_fisher
     from gramfuse.measuring.forwarding import collect
+    from gramfuse.measuring.scales import collect_scales, save_scales
     from gramfuse.measuring.statistics import Statistics
     from gramfuse.participation import Client
     from gramfuse.privacy.audit import audit
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from gramfuse.verification import Verification, verify
     from gramfuse_shared.contract.policy import Policy
     from gramfuse_shared.contract.recipe import Recipe
+    from gramfuse_shared.merging.scales import Scales, load_scales
 
 __all__ = [
     "Client",
@@ -66,6 +68,7 @@ __all__ = [
     "Policy",
     "RandomSearch",
     "Recipe",
+    "Scales",
     "SearchResult",
     "Statistics",
     "Verification",
@@ -76,15 +79,18 @@ __all__ = [
     "build_base_manifest",
     "collect",
     "collect_fisher",
+    "collect_scales",
     "compress",
     "evaluate",
     "export_adapter",
+    "load_scales",
     "match_models",
     "merge",
     "participate",
     "plan_contribution",
     "predict",
     "read_participation",
+    "save_scales",
     "verify",
 ]
 
@@ -105,6 +111,7 @@ _HOMES: Final = {
     "RandomSearch": "gramfuse.searching.strategies",
     "SearchResult": "gramfuse.searching.results",
     "Recipe": "gramfuse_shared.contract.recipe",
+    "Scales": "gramfuse_shared.merging.scales",
     "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",
     "attach_head": "gramfuse.heads.attaching",
@@ -113,15 +120,18 @@ _HOMES: Final = {
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
     "collect_fisher": "gramfuse.measuring.fisher_collection",
+    "collect_scales": "gramfuse.measuring.scales",
     "compress": "gramfuse.contributing.compressing",
     "evaluate": "gramfuse.evaluating.evaluation",
     "export_adapter": "gramfuse.adapters.exporting",
+    "load_scales": "gramfuse_shared.merging.scales",
     "match_models": "gramfuse.matching.matching",
     "merge": "gramfuse.local_merging",
     "participate": "gramfuse.answering.participating",
     "read_participation": "gramfuse.answering.configuration",
     "plan_contribution": "gramfuse.contributing.planning",
     "predict": "gramfuse.evaluating.predicting",
+    "save_scales": "gramfuse.measuring.scales",
     "verify": "gramfuse.verification",
 }
 

@@ -175,6 +175,16 @@ class Home:
             return None
         return folder if folder.is_dir() else None
 
+    def folder(self, name: str) -> Path:
+        """Return a folder of the home, for its owner only; made where it is not there yet."""
+        made = self.path / name
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return made
+
     # --- files ---------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -208,8 +218,7 @@ class Home:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            msg = f"the client's home {self.path} cannot be written: {error.strerror}; set {HOME_VARIABLE}"
-            raise ConfigurationError(msg) from error
+            raise _unwritable(self.path, error) from error
         return beside
 
 
@@ -255,6 +264,10 @@ def require_token(endpoint: Endpoint) -> Token:
         msg = f"no token for {endpoint.url}"
         raise UnauthenticatedError(msg)
     return endpoint.token
+
+
+def _unwritable(home: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"the client's home {home} cannot be written: {error.strerror}; set {HOME_VARIABLE}")
 
 
 def _pin_of(path: Path) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gramfuse.connection import Connection, named
 from gramfuse.contributing.base_model import open_base_folder
+from gramfuse.contributing.project_scales import open_scales, with_scales
 from gramfuse.progress import OnProgress, begin_check
 from gramfuse.transfer import pulling, pushing
 from gramfuse.transfer.uploads import send_missing_parts
@@ -25,25 +26,32 @@ class Projects(Connection):
         *,
         base: StrPath,
         policy: Policy | None = None,
+        scales: StrPath | None = None,
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
     ) -> Project:
         """Create a project with a base model and a policy; a rerun after an interruption sends what is missing.
 
+        `scales` is the project's scales file; the policy that is sent names its digest.
+
         Raises:
+            HeaderMalformedError, ScalesMalformedError, ArchitectureMismatchError: it is none, or of another base model.
+            PolicyViolationError: the policy names another, or one where none is given.
             ContributionRejectedError: the server's checks refused the base model.
             ConflictError: the name stands for another base model or policy.
         """
         folder = open_base_folder(Path(base), part_bytes=limits.DEFAULT_PART_BYTES)
         project = named("project", name if "." in name else f"{self.organization}.{name}", PROJECT_PATTERN)
-        body = ProjectCreate(base=folder.manifest, policy=policy or Policy())
+        sent = None if scales is None else open_scales(Path(scales), folder.manifest)
+        rules = with_scales(policy or Policy(), None if sent is None else sent.entry)
+        body = ProjectCreate(base=folder.manifest, policy=rules, scales=None if sent is None else sent.entry)
         path = f"v1/projects/{project}"
         created = Project.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
         if created.state == "open":
             send_missing_parts(
                 self._transport,
                 f"{path}/base",
-                folder.files,
+                (*folder.files, *(() if sent is None else (sent.file,))),
                 created.files,
                 parallel=self._parallel,
                 on_progress=on_progress,
@@ -88,6 +96,19 @@ class Projects(Connection):
         """Accept the project's current policy for the caller's organization, by its digest."""
         path = f"{self._path(project)}/acceptances/{named('digest', digest, DIGEST_PATTERN)}"
         return Acceptance.parse(self._transport.call("PUT", path))
+
+    def scales(self, project: str, *, on_progress: OnProgress | None = None) -> Path:
+        """Return where the project's scales file lies in the client's home; fetched there where it is not yet.
+
+        Raises:
+            NotFoundError: the project's policy names none.
+            DigestMismatchError: the server sent another policy or another file than was announced.
+        """
+        found = self.project(project)
+        pushing.require_ready(found)
+        policy = self.policy(found.id).policy
+        pushing.require_announced_policy(found, policy)
+        return pulling.pull_scales(self._transport, found, policy, self.home.folder("scales"), on_progress=on_progress)
 
     def pull_base(self, project: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
         """Fetch a project's base model into a new folder; a rerun resumes.

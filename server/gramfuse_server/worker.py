@@ -39,10 +39,12 @@ from gramfuse_server.supervision import Supervisor
 from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.requests import Answer
+from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.execution import choose_device
 from gramfuse_shared.merging.inspection import inspect_fisher, inspect_statistics, inspect_weights
+from gramfuse_shared.merging.scales import load_scales
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from gramfuse_shared.version import __version__
 
@@ -173,7 +175,10 @@ def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torc
     Raises:
         WeightsInvalidError: weights hold NaN or infinity.
         StatisticsInvalidError: statistics are not the Gram matrices, or the squares, of anything.
+        ScalesMalformedError: scales hold what nothing can be divided by.
     """
+    if isinstance(manifest, BaseManifest) and SCALES_FILE_NAME in paths:
+        load_scales(paths[SCALES_FILE_NAME])
     for name in _weight_files(manifest):
         with LocalFile(paths[name]) as source:
             inspect_weights(TensorFile.open(source))

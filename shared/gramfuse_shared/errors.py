@@ -87,6 +87,14 @@ class StatisticsInvalidError(GramfuseError):
     title = "The statistics are not numerically valid"
 
 
+class ScalesMalformedError(GramfuseError):
+    """A scales file's metadata, tensors or values are not what such a file holds."""
+
+    code = "scales-malformed"
+    status = 422
+    title = "Not a well-formed scales file"
+
+
 class WeightsInvalidError(GramfuseError):
     """Weights hold NaN or infinity."""
 

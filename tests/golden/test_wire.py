@@ -19,6 +19,8 @@ from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, RequestCreate
 from gramfuse_shared.contract.safetensors_header import format_header, parse_header
+from gramfuse_shared.contract.scales_file import METADATA_KEY as SCALES_METADATA_KEY
+from gramfuse_shared.contract.scales_file import parse_scales_metadata, tensors_of_scales
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata, tensors_of_taps
 from gramfuse_shared.digest import sha256_hex
 
@@ -37,6 +39,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "answer-evaluate.json": Answer,
     "answer-gram.json": Answer,
     "policy-refits.json": Policy,
+    "policy-scales.json": Policy,
     "recipe-head.json": Recipe,
     "answer-head.json": Answer,
     "answer-calibration.json": Answer,
@@ -99,3 +102,16 @@ def test_the_encoding_int16_keeps_its_bytes():
     )
     assert parse_statistics_metadata(parse_header(raw, len(raw))) == metadata
     assert sha256_hex(raw) == json.loads((FOLDER / "digests.json").read_text())["statistics-int16"]
+
+
+def test_the_scales_file_keeps_its_bytes():
+    """Two taps, of width 3 and 2: their mean squares, one tap behind the other, fp32."""
+    raw = (FOLDER / "scales.safetensors").read_bytes()
+    header = parse_header(raw, len(raw))
+    metadata = parse_scales_metadata(header)
+    assert [(tap.width, len(tap.layers)) for tap in metadata.taps] == [(3, 2), (2, 1)]
+    assert (metadata.clip, metadata.clip_percentile, metadata.examples) == (1.25, 50.0, 1000)
+    assert raw[header.header_bytes :] == struct.pack("<5f", 1, 4, 0.25, 9, 0.0001)
+    again = format_header(tensors_of_scales(metadata.taps), {SCALES_METADATA_KEY: metadata.canonical().decode()})
+    assert again == raw[: header.header_bytes]
+    assert sha256_hex(raw) == json.loads((FOLDER / "digests.json").read_text())["scales.safetensors"]

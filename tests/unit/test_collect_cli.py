@@ -8,8 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
@@ -29,6 +28,7 @@ from gramfuse_shared.errors import (
 )
 from gramfuse_shared.fusion import packing
 from support.tiny_models import tiny_bert
+from support.tokenizing import save_word_tokenizer
 
 SENTENCES = [f"{a} {b} {c}" for a in "abcd" for b in "efg" for c in ("h", "i j k", "l m")]
 
@@ -36,15 +36,7 @@ SENTENCES = [f"{a} {b} {c}" for a in "abcd" for b in "efg" for c in ("h", "i j k
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    words = ["[PAD]", "[CLS]", "[unused]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    ).save_pretrained(path)
+    save_word_tokenizer(path)
     tiny_bert().save_pretrained(path)
     return path
 

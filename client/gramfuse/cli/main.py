@@ -36,6 +36,9 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
         "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
         "stats": LazyCommand("gramfuse.cli.stats", "Measure a model on your own texts."),
+        "scales": LazyCommand(
+            "gramfuse.cli.scales", "Measure a base model on public text, for all of a project alike."
+        ),
         "evaluate": LazyCommand("gramfuse.cli.evaluate", "Score a model on your own labelled texts."),
         "audit": LazyCommand("gramfuse.cli.audit", "Report what your statistics reveal and what would leave."),
         "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),

@@ -95,6 +95,7 @@ def describe_policy(policy: Policy) -> list[str]:
         ),
         *([_GIVEN_LABELS[policy.given_labels]] if "fisher" in policy.methods else []),
         _MISSING_STATISTICS[policy.missing_statistics],
+        *([f"Statistics are scaled by the project's scales file, {policy.scales}."] if policy.scales else []),
         f"A merge takes at least {policy.minimum_cohort} organizations.",
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],

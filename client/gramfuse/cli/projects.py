@@ -1,4 +1,4 @@
-"""Commands about projects: create, list, show, invite, join, policy, base pull."""
+"""Commands about projects: create, list, show, invite, join, policy, base pull, scales pull."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import typer
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.units import format_bytes
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.http_api import Contribution, Participant, Project
 from gramfuse_shared.errors import NotConfirmedError
 
@@ -28,6 +29,8 @@ _CONTRIBUTED: Final = {  # the state that says most comes first
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Create, join and look at projects.")
 base_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The project's base model.")
 app.add_typer(base_app, name="base")
+scales_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The project's scales file.")
+app.add_typer(scales_app, name="scales")
 
 
 @app.command()
@@ -36,6 +39,10 @@ def create(
     base: Annotated[Path, typer.Option("--base", help="A task-ready from_pretrained folder with an initialised head.")],
     policy: Annotated[
         Path | None, typer.Option("--policy", help="The policy, YAML or JSON. Default: the safe settings.")
+    ] = None,
+    scales: Annotated[
+        Path | None,
+        typer.Option("--scales", help="The file of `gramfuse scales collect`; the policy is given its digest."),
     ] = None,
 ) -> None:
     """Create a project: send its base model and its policy. Running it again sends only what is missing.
@@ -46,7 +53,7 @@ def create(
 
     chosen = None if policy is None else policies.read_policy(policy)
     with session.open_client() as client, bars.transfer() as on_progress:
-        project = client.create_project(name, base=base, policy=chosen, on_progress=on_progress)
+        project = client.create_project(name, base=base, policy=chosen, scales=scales, on_progress=on_progress)
     _show(project)
 
 
@@ -180,6 +187,24 @@ def pull(
     with session.open_client() as client, bars.transfer() as on_progress:
         pulled = client.pull_base(project, folder, on_progress=on_progress)
     output.show({"folder": str(pulled)}, lambda console: console.print(f"base model in {pulled}", markup=False))
+
+
+@scales_app.command("pull")
+def pull_scales(
+    project: ProjectArgument,
+    file: Annotated[Path, typer.Argument(help="Where a copy of the project's scales file shall lie.")],
+) -> None:
+    """Fetch the file by which everybody scales statistics, and check its digest. Commands that need it fetch it too.
+
+    Example: gramfuse project scales pull acme.tweets scales.safetensors
+    """
+    from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
+
+    with session.open_client() as client, bars.transfer() as on_progress:
+        kept = client.scales(project, on_progress=on_progress)
+    with written_whole(file) as stream:
+        stream.write(kept.read_bytes())
+    output.show({"file": str(file)}, lambda console: console.print(f"the project's scales in {file}", markup=False))
 
 
 def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:

@@ -76,11 +76,8 @@ def collect(
             is a linear layer's.
         ConflictError: the checkpoint belongs to another run.
     """
-    place, adapter = _places(model, base_folder)
-    opened = open_model(place, tokenizer=tokenizer, device=device)
+    opened, adapter = open_to_measure(model, base_folder, tokenizer=tokenizer, device=device)
     loaded, folder = opened.model, opened.folder
-    if adapter is not None and folder is not None:
-        add_adapter(loaded, adapter, folder)
     examples = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
@@ -105,7 +102,7 @@ def collect(
         require_saved_layers(collector.layers, folder)
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     gradients = weighting != "none"
-    with collector as statistics, _ready_to_measure(opened, gradients=gradients):
+    with collector as statistics, ready_to_measure(opened, gradients=gradients):
         for number, batch in run.over(
             batches,
             [sum(example.tokens for example in batch) for batch in batches],
@@ -123,6 +120,26 @@ def collect(
     return statistics
 
 
+def open_to_measure(
+    model: nn.Module | str | Path,
+    base_folder: str | Path | None,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401 - any transformers tokenizer
+    device: str = "auto",
+) -> tuple[OpenModel, Path | None]:
+    """Open a model, or a base model with an adapter added to it; also return the adapter's folder.
+
+    Raises:
+        ConfigurationError: an adapter comes without the folder of its base model, or a model without its tokenizer.
+        FileUnreadableError, ArchitectureMismatchError: see `load_model`.
+    """
+    place, adapter = _places(model, base_folder)
+    opened = open_model(place, tokenizer=tokenizer, device=device)
+    if adapter is not None and opened.folder is not None:
+        add_adapter(opened.model, adapter, opened.folder)
+    return opened, adapter
+
+
 def _places(model: nn.Module | str | Path, base_folder: str | Path | None) -> tuple[nn.Module | Path, Path | None]:
     """Return what the model is loaded from, and the adapter that is added to it."""
     if isinstance(model, nn.Module):
@@ -137,8 +154,8 @@ def _places(model: nn.Module | str | Path, base_folder: str | Path | None) -> tu
 
 
 @contextmanager
-def _ready_to_measure(opened: OpenModel, *, gradients: bool) -> Iterator[None]:
-    """Without gradients, and without the product with the vocabulary; or with them.
+def ready_to_measure(opened: OpenModel, *, gradients: bool) -> Iterator[None]:
+    """Let a model run within: without gradients, and without the product with the vocabulary; or with them.
 
     Gradients flow through the layers' outputs and stop at the embeddings: no parameter gets one.
     """

@@ -83,6 +83,12 @@ def require_new(folder: Path) -> None:
         raise ConflictError(msg)
 
 
+def is_intact(folder: Path, entry: FileEntry) -> bool:
+    """Tell whether a folder holds a file with the announced bytes."""
+    path = folder / entry.name
+    return path.is_file() and path.stat().st_size == entry.bytes and _digest(path) == entry.sha256
+
+
 def _fetch(
     transport: Transport, path: str, entry: FileEntry, partial: Path, count: ByteCount, retry: RetryRule
 ) -> None:
@@ -215,7 +221,7 @@ def _present_bytes(partial: Path, entry: FileEntry) -> int:
     """Return the bytes of a file that are here; what is too long or wrong is removed, so that it is fetched anew."""
     target, growing = partial / entry.name, _growing(partial, entry)
     if target.exists():
-        if target.stat().st_size == entry.bytes and _digest(target) == entry.sha256:
+        if is_intact(partial, entry):
             return entry.bytes
         target.unlink()
     if _length(growing) > entry.bytes:

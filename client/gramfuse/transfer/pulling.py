@@ -1,4 +1,4 @@
-"""Fetch a base model by its fingerprint, or a merged model by its signed receipt."""
+"""Fetch a base model by its fingerprint, its scales by their digest, or a merged model by its signed receipt."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,17 @@ from gramfuse.transfer.transport import Transport
 from gramfuse.verification import require_signed, verify
 from gramfuse_shared.contract.http_api import Model, Project
 from gramfuse_shared.contract.manifest import BaseManifest
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME
-from gramfuse_shared.errors import ConflictError, DigestMismatchError, GramfuseError, ReceiptInvalidError, StateError
+from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
+from gramfuse_shared.errors import (
+    ConflictError,
+    DigestMismatchError,
+    GramfuseError,
+    NotFoundError,
+    ReceiptInvalidError,
+    StateError,
+)
 
 
 def pull_base(
@@ -40,6 +49,32 @@ def pull_base(
     downloads.pull_folder(
         transport, f"v1/projects/{project.id}/base/files", manifest.files, folder, on_progress=on_progress
     )
+
+
+def pull_scales(
+    transport: Transport, project: Project, policy: Policy, folder: Path, *, on_progress: OnProgress | None = None
+) -> Path:
+    """Fetch a project's scales file into a folder, under its digest; return its path. One that is there is checked.
+
+    Raises:
+        NotFoundError: the policy names none.
+        DigestMismatchError: the server announces another than the policy names, or its bytes are others.
+    """
+    if policy.scales is None:
+        msg = f"the policy of {project.id} names no scales file; a coordinator sends one with `project create --scales`"
+        raise NotFoundError(msg)
+    entry = next((file for file in project.files if file.name == SCALES_FILE_NAME), None)
+    if entry is None or entry.sha256 != policy.scales:
+        msg = f"the server's scales file of {project.id} is not the one that its policy names, {policy.scales}"
+        raise DigestMismatchError(msg)
+    target = folder / policy.scales
+    if target.exists() and downloads.is_intact(target, entry):
+        return target / entry.name
+    if target.exists():
+        (target / entry.name).unlink(missing_ok=True)  # damaged since it was fetched
+    files = f"v1/projects/{project.id}/base/files"
+    downloads.pull_folder(transport, files, [entry], target, on_progress=on_progress)
+    return target / entry.name
 
 
 def pull_model(

@@ -27,6 +27,7 @@ from gramfuse_shared.errors import (
     HeaderMalformedError,
     HeaderTooLargeError,
     PartsMissingError,
+    ScalesMalformedError,
     StateError,
 )
 
@@ -98,6 +99,7 @@ async def put_base_part(
         HeaderTooLargeError,
         ArchitectureMismatchError,
         DocumentMalformedError,
+        ScalesMalformedError,
     ),
 )
 def seal_base(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> Project:

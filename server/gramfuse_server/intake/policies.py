@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import insert_if_absent
+from gramfuse_server.intake.uploads import scales_of
 from gramfuse_server.tables import AcceptanceRow, ParticipantRow, PolicyRow, ProjectRow
 from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion
 from gramfuse_shared.contract.manifest import PolicyReference
@@ -21,7 +22,7 @@ def publish_policy(
 
     Raises:
         RoleRequiredError: the caller does not coordinate the project.
-        ConflictError: the version exists with another content, or is not the next.
+        ConflictError: the version exists with another content, is not the next, or names scales that are not there.
     """
     caller.require_coordinator(project.coordinator)
     existing = session.get(PolicyRow, (project.id, version))
@@ -32,6 +33,11 @@ def publish_policy(
         return existing, False
     if version != project.policy_version + 1:
         msg = f"the next version of the policy is {project.policy_version + 1}, not {version}"
+        raise ConflictError(msg)
+    scales = scales_of(session, project.base_upload)
+    if policy.scales not in {None, scales}:
+        has = f"has the scales file {scales}" if scales else "was created without a scales file"
+        msg = f"{project.id} {has}, and a policy can name no other; create a project with other scales"
         raise ConflictError(msg)
     row = add_policy(session, project.id, version, policy, now)
     project.policy_version = version

@@ -10,7 +10,7 @@ from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import insert_if_absent
 from gramfuse_server.intake.policies import add_policy, find_policy
-from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, shown_state
+from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, scales_of, shown_state
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import (
     OrganizationRow,
@@ -46,7 +46,7 @@ def create_project(
     if existing is not None and not _may_start_again(session, existing, request, now):
         _require_same(session, existing, request)
         return existing, False
-    upload = create_upload(session, kind="base", project=project, files=request.base.files, settings=settings, now=now)
+    upload = create_upload(session, kind="base", project=project, files=request.files, settings=settings, now=now)
     digest, manifest = request.base.content_digest(), request.base.canonical().decode()
     if existing is not None:
         existing.base_digest, existing.base_manifest, existing.base_upload = digest, manifest, upload.id
@@ -172,9 +172,14 @@ def project_documents(session: Session, projects: Sequence[ProjectRow], now: dat
 
 
 def _may_start_again(session: Session, project: ProjectRow, request: ProjectCreate, now: datetime) -> bool:
-    """A base that was rejected may be replaced by another one, an expired one also by itself."""
-    state = shown_state(session.get_one(UploadRow, project.base_upload), now)
-    return state == "expired" or (state == "rejected" and project.base_digest != request.base.content_digest())
+    """A base that was rejected may be replaced, or come with other scales; one that expired may be sent again."""
+    upload = session.get_one(UploadRow, project.base_upload)
+    state = shown_state(upload, now)
+    differs = (project.base_digest, scales_of(session, upload.id)) != (
+        request.base.content_digest(),
+        request.policy.scales,
+    )
+    return state == "expired" or (state == "rejected" and differs)
 
 
 def _require_same(session: Session, project: ProjectRow, request: ProjectCreate) -> None:

@@ -24,8 +24,9 @@ from gramfuse_shared.contract.manifest import (
     TensorInfo,
     tensors_of,
 )
-from gramfuse_shared.contract.rules import vocabulary_size
+from gramfuse_shared.contract.rules import require_scales_architecture, vocabulary_size
 from gramfuse_shared.contract.safetensors_header import LENGTH_BYTES, Header, parse_header, parse_header_length
+from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME, parse_scales_metadata
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -106,14 +107,19 @@ def require_statistics_file(announced: StatisticsSection, base: str, files: Mapp
 def require_base_files(manifest: BaseManifest, files: Mapping[str, PartedFile]) -> None:
     """Require that a base model's files are what its manifest announces, as far as headers and config.json tell.
 
+    Where the project's scales file is beside them, it was measured on this base model.
+
     Raises:
         HeaderMalformedError, HeaderTooLargeError: not a well-formed file.
         ArchitectureMismatchError: well-formed, but not what was announced.
         DocumentMalformedError: config.json is not a JSON object of moderate size.
+        ScalesMalformedError: the scales file beside it is not one.
     """
     for file in manifest.files:
         if file.tensors is not None:
             _require_tensors(file.name, read_header(files[file.name]), file.tensors)
+    if SCALES_FILE_NAME in files:
+        require_scales_architecture(parse_scales_metadata(read_header(files[SCALES_FILE_NAME])), manifest)
     config = files["config.json"]
     if config.size > MAX_CONFIG_BYTES:
         msg = f"config.json has {config.size} bytes; at most {MAX_CONFIG_BYTES} are read"

@@ -14,6 +14,7 @@ from gramfuse_server.tables import ModelRow, ProjectRow, UploadFileRow, UploadPa
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.errors import QuotaExceededError, StateError, TooLargeError
 
 _ID_BYTES: Final = 16
@@ -140,6 +141,12 @@ def files_of(session: Session, uploads: Iterable[str]) -> dict[str, tuple[FileUp
             )
         )
     return {upload: tuple(files) for upload, files in found.items()}
+
+
+def scales_of(session: Session, upload: str) -> str | None:
+    """Return the digest of the scales file that is uploaded beside a base model; None where there is none."""
+    file = session.get(UploadFileRow, (upload, SCALES_FILE_NAME))
+    return None if file is None else file.sha256
 
 
 def expire_uploads(session: Session, now: datetime) -> int:

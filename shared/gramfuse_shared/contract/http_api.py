@@ -1,9 +1,9 @@
 """Requests and answers of the HTTP API. Paths and status codes are in the OpenAPI document and docs/wire-format.md."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
@@ -12,6 +12,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import Base64, SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, AnswerState
+from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.identifiers import Digest, FileName, JobId, OrganizationName, ProjectId
 
 Role = Literal["operator", "coordinator", "participant"]
@@ -136,10 +137,29 @@ class PartList(Document):
 
 
 class ProjectCreate(Document):
-    """Creates a project: its base model's manifest and its first policy."""
+    """Creates a project: its base model's manifest, its first policy, and the scales file that the policy names."""
 
     base: BaseManifest
     policy: Policy = Policy()
+    scales: FileEntry | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _scales_are_the_policys(self) -> Self:
+        if self.policy.scales != (None if self.scales is None else self.scales.sha256):
+            msg = "the scales file that is announced is not the one that the policy names"
+            raise ValueError(msg)
+        if self.scales is not None and self.scales.name != SCALES_FILE_NAME:
+            msg = f"a scales file is called {SCALES_FILE_NAME}"
+            raise ValueError(msg)
+        if any(file.name == SCALES_FILE_NAME for file in self.base.files):
+            msg = f"a base model's file is called {SCALES_FILE_NAME}, as the project's scales are"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files that travel."""
+        return (*self.base.files, *(() if self.scales is None else (self.scales,)))
 
 
 class Participant(Document):

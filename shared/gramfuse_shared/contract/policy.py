@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.identifiers import Digest
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=limits.MAX_PATTERNS)]
@@ -104,6 +105,12 @@ class Policy(Document):
         description="average: a linear layer of which a contribution lacks statistics is averaged. estimate: a recipe "
         "may take its precision from its difference to the base; where this moved in few directions, the merge is "
         "close to that contribution's own in them",
+    )
+    scales: Digest | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the digest of the project's scales file: how large the base model's features are on public text, "
+        "by which everybody divides alike",
     )
     minimum_cohort: Annotated[int, Field(ge=2, le=limits.MAX_COHORT)] = Field(
         default=3, description="a job merges at least this many organizations"

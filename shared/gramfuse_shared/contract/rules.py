@@ -20,6 +20,7 @@ from gramfuse_shared.contract.manifest import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
+from gramfuse_shared.contract.scales_file import ScalesMetadata
 from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_statistics
 from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
@@ -216,6 +217,21 @@ def require_statistics_architecture(statistics: StatisticsSection, base: BaseMan
                 msg = f"{layer.weight} has {outputs} outputs, and its statistics are of {statistics.labels} labels"
                 raise ArchitectureMismatchError(msg, tap=tap.name)
     require_length(statistics.file.name, statistics.file.bytes, tensors_of_statistics(statistics))
+
+
+def require_scales_architecture(scales: ScalesMetadata, base: BaseManifest) -> None:
+    """Require that a scales file was measured on this base model, at taps of its weights.
+
+    Raises:
+        ArchitectureMismatchError: it was not; the message names the first place.
+    """
+    if scales.base != base.content_digest():
+        msg = "the scales were measured on another base model; collect them on this one"
+        raise ArchitectureMismatchError(msg)
+    known = {tensor.name: tensor for tensor in base.tensors}
+    for tap in scales.taps:
+        for layer in tap.layers:
+            _require_layer(layer, tap, tap.width, known)
 
 
 def _require_tensor(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> None:
