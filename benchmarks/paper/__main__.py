@@ -1,6 +1,6 @@
 """Run the experiments, as far as they are not kept from earlier runs, and write results, tables and picture.
 
-    python -m benchmarks.paper [--smoke] [--only NAME] [--seeds 1 2 3] [--folder FOLDER] [--train-only]
+    python -m benchmarks.paper [--smoke] [--only NAME] [--rows NAME …] [--seeds 1 2 3] [--folder FOLDER] [--train-only]
 
 Interrupted, it goes on where it was. What an experiment of some seeds yields replaces what stood of it; settings of
 experiments that did not run stay.
@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Reproduce the shape of the RegMean paper's tables.")
     parser.add_argument("--smoke", action="store_true", help="a handful of sentences: does it run at all?")
     parser.add_argument("--only", action="append", default=[], choices=names, help="run this, keep the others' results")
+    parser.add_argument("--rows", nargs="+", help="of the rows that are merges, these alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 1 2 3")
     parser.add_argument("--source", help="another encoder, by its name on a hub or its folder")
     parser.add_argument("--domains", nargs="+", help="other domains: data sets by NAME[:CONFIGURATION], or folders")
@@ -67,7 +68,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="whose tables are replaced; a smoke run has no page")
     arguments = parser.parse_args()
     experiments = [
-        one.with_others(arguments.source, arguments.domains, arguments.held_out, arguments.epochs)
+        one.of_rows(arguments.rows).with_others(
+            arguments.source, arguments.domains, arguments.held_out, arguments.epochs
+        )
         for one in (SMOKE if arguments.smoke else FULL)
         if one.name in (arguments.only or names)
     ]

@@ -83,6 +83,10 @@ class Experiment:
             others += domains
         return replace(changed, setting=" ".join([self.setting, *others]))
 
+    def of_rows(self, rows: Sequence[str] | None) -> "Experiment":
+        """The same with these rows alone of those that are merges; None: with all."""
+        return self if rows is None else replace(self, merges=tuple(one for one in self.merges if one.row in rows))
+
     def members(self, seed: int) -> dict[str, Texts]:
         """Each organization's texts; those of key classes are drawn from the seed."""
         if self.partition == "key class":
