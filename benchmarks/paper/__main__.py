@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Reproduce the shape of the RegMean paper's tables.")
     parser.add_argument("--smoke", action="store_true", help="a handful of sentences: does it run at all?")
     parser.add_argument("--only", action="append", default=[], choices=names, help="run this, keep the others' results")
-    parser.add_argument("--rows", nargs="+", help="of the rows that are merges, these alone")
+    parser.add_argument("--rows", nargs="+", help="these alone of the rows that are merges or Multi-task")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 1 2 3")
     parser.add_argument("--source", help="another encoder, by its name on a hub or its folder")
     parser.add_argument("--domains", nargs="+", help="other domains: data sets by NAME[:CONFIGURATION], or folders")

@@ -14,7 +14,7 @@ from benchmarks.paper.__main__ import FOLDER, held
 from benchmarks.paper.catalogue import task_named
 from benchmarks.paper.experiments import FULL
 from benchmarks.paper.predictions import Predictions
-from benchmarks.paper.trained import TOGETHER, Bench, prepare
+from benchmarks.paper.trained import Bench, prepare
 from benchmarks.paper.training import train_all
 
 
@@ -36,8 +36,8 @@ def main() -> None:
         members = chosen.members(arguments.seed)
         trainings = []
         for epochs in arguments.epochs:
-            prepared = prepare(replace(chosen, epochs=epochs), members, arguments.seed, bench)
-            trainings += [training for name, training in prepared.items() if name != TOGETHER]
+            alone = replace(chosen, epochs=epochs, multi_task=False)
+            trainings += prepare(alone, members, arguments.seed, bench).values()
         models = iter(train_all(trainings, bench.cache, at_once=bench.at_once))
         for epochs in arguments.epochs:
             scores = [

@@ -25,6 +25,7 @@ OFFLINE: Final = "minilm"
 """The encoder that needs no hub; every other source is a name that `from_pretrained` knows."""
 SECTIONS: Final = ("btc-b", "btc-f", "btc-g", "btc-h")
 HELD_OUT: Final = "wnut17"
+MULTI_TASK: Final = "Multi-task"
 EMOTIONAL: Final = "goemotions"
 KEY_CLASSES: Final = ("joy", "anger", "surprise", "sadness")
 KEY_SHARE: Final = 0.8
@@ -45,11 +46,12 @@ class Texts:
 class Experiment:
     """Organizations that fine-tune one encoder, and what is merged of theirs.
 
-    `setting` names its table, `merges` are rows of it. With `references` it has the rows that need no merge, too; with
-    `pairs` every row is the mean over all pairs of organizations; with `greedy` cohorts are those of a greedy search by
-    the one merge's recipe. With `own_heads` each draws its own head before it trains; the base's is another. With
-    `private_heads` none leaves, and each domain is tested with its own: the only way to merge models of different
-    tasks. Experiments on the same texts share what they trained and measured.
+    `setting` names its table, `merges` are rows of it. With `references` it has the rows that need no merge, too, with
+    `multi_task` that of one model of everybody's texts; with `pairs` every row is the mean over all pairs of
+    organizations; with `greedy` cohorts are those of a greedy search by the one merge's recipe. With `own_heads` each
+    draws its own head before it trains; the base's is another. With `private_heads` none leaves, and each domain is
+    tested with its own: the only way to merge models of different tasks. Experiments on the same texts share what they
+    trained and measured.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Experiment:
     setting: str
     merges: tuple[Merge, ...]
     references: bool = False
+    multi_task: bool = False
     pairs: bool = False
     greedy: bool = False
     own_heads: bool = False
@@ -84,8 +87,11 @@ class Experiment:
         return replace(changed, setting=" ".join([self.setting, *others]))
 
     def of_rows(self, rows: Sequence[str] | None) -> "Experiment":
-        """The same with these rows alone of those that are merges; None: with all."""
-        return self if rows is None else replace(self, merges=tuple(one for one in self.merges if one.row in rows))
+        """The same with these alone of the rows that are merges or Multi-task; None: with all."""
+        if rows is None:
+            return self
+        merges = tuple(one for one in self.merges if one.row in rows)
+        return replace(self, merges=merges, multi_task=self.multi_task and MULTI_TASK in rows)
 
     def members(self, seed: int) -> dict[str, Texts]:
         """Each organization's texts; those of key classes are drawn from the seed."""
@@ -118,7 +124,7 @@ def _by_key_class(chance: random.Random, at_most: int | None) -> dict[str, Texts
     return members
 
 
-DOMAINS: Final = Experiment("btc", "domains", "btc", MAIN, references=True)
+DOMAINS: Final = Experiment("btc", "domains", "btc", MAIN, references=True, multi_task=True)
 TASKS: Final = Experiment(
     "tasks",
     "domains",
@@ -144,6 +150,7 @@ FULL: Final = (
         "btc.own_heads",
         (SIMPLE, REGMEAN, WEIGHTED),
         references=True,
+        multi_task=True,
         own_heads=True,
     ),
     Experiment(
@@ -152,6 +159,7 @@ FULL: Final = (
         "goemotions.key_class",
         MAIN,
         references=True,
+        multi_task=True,
         epochs=6,
         held_out=(),
     ),

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from benchmarks.paper.catalogue import task_named
 from benchmarks.paper.examples import Example
+from benchmarks.paper.experiments import MULTI_TASK
 from benchmarks.paper.merges import Merge
 from benchmarks.paper.predictions import Predictions
 from benchmarks.paper.rows import Row, Rows, best_row, mean_row, mean_scores
@@ -34,13 +35,15 @@ class Judge:
             "Best": best_row([self._row([model]) for model in models]),
             "Ensemble": self._row(models),
         }
-        if self._trained.together is not None:
-            rows["Multi-task"] = self._row([self._trained.together])
         tests = [texts.test for texts in self._trained.members.values()]
         if any(test != tests[0] for test in tests):
             own = [self._scores([model], [test]) for model, test in zip(models, tests, strict=True)]
             rows[DOMAIN_SPECIFIC] = {IN: mean_scores(own)}
         return rows
+
+    def multi_task(self) -> Rows:
+        """One model of everybody's texts."""
+        return {MULTI_TASK: self._row([self._trained.together])} if self._trained.together else {}
 
     def merged(self, merge: Merge, workshop: Workshop, among: Sequence[str] = ()) -> Row:
         """A merge's row; of several recipes the one with the best mean F1 on the members' dev sets."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from benchmarks.paper.consortium import consortium
-from benchmarks.paper.experiments import Experiment
+from benchmarks.paper.experiments import MULTI_TASK, Experiment
 from benchmarks.paper.judging import Judge, PrivateHeadsJudge
 from benchmarks.paper.predictions import Predictions
 from benchmarks.paper.rows import Rows
@@ -48,9 +48,11 @@ def run(experiment: Experiment, seed: int, bench: Bench) -> Rows:
 
 
 def parts_of(experiment: Experiment) -> Iterator[Part]:
-    """Yield the parts of an experiment's table: those rows that need no merge, and each merge by itself."""
+    """Yield the parts of an experiment's table: those rows that need no merge, multi-task, each merge by itself."""
     if experiment.references:
         yield Part("references", lambda judge, _: judge.unmerged())
+    if experiment.multi_task:
+        yield Part(MULTI_TASK, lambda judge, _: judge.multi_task())
     if experiment.pairs:
         yield Part(f"pairs {experiment.merges}", lambda judge, shop: judge.paired(experiment.merges, shop))
         return
@@ -62,7 +64,7 @@ def parts_of(experiment: Experiment) -> Iterator[Part]:
 
 
 def _key(experiment: Experiment, part: Part, seed: int, bench: Bench) -> str:
-    texts = replace(experiment, merges=())
+    texts = replace(experiment, merges=(), multi_task=False)
     decisive = f"{texts!r} {part.decided_by} {torch.__version__} {bench.device} {digest_of(PROGRAMS)}"
     return f"rows-{experiment.name}-{seed}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
 

@@ -38,7 +38,7 @@ class Bench:
 class Trained:
     """One seed's texts and models: each organization's own, and one that was trained on everybody's.
 
-    `base` is what the project merges around. Without a common task there is no model of everybody's texts.
+    `base` is what the project merges around. Without the row that needs it there is no model of everybody's texts.
     """
 
     base: Path
@@ -62,9 +62,9 @@ def prepare(experiment: Experiment, members: Mapping[str, Texts], seed: int, ben
     drawn = range(1000 * seed, 1000 * seed + len(members)) if experiment.own_heads else [None] * len(members)
     heads = dict(zip(members, drawn, strict=True))
     everybody = dict(members)
-    first, *others = {texts.task for texts in members.values()}
-    if not others:
-        everybody[TOGETHER] = Texts(first, [example for texts in members.values() for example in texts.train], [], [])
+    if experiment.multi_task:
+        (task,) = {texts.task for texts in members.values()}
+        everybody[TOGETHER] = Texts(task, [example for texts in members.values() for example in texts.train], [], [])
     trainings = {}
     for name, texts in everybody.items():
         base = _base(texts.task, experiment.source, seed, bench)

@@ -7,8 +7,6 @@ import transformers
 import support.paper_modules  # noqa: F401 - makes the package of the next lines known
 
 from benchmarks.paper.emotions import EMOTIONS, Emotions, log_odds  # isort: skip
-from benchmarks.paper.merges import REGMEAN, SIMPLE  # isort: skip
-from benchmarks.paper.experiments import SMOKE  # isort: skip
 
 
 def test_log_odds_are_those_of_the_labels_shares_and_finite_where_a_label_never_or_always_occurs():
@@ -31,8 +29,3 @@ def test_the_head_begins_at_the_log_odds_of_its_own_texts(monkeypatch):
     Emotions().finetune(model, lambda *_, **__: {"input_ids": [1]}, texts, epochs=1, learning_rate=1e-3, seed=1)
     expected = {"joy": 4 / 6, "fear": 2 / 6}
     assert seen["bias"].sigmoid().tolist() == pytest.approx([expected.get(emotion, 1 / 6) for emotion in EMOTIONS])
-
-
-def test_rows_are_left_out_by_name():
-    assert SMOKE[0].of_rows(["RegMean", "Simple"]).merges == (SIMPLE, REGMEAN)
-    assert SMOKE[0].of_rows(None) == SMOKE[0]

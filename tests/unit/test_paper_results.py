@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 import support.paper_modules  # noqa: F401 - makes the package of the next lines known
 
 from benchmarks.paper import page, plots, running  # isort: skip
-from benchmarks.paper.experiments import FULL, SMOKE, KEY_CLASSES, KEY_SHARE, PARTITION  # isort: skip
+from benchmarks.paper.experiments import FULL, OFFLINE, SMOKE, KEY_CLASSES, KEY_SHARE, PARTITION  # isort: skip
+from benchmarks.paper.merges import REGMEAN, SIMPLE  # isort: skip
 from benchmarks.paper.results import difference, is_claimed, moments, summarize  # isort: skip
 from benchmarks.paper.rows import best_row, mean_row  # isort: skip
+from benchmarks.paper.trained import TOGETHER, prepare  # isort: skip
 
 SCORES = st.lists(st.floats(0, 100), min_size=2, max_size=6)
 
@@ -115,7 +117,7 @@ def test_a_row_is_kept_until_its_sources_change_and_an_interrupted_run_goes_on_w
     monkeypatch.setattr(running, "_make", make)
     bench = running.Bench(tmp_path, at_once=1)
     simple, *_, last = SMOKE[0].merges
-    two = replace(SMOKE[0], merges=(simple, last))
+    two = replace(SMOKE[0], merges=(simple, last), multi_task=False)
     with pytest.raises(KeyboardInterrupt):
         running.run(replace(two, merges=(simple, replace(last, row="FAIL"))), 1, bench)
     assert made == [(1, "references"), (1, "Simple")]
@@ -129,6 +131,16 @@ def test_a_row_is_kept_until_its_sources_change_and_an_interrupted_run_goes_on_w
     monkeypatch.setattr(running, "PROGRAMS", ())
     running.run(two, 1, bench)
     assert len(made) == 12
+
+
+def test_rows_are_left_out_by_name_and_without_its_row_nobody_trains_on_everybodys_texts(tmp_path):
+    experiment = SMOKE[0].of_rows(["RegMean", "Simple"])
+    assert [part.decided_by for part in running.parts_of(experiment)] == ["references", f"{SIMPLE}", f"{REGMEAN}"]
+    (tmp_path / "bases" / f"entities-{OFFLINE}-1").mkdir(parents=True)
+    trained = [set(prepare(one, one.members(1), 1, running.Bench(tmp_path, 1))) for one in (SMOKE[0], experiment)]
+    assert trained[0] - trained[1] == {TOGETHER}
+    assert SMOKE[0].of_rows(["Multi-task"]).multi_task
+    assert SMOKE[0].of_rows(None) == SMOKE[0]
 
 
 def test_a_row_that_a_seed_does_not_have_is_left_out():
