@@ -54,6 +54,8 @@ TARGETS = (
     Target("statistics.published_over_ours_bytes.int16", "the same as int16", 4.0),
     Target("transfer.upload_over_local_write_and_hash", "upload over loopback ÷ local", 0.6),
     Target("transfer.download_over_local_write_and_hash", "download over loopback ÷ local", 0.6),
+    Target("secure.masking_gb_per_second", "masking with 20 keystreams, GB/s a core", 0.25),
+    Target("secure.share_of_aes_bound", "the same, share of what AES allows", 0.75),
     Target("api.start_seconds", "start of the API, s", 2.0, is_upper=True),
 )
 

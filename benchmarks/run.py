@@ -18,6 +18,7 @@ from typing import Any
 import accuracy
 import collecting
 import machine
+import masking
 import merging
 import object_store
 import plots
@@ -58,6 +59,7 @@ def sections(folder: Path, effort: Effort) -> dict[str, Callable[[], Any]]:
         "statistics.published_over_ours_bytes": lambda: sizes.measure(folder / "s", effort),
         "transfer": lambda: transfer.measure(folder / "t", effort),
         "api.start_seconds": lambda: startup.measure(folder / "a", effort),
+        "secure": lambda: masking.measure(effort),
         "growth": lambda: plots.measure(folder, effort),
         "one_thread": one_thread,
     }

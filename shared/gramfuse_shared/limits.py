@@ -32,6 +32,7 @@ MAX_LABEL_SETS: Final = 256  # sets of contributions that trained the same label
 MAX_CALIBRATED_LABELS: Final = 1_000
 
 MAX_COHORT: Final = 1_000
+MAX_WEIGHT_RATIO: Final = 100.0  # between organizations that nobody may be singled out of
 MAX_SECURE_COHORT: Final = 100  # every member shares two secrets with every other: messages grow with the square
 MAX_FRACTION_BITS: Final = 256
 MAX_REQUEST_MODELS: Final = 32

@@ -21,8 +21,11 @@ from gramfuse_shared.contract.requests import Answer, RequestCreate
 from gramfuse_shared.contract.safetensors_header import format_header, parse_header
 from gramfuse_shared.contract.scales_file import METADATA_KEY as SCALES_METADATA_KEY
 from gramfuse_shared.contract.scales_file import parse_scales_metadata, tensors_of_scales
+from gramfuse_shared.contract.secure import STAGES, SignedMessage
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata, tensors_of_taps
 from gramfuse_shared.digest import sha256_hex
+from support.secure_cohorts import Cohort
 
 FOLDER = Path(__file__).parent
 DOCUMENTS: dict[str, type[Document]] = {
@@ -43,6 +46,12 @@ DOCUMENTS: dict[str, type[Document]] = {
     "recipe-head.json": Recipe,
     "answer-head.json": Answer,
     "answer-calibration.json": Answer,
+    "secure-session.json": SessionManifest,
+    "secure-keys.json": SignedMessage,
+    "secure-shares.json": SignedMessage,
+    "secure-masked.json": SignedMessage,
+    "secure-survivors.json": SignedMessage,
+    "secure-unmask.json": SignedMessage,
 }
 
 
@@ -70,6 +79,21 @@ def test_the_golden_receipts_signature_verifies_over_the_receipts_canonical_json
     signed = SignedReceipt.parse((FOLDER / "receipt.json").read_bytes())
     key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.public_key))
     key.verify(base64.b64decode(signed.signature), signed.receipt.canonical())
+
+
+def test_a_secure_session_with_known_secrets_keeps_its_messages_and_its_masked_words(tmp_path):
+    """Of three members, each with the SHA-256 of its name for a secret: keys, shares, masks and signatures follow."""
+    session = SessionManifest.parse((FOLDER / "secure-session.json").read_bytes())
+    cohort = Cohort.of(session, tmp_path)
+    for name in session.organizations:
+        folder = tmp_path / name / session.digest
+        folder.mkdir(parents=True)
+        (folder / "root").write_bytes(bytes.fromhex(sha256_hex(name.encode())))
+    cohort.run()
+    for stage in STAGES:
+        assert getattr(cohort, stage)["acme"].canonical() == (FOLDER / f"secure-{stage}.json").read_bytes(), stage
+    words = json.loads((FOLDER / "digests.json").read_text())["secure-words"]
+    assert sha256_hex(cohort.files["acme"].read_bytes()) == words
 
 
 def test_the_statistics_file_keeps_its_bytes():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from gramfuse_shared.contract.manifest import LayerInfo
+from gramfuse_shared.contract.secure_session import SessionTap
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     CancelledError,
@@ -26,7 +27,7 @@ from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums, schedule
 from gramfuse_shared.merging.execution import MemberReader, choose_device, execute_task
 from gramfuse_shared.merging.plan import MergePlan
-from gramfuse_shared.merging.ready_sums import SummedMember, SummedTap, plan_sums
+from gramfuse_shared.merging.ready_sums import SummedMember, plan_sums
 from support.fusion_oracle import Contributor, least_squares, relative_error
 from support.merging_cases import CPU, Merged, Model, Tap, infos, merge_models, random_models, recipe_of, taps_of
 
@@ -250,7 +251,7 @@ def sums_of(models: list[Model], base: dict[str, torch.Tensor], *, alpha: float)
                 sums.add(precision, difference)
             tensors[ready_sums.product_name(layer.weight)] = sums.products
             tensors[ready_sums.precision_name(info.name)] = packing.pack(sums.total)
-        taps.append(SummedTap(info.name, info.width, info.layers))
+        taps.append(SessionTap(name=info.name, width=info.width, layers=info.layers))
     return SummedMember("sums", "the cohort", weights, tuple(taps)), tensors
 
 
@@ -294,7 +295,7 @@ def test_sums_that_do_not_fit_the_base_are_refused():
     member, _ = sums_of(models, base, alpha=0.9)
     with pytest.raises(ArchitectureMismatchError, match="sums position_ids"):
         plan_sums(replace(member, weights={"position_ids": 1.0}), infos(base), recipe_of())
-    wrong = SummedTap("mlp", 9, (LayerInfo(weight="conv.weight"),))
+    wrong = SessionTap(name="mlp", width=9, layers=(LayerInfo(weight="conv.weight"),))
     with pytest.raises(ArchitectureMismatchError, match=r"9 features, conv\.weight"):
         plan_sums(replace(member, taps=(wrong,)), infos(base), recipe_of())
 

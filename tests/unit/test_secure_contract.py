@@ -80,6 +80,12 @@ def test_the_largest_sum_of_values_at_their_bound_stays_within_a_word():
         session_of(3, sums=(SummedTensor(name="a", shape=(1,), fraction_bits=60, bound=16.0),))
 
 
+def test_a_changed_copy_of_a_manifest_has_a_digest_of_its_own():
+    session = session_of(3)
+    assert session.digest == session.content_digest()
+    assert session.model_copy(update={"session": "secure-2"}).digest == session_of(3, session="secure-2").digest
+
+
 def test_a_key_has_one_spelling():
     """The last base64 character of 32 bytes has two unused bits; were they free, one key would be four texts."""
     Keys(encryption=KEY, masking=KEY, seed=DIGEST)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from gramfuse_server.merging.cohort import (
-    MAX_WEIGHT_RATIO,
     Candidate,
     CohortMember,
     Release,
     require_allowed,
     resolve_cohort,
 )
+from gramfuse_shared import limits
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
@@ -207,7 +207,7 @@ def test_alpha_does_not_count_between_a_linear_and_a_regmean_merge():
 
 
 @pytest.mark.parametrize(
-    "weight", [0.0, MAX_WEIGHT_RATIO * 1.01, [{"filter": "layer.0", "value": 0.0}, {"value": 1.0}]]
+    "weight", [0.0, limits.MAX_WEIGHT_RATIO * 1.01, [{"filter": "layer.0", "value": 0.0}, {"value": 1.0}]]
 )
 def test_a_weight_that_singles_a_member_out_is_refused_where_cohorts_are_frozen(weight):
     made = recipe(models=[weighing("acme", weight), "globex", "initech"])

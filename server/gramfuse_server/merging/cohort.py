@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gramfuse_shared import limits
 from gramfuse_shared.contract.policy import MergeMethod, Policy
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Overridable, Recipe
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
@@ -13,9 +14,6 @@ SELECTIVE_METHODS: Final = frozenset(
 )
 """Methods by which parts of the result may come from one member alone: differences are dropped, all others' Fisher
 information of an element is next to nothing, or nobody else moved in a direction."""
-
-MAX_WEIGHT_RATIO: Final = 100.0
-"""In a frozen project no organization may outweigh another by more: the merge would be its own model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +107,11 @@ def require_allowed(
 
 def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
     values = [value for member in cohort for value in _values(member.weight)]
-    if min(values) <= 0 or max(values) > MAX_WEIGHT_RATIO * min(values):
+    if min(values) <= 0 or max(values) > limits.MAX_WEIGHT_RATIO * min(values):
         msg = (
             f"the weights run from {min(values):g} to {max(values):g}; with frozen cohorts every weight is "
-            f"above 0 and none is more than {MAX_WEIGHT_RATIO:g} times another, because the merge would show one "
-            "organization's own parameters"
+            f"above 0 and none is more than {limits.MAX_WEIGHT_RATIO:g} times another, because the merge would show "
+            "one organization's own parameters"
         )
         raise PolicyViolationError(msg, smallest=min(values), largest=max(values))
 

@@ -101,41 +101,43 @@ class Unmask(Document):
         return self
 
 
-class _OfSession(Document):
+class SessionMessage(Document):
+    """What all messages say: of which session they are, and whose."""
+
     format: Literal["gramfuse/secure/1"] = "gramfuse/secure/1"
     session: Digest
     sender: OrganizationName
 
 
-class KeysMessage(_OfSession):
+class KeysMessage(SessionMessage):
     """The first stage's message."""
 
     stage: Literal["keys"] = "keys"
     body: Keys
 
 
-class SharesMessage(_OfSession):
+class SharesMessage(SessionMessage):
     """The second stage's message."""
 
     stage: Literal["shares"] = "shares"
     body: Shares
 
 
-class MaskedMessage(_OfSession):
+class MaskedMessage(SessionMessage):
     """The third stage's message."""
 
     stage: Literal["masked"] = "masked"
     body: Masked
 
 
-class SurvivorsMessage(_OfSession):
+class SurvivorsMessage(SessionMessage):
     """The fourth stage's message."""
 
     stage: Literal["survivors"] = "survivors"
     body: Survivors
 
 
-class UnmaskMessage(_OfSession):
+class UnmaskMessage(SessionMessage):
     """The last stage's message."""
 
     stage: Literal["unmask"] = "unmask"

@@ -3,9 +3,10 @@
 Its digest is in every message of the session (`contract.secure`), so whoever signs one has agreed to all of this.
 """
 
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -132,6 +133,12 @@ class SessionManifest(Document):
     def digest(self) -> str:
         """What messages of this session name."""
         return self.content_digest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, which has a digest of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
 
     @property
     def may_drop_out(self) -> int:

@@ -13,7 +13,7 @@ from gramfuse_shared.contract.manifest import LayerInfo, TensorInfo
 from gramfuse_shared.contract.policy import matches_any
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.safetensors_header import FLOAT_DTYPES
-from gramfuse_shared.contract.secure_session import precision_name, product_name, weighted_name
+from gramfuse_shared.contract.secure_session import SessionTap, precision_name, product_name, weighted_name
 from gramfuse_shared.errors import ArchitectureMismatchError
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.parameters import output_tensor
@@ -31,16 +31,7 @@ from gramfuse_shared.merging.steps import (
     tensor_bytes,
 )
 
-__all__ = ["SummedMember", "SummedTap", "plan_sums", "precision_name", "product_name", "weighted_name"]
-
-
-@dataclass(frozen=True, slots=True)
-class SummedTap:
-    """A tap whose precisions were summed, and the linears whose products with it were."""
-
-    name: str
-    width: int
-    layers: tuple[LayerInfo, ...]
+__all__ = ["SummedMember", "plan_sums", "precision_name", "product_name", "weighted_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +41,7 @@ class SummedMember:
     key: str
     label: str
     weights: Mapping[str, float]
-    taps: tuple[SummedTap, ...] = ()
+    taps: tuple[SessionTap, ...] = ()
 
 
 def plan_sums(
@@ -109,7 +100,7 @@ def plan_sums(
     )
 
 
-def _require_fit(sums: SummedMember, tap: SummedTap, layer: LayerInfo, stored: TensorInfo) -> None:
+def _require_fit(sums: SummedMember, tap: SessionTap, layer: LayerInfo, stored: TensorInfo) -> None:
     inputs = stored.shape[1 if layer.layout == "out_in" else 0] if len(stored.shape) == 2 else None  # noqa: PLR2004
     if inputs != tap.width:
         msg = f"{sums.label}: tap {tap.name} has {tap.width} features, {stored.name} is {list(stored.shape)}"

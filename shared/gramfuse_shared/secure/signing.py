@@ -7,17 +7,32 @@ from typing import TypeVar
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from gramfuse_shared.contract.secure import Message, SignedMessage
+from gramfuse_shared.contract.secure import SessionMessage, SignedMessage, Stage
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import SecureSessionRefusedError, SignatureInvalidError
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=SessionMessage)
 
 
-def sign(message: Message, key: Ed25519PrivateKey) -> SignedMessage:
+def sign(message: SessionMessage, key: Ed25519PrivateKey) -> SignedMessage:
     """Sign a message's canonical JSON. Ed25519 is deterministic: the same message has the same bytes."""
     signature = base64.b64encode(key.sign(message.canonical())).decode("ascii")
-    return SignedMessage(message=message, signature=signature)
+    return SignedMessage.model_validate({"message": message, "signature": signature})
+
+
+def stage_of(kind: type[SessionMessage]) -> Stage:
+    """Return the stage whose messages are of this kind."""
+    stage: Stage = kind.model_fields["stage"].default
+    return stage
+
+
+def of_kind(signed: SignedMessage, kind: type[M]) -> M:
+    """Return the message if it is of this kind, whoever signed it; raises SecureSessionRefusedError."""
+    message = signed.message
+    if not isinstance(message, kind):
+        msg = f"{message.sender} sent {message.stage} where {stage_of(kind)} is expected"
+        raise SecureSessionRefusedError(msg, sender=message.sender)
+    return message
 
 
 def require_message(signed: SignedMessage, session: SessionManifest, kind: type[M]) -> M:
@@ -27,10 +42,7 @@ def require_message(signed: SignedMessage, session: SessionManifest, kind: type[
         SecureSessionRefusedError: it is of another session or stage, or its sender is no member.
         SignatureInvalidError: the sender's identity key did not sign it.
     """
-    message = signed.message
-    if not isinstance(message, kind):
-        msg = f"{message.sender} sent {message.stage} where {kind.model_fields['stage'].default} is expected"
-        raise SecureSessionRefusedError(msg, sender=message.sender)
+    message = of_kind(signed, kind)
     if message.session != session.digest:
         msg = f"{message.sender}'s message is of another session; its manifest is not the one that was agreed on"
         raise SecureSessionRefusedError(msg, sender=message.sender)
@@ -42,7 +54,7 @@ def require_message(signed: SignedMessage, session: SessionManifest, kind: type[
     try:
         key.verify(base64.b64decode(signed.signature), message.canonical())
     except InvalidSignature as error:
-        msg = f"{message.sender}'s identity key did not sign this message of the stage {message.stage}"
+        msg = f"{message.sender}'s identity key did not sign this message of the stage {signed.message.stage}"
         raise SignatureInvalidError(msg, sender=message.sender) from error
     return message
 

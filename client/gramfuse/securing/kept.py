@@ -1,0 +1,154 @@
+"""What a member keeps of its secure sessions: files that are written once, before anything that hangs on them is sent.
+
+A folder for each session, named by the manifest's digest: its secret, and for each stage what was shown and what was
+answered. No file is ever replaced: of two processes, or of two tries with a crash between them, the first decides.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from gramfuse_shared import limits
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.policy import MergeMethod
+from gramfuse_shared.contract.recipe import MethodParameters, Overridable
+from gramfuse_shared.contract.secure import SignedMessage, Stage
+from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
+from gramfuse_shared.identifiers import Digest, OrganizationName
+
+_ROOT: Final = "root"
+_COMPLETED: Final = "completed"
+
+
+class Step(Document):
+    """What one stage showed, and the answer to it."""
+
+    format: Literal["gramfuse/secure-step/1"] = "gramfuse/secure-step/1"
+    shown: Annotated[tuple[SignedMessage, ...], Field(max_length=limits.MAX_SECURE_COHORT)] = ()
+    sent: SignedMessage
+
+
+class Completed(Document):
+    """A session in which this member let the masks be taken off: whom it was summed with, and how."""
+
+    format: Literal["gramfuse/secure-completed/1"] = "gramfuse/secure-completed/1"
+    session: Digest
+    weights: dict[OrganizationName, Overridable]
+    method: MergeMethod
+    parameters: MethodParameters
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSession:
+    """One session's folder."""
+
+    folder: Path
+
+    def secret(self, length: int) -> bytes:
+        """Return the session's secret, which is drawn when it is first asked for."""
+        return create_once(self.folder / _ROOT, lambda: secrets.token_bytes(length))
+
+    def step(self, stage: Stage) -> Step | None:
+        """Return what was kept of a stage; None where it was not answered."""
+        raw = _read(self._place(stage))
+        return None if raw is None else Step.parse(raw)
+
+    def keep(self, stage: Stage, step: Step) -> Step:
+        """Keep the answer to a stage, unless there is one; return the one that is kept."""
+        return Step.parse(create_once(self._place(stage), step.canonical))
+
+    def words(self, sha256: str) -> Path:
+        """Return where a file of masked words lies, or will."""
+        return self.folder / f"{sha256}.safetensors"
+
+    def _place(self, stage: Stage) -> Path:
+        return self.folder / f"{stage}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSessions:
+    """The folder of one project's secure sessions, readable by its owner only."""
+
+    folder: Path
+
+    def session(self, digest: str) -> KeptSession:
+        """Return the session's folder, which is made if needed; raises FileUnwritableError."""
+        return KeptSession(_made(self.folder / digest))
+
+    def completed(self) -> tuple[Completed, ...]:
+        """List the sessions that were completed."""
+        paths = sorted((self.folder / _COMPLETED).glob("*.json"))
+        return tuple(Completed.parse(raw) for raw in map(_read, paths) if raw is not None)
+
+    def complete(self, claim: str, completed: Completed) -> Completed:
+        """Record under a claim which session was completed, unless one was; return the one that was."""
+        place = _made(self.folder / _COMPLETED) / f"{claim}.json"
+        return Completed.parse(create_once(place, completed.canonical))
+
+    def completed_under(self, claim: str) -> Completed | None:
+        """Return the session that was completed under a claim; None where none was."""
+        raw = _read(self.folder / _COMPLETED / f"{claim}.json")
+        return None if raw is None else Completed.parse(raw)
+
+
+def create_once(path: Path, content: Callable[[], bytes]) -> bytes:
+    """Return a file's bytes; where there is none, create it, 0600, whole and on the disk before this returns.
+
+    Raises:
+        FileUnwritableError: the folder cannot be written.
+        FileUnreadableError: the file cannot be read.
+    """
+    found = _read(path)
+    if found is not None:
+        return found
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(beside, path)  # complete at once, and never over a file that is there
+        except FileExistsError:
+            pass  # somebody was first: what they wrote counts
+        finally:
+            beside.unlink()
+        sync_folder(path.parent)
+    except OSError as error:
+        msg = f"{path} cannot be written: {error.strerror or error}"
+        raise FileUnwritableError(msg) from error
+    return path.read_bytes()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{folder} cannot be made: {error.strerror}"
+        raise FileUnwritableError(msg) from error
+    return folder
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error

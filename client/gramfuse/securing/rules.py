@@ -1,0 +1,170 @@
+"""What a member requires before it says anything, and of every set of messages that it is shown. Pure."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from gramfuse.securing.kept import Completed
+from gramfuse_shared import limits
+from gramfuse_shared.contract.manifest import ContributionManifest
+from gramfuse_shared.contract.recipe import Overridable
+from gramfuse_shared.contract.secure import MaskedMessage, Message, SharesMessage, SurvivorsMessage, roster_digest
+from gramfuse_shared.contract.secure_session import SessionManifest, precision_name, product_name, weighted_name
+from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.digest import document_digest
+from gramfuse_shared.errors import SecureSessionRefusedError
+
+
+def claim_of(session: SessionManifest, organization: str) -> str:
+    """Return what a member lets be summed once: a contribution, or its answers to one request."""
+    member = session.member(organization)
+    return document_digest([member.contribution if member else None, session.recipe.request])
+
+
+def require_session(
+    session: SessionManifest,
+    organization: str,
+    contribution: ContributionManifest,
+    pinned: Mapping[str, str],
+    completed: Sequence[Completed],
+    *,
+    frozen: bool,
+) -> None:
+    """Require that a session is one that this member may take part in.
+
+      1. it is a member, with this contribution, under the policy and base that the contribution names,
+      2. every member has the identity key that is pinned here,
+      3. no weight singles a member out,
+      4. it sums nothing but what the contribution holds, in its shapes,
+      5. where cohorts are frozen, it is of those, and so weighted, as sessions before.
+
+    Args:
+        session: the manifest.
+        organization: this member.
+        contribution: what it contributed, and so showed before.
+        pinned: identity keys in base64 by organization, compared by people.
+        completed: this project's sessions before.
+        frozen: whether the policy freezes cohorts.
+
+    Raises:
+        SecureSessionRefusedError: one of these does not hold.
+    """
+    # 1.
+    member = session.member(organization)
+    if member is None or member.contribution != contribution.content_digest():
+        msg = f"the session does not sum {organization}'s contribution {contribution.content_digest()[:12]}"
+        raise SecureSessionRefusedError(msg)
+    if (session.project, session.base) != (contribution.project, contribution.base):
+        msg = f"{organization}'s contribution is of another project or base model than the session"
+        raise SecureSessionRefusedError(msg)
+    if session.policy != contribution.policy:
+        msg = f"the session is under policy version {session.policy.version}, the contribution under another"
+        raise SecureSessionRefusedError(msg)
+    # 2.
+    for each in session.members:
+        if pinned.get(each.organization) != each.identity:
+            known = "another identity key than the one that is" if each.organization in pinned else "no identity key"
+            msg = (
+                f"{each.organization} has {known} pinned here: compare fingerprints with its people and verify the "
+                "roster again"
+            )
+            raise SecureSessionRefusedError(msg, organization=each.organization)
+    # 3.
+    values = [value for each in session.members for value in _values(each.weight)]
+    if min(values) <= 0 or max(values) > limits.MAX_WEIGHT_RATIO * min(values):
+        msg = f"the weights run from {min(values):g} to {max(values):g}: the sum would show one organization's own"
+        raise SecureSessionRefusedError(msg)
+    # 4.
+    _require_contributed(session, contribution)
+    # 5.
+    if frozen:
+        for before in completed:
+            _require_same(session, before)
+
+
+def require_same_survivors(organizations: Collection[str], completed: Sequence[Completed]) -> None:
+    """Require, where cohorts are frozen, that those who are summed are those who were summed before.
+
+    Raises:
+        SecureSessionRefusedError: the two sums would differ by a member, which reveals it.
+    """
+    for before in completed:
+        missing = sorted(before.weights.keys() ^ set(organizations))
+        if missing:
+            msg = f"a sum before this one differs by {', '.join(missing)}: the two would reveal what only one holds"
+            raise SecureSessionRefusedError(msg)
+
+
+def require_shares(messages: Sequence[SharesMessage], keys: Sequence[Message], mine: Message) -> None:
+    """Require that everybody shared among those whose keys this member was shown. Raises SecureSessionRefusedError."""
+    _require_answers(messages, {message.body.keys for message in messages}, keys, mine)
+    names = {message.sender for message in keys}
+    for message in messages:
+        recipients = [sealed.recipient for sealed in message.body.sealed]
+        if sorted(recipients) != sorted(names - {message.sender}):
+            msg = f"{message.sender} did not share with each other member once; begin another session"
+            raise SecureSessionRefusedError(msg, sender=message.sender)
+
+
+def require_masked(messages: Sequence[MaskedMessage], shares: Sequence[Message], mine: Message) -> None:
+    """Require that everybody's masks are among those whose shares this member was shown. Raises the same."""
+    _require_answers(messages, {message.body.shares for message in messages}, shares, mine)
+
+
+def require_signed_set(messages: Sequence[SurvivorsMessage], mine: SurvivorsMessage) -> None:
+    """Require that members of the one set that this member signed for signed for it too. Raises the same."""
+    for message in messages:
+        if message.body != mine.body or message.sender not in mine.body.organizations:
+            msg = f"{message.sender} signed for other survivors than {mine.sender} did; nothing is revealed"
+            raise SecureSessionRefusedError(msg, sender=message.sender)
+
+
+def require_own(messages: Sequence[Message], mine: Message) -> None:
+    """Require that what this member said is among what is shown. Raises the same."""
+    if mine not in messages:
+        msg = (
+            f"what {mine.sender} said in the stage {mine.stage} is not among what is shown; it is left out or replaced"
+        )
+        raise SecureSessionRefusedError(msg, stage=mine.stage)
+
+
+def _require_answers(messages: Sequence[Message], named: set[str], before: Sequence[Message], mine: Message) -> None:
+    require_own(messages, mine)
+    senders = {message.sender for message in messages}
+    if named != {roster_digest(before)} or not senders <= {message.sender for message in before}:
+        msg = f"the messages of the stage {mine.stage} do not all answer the ones that {mine.sender} was shown before"
+        raise SecureSessionRefusedError(msg, stage=mine.stage)
+
+
+def _require_contributed(session: SessionManifest, contribution: ContributionManifest) -> None:
+    """Require that each sum is of what was contributed, in its shape."""
+    shapes = {weighted_name(tensor.name): tensor.shape for tensor in contribution.weights.tensors}
+    taps = {tap.name: tap for tap in (contribution.statistics.taps if contribution.statistics else ())}
+    for tap in session.taps:
+        own = taps.get(tap.name)
+        if own is None or own.width != tap.width or not set(tap.layers) <= set(own.layers):
+            msg = f"the session sums tap {tap.name} as {tap.width} wide; the contribution has no such statistics"
+            raise SecureSessionRefusedError(msg, tap=tap.name)
+        shapes[precision_name(tap.name)] = (packed_length(tap.width),)
+        for layer in tap.layers:
+            stored = shapes.get(weighted_name(layer.weight), ())
+            shapes[product_name(layer.weight)] = stored if layer.layout == "out_in" else stored[::-1]
+    for tensor in session.sums:
+        if shapes.get(tensor.name) != tensor.shape:
+            msg = f"the session sums {tensor.name} as {list(tensor.shape)}; the contribution holds no such thing"
+            raise SecureSessionRefusedError(msg, tensor=tensor.name)
+
+
+def _require_same(session: SessionManifest, before: Completed) -> None:
+    """Two sums that differ by a member, its weight or, by one method, α or another parameter, reveal that member."""
+    weights = {member.organization: member.weight for member in session.members}
+    same = [weights.get(name) == weight for name, weight in before.weights.items()]
+    recipe = session.recipe
+    if not all(same) or (recipe.merge_method == before.method and recipe.parameters != before.parameters):
+        msg = (
+            f"the session {before.session[:12]} before this one summed other members, weights or parameters: the two "
+            "sums would reveal what only one of them holds"
+        )
+        raise SecureSessionRefusedError(msg, before=before.session)
+
+
+def _values(value: Overridable) -> list[float]:
+    return [value] if isinstance(value, float) else [conditional.value for conditional in value]

@@ -1,0 +1,176 @@
+"""Plan what a session sums, from documents alone: which tensors, in which order, with how many bits. No torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
+from gramfuse_shared.contract.policy import matches_any
+from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, Overridable, Recipe, resolve
+from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES
+from gramfuse_shared.contract.secure_session import (
+    WORD_BITS,
+    SessionManifest,
+    SessionMember,
+    SessionTap,
+    SummedTensor,
+    precision_name,
+    product_name,
+    threshold_of,
+    weighted_name,
+)
+from gramfuse_shared.contract.statistics_file import packed_length
+from gramfuse_shared.errors import RecipeInvalidError
+
+SumKind = Literal["weighted", "precision", "product"]
+
+DEFAULT_BOUNDS: Final[Mapping[SumKind, float]] = {"weighted": 16.0, "precision": 1024.0, "product": 256.0}
+"""Largest |x| of a member of weight 1. Of differences: fine-tuning moves weights by hundredths. Of precisions: squares
+of features over the base's on public text; a feature may be 32 times as large. Of products: the two of them, summed."""
+
+
+def plan_session(
+    project: str,
+    session: str,
+    recipe: Recipe,
+    contributions: Sequence[tuple[ContributionManifest, str, Overridable]],
+    base: BaseManifest,
+    *,
+    scales: str | None,
+    bounds: Mapping[SumKind, float] = DEFAULT_BOUNDS,
+) -> SessionManifest:
+    """Plan a session: what all contributions hold is summed, and nothing else.
+
+    Args:
+        project: whose contributions they are.
+        session: the id of its first request.
+        recipe: `linear` or `regmean`.
+        contributions: each with its organization's identity key (base64) and its weight in the recipe.
+        base: the base model.
+        scales: digest of the project's scales file; None: all linears are averaged.
+        bounds: of the values of a member of weight 1; a larger one, of everybody, costs bits.
+
+    Raises:
+        RecipeInvalidError: nothing is common to all contributions, or linears that share a tap differ in α, ridge or a
+            weight.
+    """
+    manifests = [manifest for manifest, _, _ in contributions]
+    members = tuple(
+        sorted(
+            (
+                SessionMember(
+                    organization=manifest.organization,
+                    contribution=manifest.content_digest(),
+                    identity=identity,
+                    weight=weight,
+                )
+                for manifest, identity, weight in contributions
+            ),
+            key=lambda member: member.organization,
+        )
+    )
+    shapes = _common_parameters(manifests, base, recipe)
+    if not shapes:
+        msg = "there is no parameter that every contribution holds and the recipe merges"
+        raise RecipeInvalidError(msg)
+    taps = _common_taps(manifests, shapes) if recipe.merge_method == "regmean" and scales is not None else ()
+    for tap in taps:
+        _require_alike(tap, recipe, members)
+    largest = max(max(_values(member.weight)) for member in members)
+    rows = max((_rows(manifest) for manifest in manifests), default=1)
+    scaled = largest * (rows if recipe.parameters.normalize == "rows" else 1)
+    sizes: dict[SumKind, float] = {
+        "weighted": bounds["weighted"] * largest,
+        "precision": bounds["precision"] * scaled,
+        "product": bounds["product"] * scaled,
+    }
+
+    def tensor(name: str, shape: tuple[int, ...], kind: SumKind) -> SummedTensor:
+        bits = fraction_bits(sizes[kind], len(members))
+        return SummedTensor(name=name, shape=shape, fraction_bits=bits, bound=sizes[kind])
+
+    sums: list[SummedTensor] = []
+    for tap in taps:
+        # a tap's precision and what is multiplied by it stand together: its matrix is made once
+        sums.append(tensor(precision_name(tap.name), (packed_length(tap.width),), "precision"))
+        for layer in tap.layers:
+            stored = shapes[layer.weight]
+            shape = stored if layer.layout == "out_in" else stored[::-1]
+            sums.append(tensor(product_name(layer.weight), shape, "product"))
+    sums += [tensor(weighted_name(name), shape, "weighted") for name, shape in shapes.items()]
+    return SessionManifest(
+        project=project,
+        session=session,
+        policy=manifests[0].policy,
+        base=base.content_digest(),
+        recipe=recipe,
+        scales=scales if taps else None,
+        members=members,
+        threshold=threshold_of(len(members)),
+        taps=taps,
+        sums=tuple(sums),
+    )
+
+
+def fraction_bits(bound: float, members: int) -> int:
+    """Return the most fraction bits with which the sum of so many values up to the bound stays within a word."""
+    bits = math.floor(WORD_BITS - 1 - math.log2(members) - math.log2(bound))
+    fitting = SummedTensor(name="x", shape=(), fraction_bits=bits, bound=bound)
+    return bits if fitting.fits(members) else bits - 1
+
+
+def _common_parameters(
+    manifests: Sequence[ContributionManifest], base: BaseManifest, recipe: Recipe
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what every contribution holds and the recipe merges, in the base's order."""
+    held = set.intersection(*({tensor.name for tensor in manifest.weights.tensors} for manifest in manifests))
+    return {
+        tensor.name: tensor.shape
+        for tensor in base.tensors
+        if tensor.name in held
+        and tensor.dtype in CONTRIBUTED_DTYPES | {"F64"}
+        and not matches_any(tensor.name, recipe.parameters.exclude)
+    }
+
+
+def _common_taps(
+    manifests: Sequence[ContributionManifest], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[SessionTap, ...]:
+    """Taps of which every contribution holds statistics of the same layers, with those layers that are summed."""
+    described = [{tap.name: tap for tap in _taps(manifest)} for manifest in manifests]
+    taps = []
+    for tap in _taps(manifests[0]):
+        others = [of_member.get(tap.name) for of_member in described]
+        if any(other is None or (other.width, other.layers) != (tap.width, tap.layers) for other in others):
+            continue
+        layers = tuple(layer for layer in tap.layers if layer.weight in shapes)
+        if layers:
+            taps.append(SessionTap(name=tap.name, width=tap.width, layers=layers))
+    return tuple(taps)
+
+
+def _require_alike(tap: SessionTap, recipe: Recipe, members: Sequence[SessionMember]) -> None:
+    """A tap's precision is summed once, so what it is multiplied by is the same for all layers that read it."""
+    ridge = recipe.parameters.ridge
+    asked: list[tuple[str, Overridable, float]] = [
+        ("alpha", recipe.parameters.alpha, 0.0),
+        ("ridge", ridge, DEFAULT_RIDGE),
+        *((f"the weight of {member.organization}", member.weight, 0.0) for member in members),
+    ]
+    for what, value, default in asked:
+        if len({resolve(value, layer.weight, default=default) for layer in tap.layers}) > 1:
+            names = ", ".join(layer.weight for layer in tap.layers)
+            msg = f"{what} differs between {names}, which read the same inputs: in a secure sum they have one precision"
+            raise RecipeInvalidError(msg, tap=tap.name)
+
+
+def _taps(manifest: ContributionManifest) -> tuple[TapInfo, ...]:
+    return manifest.statistics.taps if manifest.statistics is not None else ()
+
+
+def _rows(manifest: ContributionManifest) -> int:
+    return max((tap.rows for tap in _taps(manifest)), default=1)
+
+
+def _values(value: Overridable) -> list[float]:
+    return [value] if isinstance(value, float) else [conditional.value for conditional in value]

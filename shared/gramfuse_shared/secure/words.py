@@ -1,0 +1,56 @@
+"""The file of masked words: a safetensors file with a tensor I64 for each of the session's sums, in their order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
+from gramfuse_shared.contract.secure import WORDS_FILE_NAME
+from gramfuse_shared.contract.secure_session import SessionManifest
+from gramfuse_shared.errors import HeaderMalformedError
+from gramfuse_shared.merging.streaming import TensorReader
+from gramfuse_shared.merging.writing import ShardWriter
+from gramfuse_shared.secure.masks import Mask, TensorMasks, Words
+from gramfuse_shared.secure.ring import encode
+from gramfuse_shared.secure.summands import Summands
+
+
+def words_layout(session: SessionManifest) -> list[TensorInfo]:
+    """List the tensors of a file of masked words, in file order."""
+    return [TensorInfo(name=tensor.name, dtype="I64", shape=tensor.shape) for tensor in session.sums]
+
+
+def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], summands: Summands) -> FileEntry:
+    """Encode, mask and write one tensor after the other; the file appears when it is complete and on the disk.
+
+    Raises:
+        ValueOutOfBoundsError: a value may not be sent; nothing is left behind.
+        FileUnreadableError, FileUnwritableError: weights, statistics or the disk.
+    """
+    with ShardWriter(target, words_layout(session)) as shard:
+        for number, tensor in enumerate(session.sums):
+            tensor_masks = TensorMasks(masks, number)
+            for values in summands.chunks(tensor):
+                words = encode(values, tensor)
+                tensor_masks.add_to(as_words(words))
+                shard.write(tensor.name, words)
+    return shard.entry.model_copy(update={"name": WORDS_FILE_NAME})
+
+
+def require_words(file: TensorReader, session: SessionManifest) -> None:
+    """Require that a file holds the words of this session's sums.
+
+    Raises:
+        HeaderMalformedError: it holds other tensors, or in another order.
+    """
+    found = [(entry.name, entry.dtype, entry.shape) for entry in file.tensors.values()]
+    if found != [(info.name, info.dtype, info.shape) for info in words_layout(session)]:
+        msg = f"the file does not hold the {len(session.sums)} tensors of words that the session {session.session} sums"
+        raise HeaderMalformedError(msg)
+
+
+def as_words(words: torch.Tensor) -> Words:
+    """Look at int64 as at words; both are the same bits."""
+    return words.numpy().view(np.uint64)

@@ -1,0 +1,124 @@
+"""Small models summed in secret: from weights and statistics on disk to the merged model, every step the real one."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gramfuse.securing.words import words_of
+from gramfuse_shared.contract.manifest import (
+    BaseFile,
+    BaseManifest,
+    CollectorSettings,
+    ContributionManifest,
+    FileEntry,
+    PolicyReference,
+    StatisticsSection,
+    WeightsSection,
+)
+from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.secure_session import SessionManifest
+from gramfuse_shared.merging.execution import execute_task
+from gramfuse_shared.merging.reading import MemberReader
+from gramfuse_shared.merging.ready_sums import plan_sums
+from gramfuse_shared.merging.streaming import LocalFile, TensorFile
+from gramfuse_shared.secure.planning import plan_session
+from gramfuse_shared.secure.summands import Summands
+from gramfuse_shared.secure.sums import summed_member, write_sums
+from gramfuse_shared.secure.words import require_words
+from support.merging_cases import CPU, Model, infos, save_statistics, taps_of
+from support.secure_cohorts import Cohort
+from support.secure_sessions import DIGEST, ORGANIZATIONS, public_identity
+
+FILE = FileEntry(name="weights.safetensors", bytes=1, sha256=DIGEST)
+
+
+def base_manifest(base: Mapping[str, torch.Tensor]) -> BaseManifest:
+    tensors = tuple(infos(base).values())
+    files = (BaseFile(name="config.json", bytes=2, sha256=DIGEST), BaseFile(**dict(FILE), tensors=tensors))
+    return BaseManifest(files=files)
+
+
+def contribution_of(model: Model, organization: str, base: BaseManifest) -> ContributionManifest:
+    floating = [info for info in infos(model.weights).values() if info.dtype != "I64"]
+    statistics = None
+    if model.taps:
+        settings = CollectorSettings(collector_version="0")
+        statistics = StatisticsSection(
+            file=FILE.model_copy(update={"name": "statistics.safetensors"}), taps=taps_of(model), collector=settings
+        )
+    return ContributionManifest(
+        project="acme.tweets",
+        organization=organization,
+        base=base.content_digest(),
+        policy=PolicyReference(version=1, digest=DIGEST),
+        weights=WeightsSection(file=FILE, tensors=tuple(floating)),
+        statistics=statistics,
+    )
+
+
+def session_of_models(
+    base: Mapping[str, torch.Tensor], models: Sequence[Model], recipe: Recipe, **planned: object
+) -> SessionManifest:
+    manifest = base_manifest(base)
+    contributions = [
+        (contribution_of(model, name, manifest), public_identity(name), model.weight)
+        for name, model in zip(ORGANIZATIONS, models, strict=False)
+    ]
+    return plan_session("acme.tweets", "secure-1", recipe, contributions, manifest, scales=DIGEST, **planned)
+
+
+def scales_of(model: Model, *, factor: float = 1.0) -> dict[str, torch.Tensor]:
+    """Mean squares as a base model might have them on public text: those of one member, off by a factor."""
+    return {name: factor * tap.rows.double().square().mean(0).clamp(min=1e-4) for name, tap in model.taps.items()}
+
+
+def merge_in_secret(
+    folder: Path,
+    base: Mapping[str, torch.Tensor],
+    models: Sequence[Model],
+    recipe: Recipe,
+    scales: Mapping[str, torch.Tensor],
+    *,
+    dropped: Sequence[str] = (),
+    **planned: object,
+) -> dict[str, torch.Tensor]:
+    """Run a session of all five stages, of which `dropped` leave after their shares, and merge its sum."""
+    session = session_of_models(base, models, recipe, **planned)
+    cohort = Cohort.of(session, folder / "members")
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> TensorFile:
+            return TensorFile.open(stack.enter_context(LocalFile(path)))
+
+        def saved(name: str, tensors: Mapping[str, torch.Tensor]) -> TensorFile:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
+            return opened(folder / name)
+
+        folder.mkdir(parents=True, exist_ok=True)
+        base_file = saved("base.safetensors", base)
+        for name, model in zip(ORGANIZATIONS, models, strict=False):
+            statistics = None
+            if model.taps:
+                save_statistics(model, folder / f"{name}.statistics.safetensors")
+                statistics = opened(folder / f"{name}.statistics.safetensors")
+            files = MemberReader(saved(f"{name}.safetensors", model.weights), statistics)
+            taps = {tap.name: tap for tap in taps_of(model)}
+            cohort.members[name].write = words_of(session, Summands(session, name, files, base_file, taps, scales))
+        cohort.run(masked=[name for name in session.organizations if name not in dropped])
+        words = {name: opened(path) for name, path in cohort.files.items()}
+        for file in words.values():
+            require_words(file, session)
+        unmasking = cohort.unmasking()
+        write_sums(folder / "sums.safetensors", session, unmasking, words, scales)
+        sums = opened(folder / "sums.safetensors")
+        member = summed_member(session, unmasking, infos(base), "sums")
+        plan = plan_sums(member, infos(base), recipe)
+        merged = {}
+        for task in plan.tasks:
+            target = folder / task.file_name
+            execute_task(plan, task.index, {"sums": MemberReader(sums)}, base_file, target, device=CPU)
+            merged |= load_file(target)
+    return merged
