@@ -43,10 +43,14 @@ if TYPE_CHECKING:
     from gramfuse.measuring.statistics import Statistics
     from gramfuse.participation import Client
     from gramfuse.privacy.audit import audit
+    from gramfuse.privacy.collecting import collect_privately
+    from gramfuse.privacy.curve import measure_member, privacy_curve
+    from gramfuse.privacy.ledger import Ledger
     from gramfuse.searching.results import SearchResult
     from gramfuse.searching.strategies import GreedySearch, GridSearch, RandomSearch
     from gramfuse.verification import Verification, verify
     from gramfuse_shared.contract.policy import Policy
+    from gramfuse_shared.contract.privacy import PrivacyBudget
     from gramfuse_shared.contract.recipe import Recipe
     from gramfuse_shared.merging.scales import Scales, load_scales
 
@@ -61,11 +65,13 @@ __all__ = [
     "GramfuseError",
     "GreedySearch",
     "GridSearch",
+    "Ledger",
     "LocalTexts",
     "Matching",
     "Participation",
     "PersonalModel",
     "Policy",
+    "PrivacyBudget",
     "RandomSearch",
     "Recipe",
     "Scales",
@@ -79,16 +85,19 @@ __all__ = [
     "build_base_manifest",
     "collect",
     "collect_fisher",
+    "collect_privately",
     "collect_scales",
     "compress",
     "evaluate",
     "export_adapter",
     "load_scales",
     "match_models",
+    "measure_member",
     "merge",
     "participate",
     "plan_contribution",
     "predict",
+    "privacy_curve",
     "read_participation",
     "save_scales",
     "verify",
@@ -104,9 +113,11 @@ _HOMES: Final = {
     "GreedySearch": "gramfuse.searching.strategies",
     "GridSearch": "gramfuse.searching.strategies",
     "PersonalModel": "gramfuse.heads.attaching",
+    "Ledger": "gramfuse.privacy.ledger",
     "LocalTexts": "gramfuse.answering.configuration",
     "Participation": "gramfuse.answering.configuration",
     "Matching": "gramfuse.matching.matching",
+    "PrivacyBudget": "gramfuse_shared.contract.privacy",
     "Policy": "gramfuse_shared.contract.policy",
     "RandomSearch": "gramfuse.searching.strategies",
     "SearchResult": "gramfuse.searching.results",
@@ -120,14 +131,17 @@ _HOMES: Final = {
     "build_base_manifest": "gramfuse.contributing.base_model",
     "collect": "gramfuse.measuring.forwarding",
     "collect_fisher": "gramfuse.measuring.fisher_collection",
+    "collect_privately": "gramfuse.privacy.collecting",
     "collect_scales": "gramfuse.measuring.scales",
     "compress": "gramfuse.contributing.compressing",
     "evaluate": "gramfuse.evaluating.evaluation",
     "export_adapter": "gramfuse.adapters.exporting",
     "load_scales": "gramfuse_shared.merging.scales",
     "match_models": "gramfuse.matching.matching",
+    "measure_member": "gramfuse.privacy.curve",
     "merge": "gramfuse.local_merging",
     "participate": "gramfuse.answering.participating",
+    "privacy_curve": "gramfuse.privacy.curve",
     "read_participation": "gramfuse.answering.configuration",
     "plan_contribution": "gramfuse.contributing.planning",
     "predict": "gramfuse.evaluating.predicting",

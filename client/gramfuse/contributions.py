@@ -1,15 +1,18 @@
 """Contributions in the SDK: say what would leave, send it once that is confirmed, list and withdraw it."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.extras import EXTRAS
 from gramfuse.progress import OnProgress, begin_check
 from gramfuse.projects import Projects, StrPath
 from gramfuse.transfer import pushing
 from gramfuse.transfer.watching import Deadline, poll
 from gramfuse_shared.contract.http_api import Contribution, ContributionDetail, Page
 from gramfuse_shared.errors import NotConfirmedError, NotFoundError
+from gramfuse_shared.extras import requiring_extras
 
 
 class Contributions(Projects):
@@ -60,6 +63,7 @@ class Contributions(Projects):
             NotConfirmedError: `confirm` did not return True.
             PolicyNotAcceptedError, PolicyViolationError: the policy.
             ArchitectureMismatchError, StatisticsMalformedError, FileUnreadableError: the model or the statistics.
+            PrivacyBudgetExceededError: with these statistics the project's releases would exceed the policy's budget.
             ContributionRejectedError: the server's checks refused it.
         """
         prepared = self._prepare(project, model, statistics, fisher, base, labels)
@@ -67,6 +71,7 @@ class Contributions(Projects):
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
         package = prepared.package(on_progress)
+        self._count_release(prepared)
         sent = pushing.send(self._transport, package, parallel=self._parallel, on_progress=on_progress)
         path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
         if sent.state == "sealed":
@@ -117,6 +122,17 @@ class Contributions(Projects):
             fisher=None if fisher is None else Path(fisher),
             labels=labels,
         )
+
+    def _count_release(self, prepared: pushing.Prepared) -> None:
+        """Have noised statistics in the ledger before a byte of them is sent; the same file twice counts once."""
+        noised = prepared.plan.noised
+        if noised is None or not prepared.plan.leaving_taps:
+            return
+        with requiring_extras("sending statistics with noise", EXTRAS):
+            from gramfuse.privacy.ledger import Ledger  # noqa: PLC0415 - scipy is an extra
+        limit = prepared.policy.differential_privacy
+        ledger = Ledger.of_home(self.home)
+        ledger.count(noised, now=datetime.now(UTC), project=prepared.project.id, limit=limit)
 
     def _resolve_contribution(self, project: str, beginning: str) -> str:
         if len(beginning) == 64:  # noqa: PLR2004 - a whole digest

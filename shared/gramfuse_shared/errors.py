@@ -206,6 +206,14 @@ class PolicyNotAcceptedError(GramfuseError):
     title = "The current policy is not accepted"
 
 
+class PrivacyBudgetExceededError(GramfuseError):
+    """A release would spend more of differential privacy's budget than the policy gives. Raised by the client only."""
+
+    code = "privacy-budget-exceeded"
+    status = 409
+    title = "The privacy budget is used up"
+
+
 class CohortFrozenError(GramfuseError):
     """A merge would, together with an earlier one, reveal a member of its cohort."""
 

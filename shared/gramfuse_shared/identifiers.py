@@ -17,6 +17,7 @@ PROJECT_PATTERN: Final = rf"^{_SLUG}\.{_SLUG}$"
 JOB_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,63}$"
 DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 FILE_PATTERN: Final = r"^[A-Za-z0-9._-]{1,128}$"
+RELEASE_PATTERN: Final = r"^[0-9a-f]{32}$"
 VERSION_PATTERN: Final = r"^[0-9A-Za-z.+-]{1,32}$"
 BASE64_PATTERN: Final = r"^[A-Za-z0-9+/]{1,1024}={0,2}$"
 KEY_PATTERN: Final = r"^[A-Za-z0-9+/]{43}=$"
@@ -32,6 +33,7 @@ IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         DIGEST_PATTERN: "64 lower-case hexadecimal digits",
         FILE_PATTERN: "up to 128 letters, digits, dots, hyphens and underscores",
         VERSION_PATTERN: "a version: up to 32 letters, digits, dots, hyphens and plus signs",
+        RELEASE_PATTERN: "32 lower-case hexadecimal digits",
         BASE64_PATTERN: "base64",
         KEY_PATTERN: "32 bytes in base64",
         SHARE_PATTERN: "33 bytes in base64",

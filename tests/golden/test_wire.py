@@ -43,6 +43,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "answer-gram.json": Answer,
     "policy-refits.json": Policy,
     "policy-scales.json": Policy,
+    "policy-private.json": Policy,
+    "contribution-noised.json": ContributionManifest,
     "recipe-head.json": Recipe,
     "answer-head.json": Answer,
     "answer-calibration.json": Answer,

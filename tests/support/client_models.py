@@ -8,6 +8,7 @@ from pathlib import Path
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
+from gramfuse_shared.contract.privacy import Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
 
@@ -66,12 +67,15 @@ TAPS = (
 )
 
 
-def statistics_metadata(taps=TAPS, base: str | None = None) -> StatisticsMetadata:
-    return StatisticsMetadata(base=base, collector=CollectorSettings(collector_version="0.1.0"), taps=taps)
+def statistics_metadata(taps=TAPS, base: str | None = None, noised: Noised | None = None) -> StatisticsMetadata:
+    collector = CollectorSettings(collector_version="0.1.0", noised=noised)
+    return StatisticsMetadata(base=base, collector=collector, taps=taps)
 
 
-def write_statistics(path: Path, taps=TAPS, base: str | None = None, seed: int = 1) -> Path:
-    metadata = statistics_metadata(taps, base)
+def write_statistics(
+    path: Path, taps=TAPS, base: str | None = None, seed: int = 1, noised: Noised | None = None
+) -> Path:
+    metadata = statistics_metadata(taps, base, noised)
     shapes = {gram_tensor_name(tap.name): ("F32", (packed_length(tap.width),)) for tap in metadata.taps}
     return write_safetensors(path, shapes, seed, {METADATA_KEY: metadata.canonical().decode()})
 

@@ -39,6 +39,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "scales": LazyCommand(
             "gramfuse.cli.scales", "Measure a base model on public text, for all of a project alike."
         ),
+        "dp": LazyCommand("gramfuse.cli.dp", "Measure with differential privacy; see what noise costs, what is spent."),
         "evaluate": LazyCommand("gramfuse.cli.evaluate", "Score a model on your own labelled texts."),
         "audit": LazyCommand("gramfuse.cli.audit", "Report what your statistics reveal and what would leave."),
         "contribution": LazyCommand("gramfuse.cli.contributions", "Push, list and withdraw contributions."),

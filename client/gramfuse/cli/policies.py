@@ -11,6 +11,7 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import PolicyVersion
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.privacy import COVERS, PrivacyBudget
 from gramfuse_shared.errors import DocumentMalformedError
 
 _EMBEDDINGS: Final = {
@@ -89,18 +90,30 @@ def describe_policy(policy: Policy) -> list[str]:
         _EMBEDDINGS[policy.embeddings],
         _TAPS[policy.embedding_taps],
         _HEADS[policy.heads],
-        (
-            f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension "
-            f"on; below {policy.advised_rows_per_dimension:g} you are warned."
-        ),
+        *([] if policy.differential_privacy else [_enough_rows(policy)]),
         *([_GIVEN_LABELS[policy.given_labels]] if "fisher" in policy.methods else []),
         _MISSING_STATISTICS[policy.missing_statistics],
+        *([_private_by_noise(policy.differential_privacy)] if policy.differential_privacy else []),
         *([f"Statistics are scaled by the project's scales file, {policy.scales}."] if policy.scales else []),
         f"A merge takes at least {policy.minimum_cohort} organizations.",
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],
         *_describe_requests(policy),
     ]
+
+
+def _enough_rows(policy: Policy) -> str:
+    return (
+        f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension on; "
+        f"below {policy.advised_rows_per_dimension:g} you are warned."
+    )
+
+
+def _private_by_noise(budget: PrivacyBudget) -> str:
+    return (
+        f"Statistics leave only with noise: {budget} for all that you send to this project, by your own ledger. "
+        f"{COVERS}. Nobody can check anybody else's noise."
+    )
 
 
 def _describe_requests(policy: Policy) -> list[str]:

@@ -35,6 +35,7 @@ from gramfuse.naming import folded, name_pattern
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.manifest import TapInfo, Weighting
+from gramfuse_shared.contract.privacy import COVERS
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on your own texts.")
@@ -168,6 +169,13 @@ def _render(metadata: StatisticsMetadata, console: Console) -> None:
         f"gramfuse {settings.collector_version}, {settings.precision}, padding {settings.padding}, weighting "
         f"{settings.weighting}, base {metadata.base or 'not noted'}"
     )
+    if settings.noised is not None:
+        noised = settings.noised
+        console.print(
+            f"noised for {noised.budget} over {noised.examples:,} texts, which stand for rows above; release "
+            f"{noised.release[:12]}. {COVERS}.",
+            markup=False,
+        )
 
 
 def _short(weight: str) -> str:

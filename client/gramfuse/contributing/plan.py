@@ -16,6 +16,7 @@ from gramfuse_shared.contract.manifest import (
     TrainedLabels,
 )
 from gramfuse_shared.contract.policy import TensorRole
+from gramfuse_shared.contract.privacy import COVERS, Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
 
@@ -89,7 +90,8 @@ class GroupSummary:
 class ContributionPlan:
     """What a push will send and what stays at home, decided before a byte is read.
 
-    `left_out` is "base" for an adapter, and `untouched` counts the base's tensors that it does not change.
+    `left_out` is "base" for an adapter, and `untouched` counts the base's tensors that it does not change. `noised`
+    says how the statistics were noised, if they were.
     """
 
     weights: tuple[TensorDecision, ...]
@@ -99,6 +101,7 @@ class ContributionPlan:
     left_out: LeftOut = "unknown"
     untouched: int = 0
     fisher: tuple[FisherDecision, ...] = ()
+    noised: Noised | None = None
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -165,6 +168,11 @@ class ContributionPlan:
                 "Of an adapter, the weights that it changes leave, each in its whole size; that the other "
                 f"{self.untouched} tensors are the base's own is told"
             )
+        if self.noised is not None and self.leaving_taps:
+            lines.append(
+                f"The statistics are noised: {self.noised}, of {self.noised.examples:,} texts. {COVERS}: these leave "
+                "as they are, and have seen your texts too"
+            )
         if self.fused_layers:
             fused, measured = len(self.fused_layers), len(self.measured_layers)
             rest = "" if fused == measured else f"; for everybody, the other {measured - fused} can only be averaged"
@@ -178,14 +186,19 @@ class ContributionPlan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         labels = {} if self.labels is None else {"labels": self.labels.model_dump(mode="json")}
-        return labels | {
-            "leaves": [_summary_json(group) for group in self.leaving()],
-            "stays": [_summary_json(group) for group in self.staying()],
-            "layers": {"measured": len(self.measured_layers), "regmean": len(self.fused_layers)},
-            "left_out": self.left_out,
-            "warnings": list(self.warnings),
-            "bytes": self.leaving_bytes,
-        }
+        noised = {} if self.noised is None else {"noised": self.noised.model_dump(mode="json") | {"notice": COVERS}}
+        return (
+            labels
+            | noised
+            | {
+                "leaves": [_summary_json(group) for group in self.leaving()],
+                "stays": [_summary_json(group) for group in self.staying()],
+                "layers": {"measured": len(self.measured_layers), "regmean": len(self.fused_layers)},
+                "left_out": self.left_out,
+                "warnings": list(self.warnings),
+                "bytes": self.leaving_bytes,
+            }
+        )
 
     def _groups(self) -> list[GroupSummary]:
         members: dict[tuple[Group, str | None], list[tuple[str, int]]] = {}

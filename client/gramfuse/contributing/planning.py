@@ -17,6 +17,7 @@ from gramfuse_shared.contract.manifest import (
     TrainedLabels,
 )
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.privacy import Noised
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES, why_fisher_stays, why_tap_stays, why_tensor_stays
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA, StatisticsMetadata
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
@@ -68,14 +69,16 @@ def plan_contribution(
     if labels is not None:
         require_labels(labels, leaving.keys(), base, policy)
     taps: tuple[TapDecision, ...] = ()
+    noised = None if statistics is None else statistics.collector.noised
     if statistics is not None:
         _require_same_base("the statistics were measured for", statistics.base, base)
         ordered = sorted(statistics.taps, key=lambda tap: tap.name)
-        decisions = (_decide_tap(tap, leaving, expected, policy) for tap in ordered)
+        decisions = (_decide_tap(tap, leaving, expected, policy, noised) for tap in ordered)
         taps = tuple(replace(decision, encoding=statistics.encoding) for decision in decisions)
     missing = sorted(expected.keys() - {weight.info.name for weight in weights})
     unknown = missing if left_out == "unknown" else []
-    warnings = list(_warnings(weights, taps, unknown, policy, changed=changed, measured=statistics is not None))
+    told = {"measured": statistics is not None, "noised": noised is not None}
+    warnings = list(_warnings(weights, taps, unknown, policy, changed=changed, **told))
     decided = () if fisher is None else _decide_fisher(fisher, leaving, expected, base, policy)
     warnings += _fisher_warnings(decided, policy, given=fisher is not None and fisher.collector.labels == "given")
     if statistics is not None and statistics.encoding == "int16" and any(tap.stays_because is None for tap in taps):
@@ -90,7 +93,16 @@ def plan_contribution(
     if untouched:
         warnings.append(_untouched_told(untouched))
     others = len(missing) if left_out == "base" else 0
-    return ContributionPlan(weights, taps, tuple(warnings), labels, left_out=left_out, untouched=others, fisher=decided)
+    return ContributionPlan(
+        weights,
+        taps,
+        tuple(warnings),
+        labels,
+        left_out=left_out,
+        untouched=others,
+        fisher=decided,
+        noised=noised,
+    )
 
 
 def embedding_names(tensors: Iterable[TensorInfo], base: BaseManifest, policy: Policy) -> tuple[str, ...]:
@@ -128,7 +140,11 @@ def _decide_weight(
 
 
 def _decide_tap(
-    tap: TapInfo, leaving: Mapping[str, TensorInfo], expected: Mapping[str, TensorInfo], policy: Policy
+    tap: TapInfo,
+    leaving: Mapping[str, TensorInfo],
+    expected: Mapping[str, TensorInfo],
+    policy: Policy,
+    noised: Noised | None,
 ) -> TapDecision:
     for layer in tap.layers:
         _require_layer_reads_tap(layer, tap, expected)
@@ -136,7 +152,7 @@ def _decide_tap(
     sent = tap.model_copy(update={"layers": layers}) if layers else tap
     if "regmean" not in policy.methods:
         return TapDecision(sent, "no method of the policy uses statistics")
-    return TapDecision(sent, why_tap_stays(sent, leaving.keys(), policy))
+    return TapDecision(sent, why_tap_stays(sent, leaving.keys(), policy, noised=noised))
 
 
 def _decide_fisher(
@@ -191,6 +207,7 @@ def _warnings(
     *,
     changed: Collection[str] | None,
     measured: bool,
+    noised: bool,
 ) -> Iterator[str]:
     yield from _embedding_warnings(weights, policy, changed)
     if missing:
@@ -202,12 +219,12 @@ def _warnings(
         for tap in taps
         if tap.stays_because is None and tap.info.distinct_rows < policy.advised_rows_per_dimension * tap.info.width
     ]
-    if advised:
+    if advised and not noised:
         yield (
             f"fewer than {policy.advised_rows_per_dimension:g} distinct rows per dimension at "
             f"{few(advised, 'tap')}: few rows reveal more of each text; measure more examples"
         )
-    if any(tap.stays_because is None and tap.info.source != "mixed" for tap in taps):
+    if not noised and any(tap.stays_because is None and tap.info.source != "mixed" for tap in taps):
         yield "taps fed by embeddings leave: they reveal the token counts of your text (policy: embedding_taps = send)"
 
 

@@ -105,7 +105,7 @@ def get_policy(project: ProjectPath, version: VersionPath, services: ServicesOf,
 @router.put(
     "/{project}/policies/{version}",
     status_code=201,
-    responses=declares(ConflictError)
+    responses=declares(ConflictError, PolicyViolationError)
     | {200: {"model": PolicyVersion, "description": "The version exists with this content"}},
 )
 def publish_policy(

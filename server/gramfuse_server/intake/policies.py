@@ -12,7 +12,7 @@ from gramfuse_server.tables import AcceptanceRow, ParticipantRow, PolicyRow, Pro
 from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.errors import ConflictError, NotFoundError
+from gramfuse_shared.errors import ConflictError, NotFoundError, PolicyViolationError
 
 
 def publish_policy(
@@ -23,6 +23,7 @@ def publish_policy(
     Raises:
         RoleRequiredError: the caller does not coordinate the project.
         ConflictError: the version exists with another content, is not the next, or names scales that are not there.
+        PolicyViolationError: it wants differential privacy and names no scales.
     """
     caller.require_coordinator(project.coordinator)
     existing = session.get(PolicyRow, (project.id, version))
@@ -39,6 +40,9 @@ def publish_policy(
         has = f"has the scales file {scales}" if scales else "was created without a scales file"
         msg = f"{project.id} {has}, and a policy can name no other; create a project with other scales"
         raise ConflictError(msg)
+    if policy.differential_privacy is not None and policy.scales is None:
+        msg = "differential_privacy needs the project's scales file, which bounds what one text may weigh (scales)"
+        raise PolicyViolationError(msg)
     row = add_policy(session, project.id, version, policy, now)
     project.policy_version = version
     audit_log.append_for(

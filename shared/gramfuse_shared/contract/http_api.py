@@ -148,6 +148,9 @@ class ProjectCreate(Document):
         if self.policy.scales != (None if self.scales is None else self.scales.sha256):
             msg = "the scales file that is announced is not the one that the policy names"
             raise ValueError(msg)
+        if self.policy.differential_privacy is not None and self.scales is None:
+            msg = "differential_privacy needs the project's scales file, which bounds what one text may weigh"
+            raise ValueError(msg)
         if self.scales is not None and self.scales.name != SCALES_FILE_NAME:
             msg = f"a scales file is called {SCALES_FILE_NAME}"
             raise ValueError(msg)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.privacy import Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, Header
 from gramfuse_shared.identifiers import VERSION_PATTERN, Digest, FileName, OrganizationName, ProjectId, TensorName
 
@@ -125,13 +126,22 @@ Weighting = Literal["none", "output_gradient"]
 class CollectorSettings(Document):
     """How statistics were measured; numbers and fixed words only, never free text.
 
-    `weighting` is written only where it is not the default: what was sent before it came keeps its bytes.
+    `weighting` and `noised` are written only where they are not the default: what was sent before keeps its bytes. Of
+    noised statistics `rows` is the number of examples at every tap: exact counts would tell of the texts.
     """
 
     collector_version: Annotated[str, Field(pattern=VERSION_PATTERN)]
     precision: Literal["float32", "bfloat16"] = "float32"
     padding: Literal["dropped", "counted"] = "dropped"
     weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
+    noised: Noised | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _noise_is_on_clipped_rows(self) -> Self:
+        if self.noised is not None and (self.weighting, self.padding) != ("none", "dropped"):
+            msg = "rows that gradients weigh, or that are padding, are not clipped, so no noise makes them private"
+            raise ValueError(msg)
+        return self
 
 
 LabelCount = Annotated[int, Field(ge=1, le=limits.MAX_LABELS)]

@@ -3,12 +3,13 @@
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.privacy import PrivacyBudget
 from gramfuse_shared.identifiers import Digest
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
@@ -55,6 +56,10 @@ DEFAULT_HEAD_PARAMETERS: Final = (
     "head.*",
     "cls.*",
 )
+
+
+_UNNOISED: Final = frozenset({"fisher", "gram", "head", "calibration"})
+"""Methods and requests whose statistics leave as they were measured."""
 
 
 class Policy(Document):
@@ -112,6 +117,13 @@ class Policy(Document):
         description="the digest of the project's scales file: how large the base model's features are on public text, "
         "by which everybody divides alike",
     )
+    differential_privacy: PrivacyBudget | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the most that each organization's Gram matrices may spend in all of its contributions to the "
+        "project, by its own ledger; it covers the Grams, not the weights, and noise cannot be verified. Needs scales, "
+        "and allows neither methods nor requests of statistics that are not noised",
+    )
     minimum_cohort: Annotated[int, Field(ge=2, le=limits.MAX_COHORT)] = Field(
         default=3, description="a job merges at least this many organizations"
     )
@@ -144,6 +156,17 @@ class Policy(Document):
         description="an evaluation counts at least this many distinct examples; a calibration counts the scores of a "
         "label only if so many bear it, and so many do not",
     )
+
+    @model_validator(mode="after")
+    def _all_statistics_are_noised(self) -> Self:
+        if self.differential_privacy is not None:
+            bare = [*_UNNOISED.intersection(self.methods), *_UNNOISED.intersection(self.requests)]
+            if bare:
+                msg = (
+                    f"with differential_privacy neither methods nor requests hold {bare[0]}, of which nothing is noised"
+                )
+                raise ValueError(msg)
+        return self
 
     def role_of(self, name: str, shape: Sequence[int], vocabulary_size: int | None) -> TensorRole:
         """Say what a parameter is to this policy.

@@ -19,6 +19,7 @@ from gramfuse_shared.contract.manifest import (
     TensorInfo,
 )
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.privacy import Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
 from gramfuse_shared.contract.scales_file import ScalesMetadata
 from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_statistics
@@ -86,18 +87,26 @@ def weights_that_may_leave(base: BaseManifest, policy: Policy) -> frozenset[str]
     return frozenset(tensor.name for tensor in base.tensors if why_tensor_stays(tensor, base, policy) is None)
 
 
-def why_tap_stays(tap: TapInfo, contributed: Collection[str], policy: Policy) -> str | None:
+def why_tap_stays(
+    tap: TapInfo, contributed: Collection[str], policy: Policy, *, noised: Noised | None = None
+) -> str | None:
     """Say why a tap's statistics stay at home; None where they may leave.
 
     Args:
         tap: the tap.
         contributed: names of the weights that leave.
         policy: the project's policy.
+        noised: under what its statistics were noised. The least number of rows is then no matter: noise hides a single
+            text among however many, and few of them make it larger.
     """
+    if policy.differential_privacy is not None:
+        refused = policy.differential_privacy.why_refused(noised, policy.scales)
+        if refused is not None:
+            return refused
     if tap.source != "mixed" and policy.embedding_taps == "withhold":
         fed = "embeddings feed it directly" if tap.source == "embeddings" else "what feeds it is not known"
         return f"{fed}, and its statistics would reveal the text's token counts (embedding_taps: withhold)"
-    if tap.distinct_rows < policy.minimum_rows(tap.width):
+    if noised is None and tap.distinct_rows < policy.minimum_rows(tap.width):
         return (
             f"it has {tap.distinct_rows} distinct rows, the policy wants {policy.minimum_rows(tap.width)} "
             f"({policy.minimum_rows_per_dimension:g} per dimension): measure more texts"
@@ -167,8 +176,10 @@ def require_policy(manifest: ContributionManifest, base: BaseManifest, policy: P
     """
     contributed = {tensor.name for tensor in manifest.weights.tensors}
     reasons = {tensor.name: why_tensor_stays(tensor, base, policy) for tensor in manifest.weights.tensors}
-    taps = manifest.statistics.taps if manifest.statistics else ()
-    reasons |= {f"tap {tap.name}": why_tap_stays(tap, contributed, policy) for tap in taps}
+    if manifest.statistics is not None:
+        noised = manifest.statistics.collector.noised
+        for tap in manifest.statistics.taps:
+            reasons[f"tap {tap.name}"] = why_tap_stays(tap, contributed, policy, noised=noised)
     if manifest.fisher is not None:
         kept = why_fisher_stays(manifest.fisher, contributed, base, policy)
         reasons |= {f"the Fisher information of {name}": reason for name, reason in kept.items()}
