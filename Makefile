@@ -10,10 +10,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One thread per test: two test processes with two threads each would only fight over the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Whoever ends first takes over half of what the other still has.
+PARALLEL := -n 2 --dist worksteal
 FAST := tests/unit tests/property tests/golden
 # Measure only: `coverage report` judges the sum of all suites, never pytest the share of one. On PostgreSQL the same code
 # runs as on SQLite, and measuring takes half as long again.
 COVER := --cov --cov-report= --cov-fail-under=0
+# Containers often set it, and then each of the many processes compiles tests and libraries for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test check bench bench-smoke paper paper-smoke format lint types imports serve worker gpu clean
 
@@ -37,16 +41,16 @@ demo: $(STAMP) ## Three organizations merge their models through the service (DE
 	@$(BIN)/python examples/demo/play.py
 
 test: $(STAMP) ## The whole CPU suite, on SQLite and PostgreSQL
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(FAST)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(FAST)
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) tests/integration
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
 
 check: $(STAMP) lint types imports ## Format, lint, types, import directions, migrations, tests, coverage
 	rm -f .coverage .coverage.*
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(COVER) $(FAST)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(COVER) --cov-append tests/integration -k "not postgresql"
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/integration -k postgresql
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(COVER) $(FAST)
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(COVER) --cov-append tests/integration -m "not postgresql"
 	$(BIN)/python -m coverage report
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) tests/integration -m postgresql
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
 
 bench: $(STAMP) ## Measure against the published algorithm: tables, benchmarks/results/latest.json, docs/performance.svg

