@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Whoever ends first takes over half of what the other still has.
 PARALLEL := -n 2 --dist worksteal
-FAST := tests/unit tests/property tests/golden
+FAST := tests/unit tests/property tests/golden tests/attacks
 # Measure only: `coverage report` judges the sum of all suites, never pytest the share of one. On PostgreSQL the same code
 # runs as on SQLite, and measuring takes half as long again.
 COVER := --cov --cov-report= --cov-fail-under=0

@@ -1,11 +1,16 @@
 """What comes out of masked words is the plain merge: below 1e-10 of how far members are apart, in float64."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gramfuse_shared.errors import ArchitectureMismatchError, StatisticsInvalidError, ValueOutOfBoundsError
+from gramfuse_shared.secure.planning import DEFAULT_BOUNDS
 from support.merging_cases import merge_models, random_models, recipe_of
 from support.secure_models import merge_in_secret, scales_of
 from support.secure_sessions import ORGANIZATIONS
@@ -26,7 +31,7 @@ def test_a_sum_in_secret_merges_as_the_members_do_in_the_open(
     seed, members, drops, method, alpha, normalize, ridge, factor
 ):
     base, models = random_models(seed, members=members)
-    base = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in base.items()}
+    base = doubled(base)
     parameters = {"alpha": alpha, "normalize": normalize, "ridge": ridge} if method == "regmean" else {}
     recipe = recipe_of(method, dtype="float64", **parameters)
     dropped = ORGANIZATIONS[1:2] if drops and members > 3 else ()
@@ -40,3 +45,100 @@ def test_a_sum_in_secret_merges_as_the_members_do_in_the_open(
         if expected.is_floating_point():
             apart = (remaining[0].weights[name].double() - remaining[1].weights[name].double()).norm()
             assert (found[name] - expected).norm() < 1e-10 * apart, name
+
+
+def doubled(base):
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in base.items()}
+
+
+def error_of(found, expected, models, name) -> float:
+    """How far two merges of a parameter are apart, over how far the members are."""
+    apart = (models[0].weights[name].double() - models[1].weights[name].double()).norm()
+    return float((found[name] - expected[name]).norm() / apart)
+
+
+def with_features(models, factors):
+    """Return models whose taps' features are multiplied by factors, as a layer norm's gain might."""
+    return [
+        replace(
+            model, taps={name: replace(tap, rows=tap.rows * factors.to(tap.rows)) for name, tap in model.taps.items()}
+        )
+        for model in models
+    ]
+
+
+def test_members_that_are_hardly_apart_and_features_of_a_thousandfold_range_keep_their_bits(tmp_path):
+    base, models = random_models(7, members=7)
+    near = {name: tensor for name, tensor in base.items() if tensor.is_floating_point()}
+    models = [
+        replace(m, weights=dict(m.weights) | {n: t + 1e-3 * (m.weights[n] - t) for n, t in near.items()}, weight=1.0)
+        for m in models
+    ]
+    models = with_features(models, torch.logspace(-1.5, 1.5, 24))
+    recipe = recipe_of(alpha=0.95, dtype="float64")
+    found = merge_in_secret(tmp_path / "s", doubled(base), models, recipe, scales_of(models[0]), dropped=("brick",))
+    remaining = [model for name, model in zip(ORGANIZATIONS, models, strict=True) if name != "brick"]
+    plain = merge_models(tmp_path / "o", remaining, doubled(base), recipe).tensors
+    for name in near:
+        assert error_of(found, plain, remaining, name) < 1e-10, name
+
+
+def test_a_feature_that_nobody_uses_keeps_the_mean_as_it_does_in_the_open(tmp_path):
+    base, models = random_models(3)
+    scales = scales_of(models[0])
+    models = with_features(models, torch.tensor([0.0] + [1.0] * 23))
+    recipe = recipe_of(dtype="float64")
+    found = merge_in_secret(tmp_path / "s", doubled(base), models, recipe, scales)
+    plain = merge_models(tmp_path / "o", models, doubled(base), recipe).tensors
+    for name in ("q.weight", "k.weight", "conv.weight"):
+        assert error_of(found, plain, models, name) < 1e-10, name
+
+
+def test_a_feature_of_which_words_hold_too_few_bits_keeps_the_mean(tmp_path):
+    """Its square is 1e-12 of what it is on public text: some ten bits, and what is divided by it would be noise."""
+    base, models = random_models(3)
+    scales = scales_of(models[0])
+    models = with_features(models, torch.tensor([1e-6] + [1.0] * 23))
+    found = merge_in_secret(tmp_path, doubled(base), models, recipe_of(dtype="float64"), scales)
+    total = sum(float(model.weight) for model in models)
+    mean = sum(float(model.weight) * model.weights["q.weight"].double() for model in models) / total
+    assert torch.allclose(found["q.weight"][:, 0], mean[:, 0], rtol=0, atol=1e-12)
+    assert not torch.allclose(found["q.weight"][:, 1], mean[:, 1], rtol=0, atol=1e-3)
+
+
+def test_taps_without_scales_are_averaged(tmp_path):
+    base, models = random_models(4)
+    recipe = recipe_of(dtype="float64")
+    found = merge_in_secret(tmp_path / "s", doubled(base), models, recipe, scales_of(models[0]), scaled_taps=["mlp"])
+    linear = merge_models(tmp_path / "l", models, doubled(base), recipe_of("linear", dtype="float64")).tensors
+    plain = merge_models(tmp_path / "o", models, doubled(base), recipe).tensors
+    assert error_of(found, linear, models, "q.weight") < 1e-10
+    assert error_of(found, plain, models, "conv.weight") < 1e-10
+
+
+def test_a_value_over_its_bound_ends_the_session_before_anything_is_masked(tmp_path):
+    base, models = random_models(5)
+    large = dict(models[1].weights) | {"norm.weight": models[1].weights["norm.weight"] + 1e4}
+    models[1] = replace(models[1], weights=large)
+    with pytest.raises(ValueOutOfBoundsError, match=r"weighted\.norm\.weight .* bound of 32"):
+        merge_in_secret(tmp_path, doubled(base), models, recipe_of(), scales_of(models[0]))
+    kept = [path.name for path in (tmp_path / "members" / "brick").rglob("*") if path.is_file()]
+    assert sorted(kept) == ["keys.json", "root", "shares.json"]
+    # with larger bounds, and so fewer bits, it goes through
+    bounds = DEFAULT_BOUNDS | {"weighted": 1e5, "product": 1e6}
+    merge_in_secret(tmp_path / "again", doubled(base), models, recipe_of(), scales_of(models[0]), bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "fault"),
+    [
+        (torch.ones(23), ArchitectureMismatchError, "24 wide"),
+        (torch.tensor([0.0] + [1.0] * 23), StatisticsInvalidError, "not positive"),
+        (torch.tensor([float("nan")] + [1.0] * 23), StatisticsInvalidError, "not positive"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(tmp_path, scale, error, fault):
+    base, models = random_models(6)
+    scales = scales_of(models[0]) | {"attention": scale}
+    with pytest.raises(error, match=fault):
+        merge_in_secret(tmp_path, doubled(base), models, recipe_of(), scales)

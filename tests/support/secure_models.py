@@ -19,13 +19,14 @@ from gramfuse_shared.contract.manifest import (
     WeightsSection,
 )
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.scales_file import mean_square_tensor_name
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.merging.execution import execute_task
 from gramfuse_shared.merging.reading import MemberReader
 from gramfuse_shared.merging.ready_sums import plan_sums
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from gramfuse_shared.secure.planning import plan_session
-from gramfuse_shared.secure.summands import Summands
+from gramfuse_shared.secure.summands import Summands, read_scales
 from gramfuse_shared.secure.sums import summed_member, write_sums
 from gramfuse_shared.secure.words import require_words
 from support.merging_cases import CPU, Model, infos, save_statistics, taps_of
@@ -67,7 +68,15 @@ def session_of_models(
         (contribution_of(model, name, manifest), public_identity(name), model.weight)
         for name, model in zip(ORGANIZATIONS, models, strict=False)
     ]
-    return plan_session("acme.tweets", "secure-1", recipe, contributions, manifest, scales=DIGEST, **planned)
+    return plan_session(
+        "acme.tweets",
+        "secure-1",
+        recipe,
+        contributions,
+        manifest,
+        scales=DIGEST,
+        **({"scaled_taps": models[0].taps} | planned),
+    )
 
 
 def scales_of(model: Model, *, factor: float = 1.0) -> dict[str, torch.Tensor]:
@@ -99,6 +108,10 @@ def merge_in_secret(
 
         folder.mkdir(parents=True, exist_ok=True)
         base_file = saved("base.safetensors", base)
+        scales_file = saved(
+            "scales.safetensors", {mean_square_tensor_name(tap): scale.float() for tap, scale in scales.items()}
+        )
+        scales = read_scales(scales_file, session)
         for name, model in zip(ORGANIZATIONS, models, strict=False):
             statistics = None
             if model.taps:

@@ -1,7 +1,7 @@
 """Plan what a session sums, from documents alone: which tensors, in which order, with how many bits. No torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
@@ -37,6 +37,7 @@ def plan_session(
     base: BaseManifest,
     *,
     scales: str | None,
+    scaled_taps: Collection[str] = (),
     bounds: Mapping[SumKind, float] = DEFAULT_BOUNDS,
 ) -> SessionManifest:
     """Plan a session: what all contributions hold is summed, and nothing else.
@@ -48,6 +49,7 @@ def plan_session(
         contributions: each with its organization's identity key (base64) and its weight in the recipe.
         base: the base model.
         scales: digest of the project's scales file; None: all linears are averaged.
+        scaled_taps: the taps that it is of; linears of others are averaged.
         bounds: of the values of a member of weight 1; a larger one, of everybody, costs bits.
 
     Raises:
@@ -73,7 +75,9 @@ def plan_session(
     if not shapes:
         msg = "there is no parameter that every contribution holds and the recipe merges"
         raise RecipeInvalidError(msg)
-    taps = _common_taps(manifests, shapes) if recipe.merge_method == "regmean" and scales is not None else ()
+    taps: tuple[SessionTap, ...] = ()
+    if recipe.merge_method == "regmean" and scales is not None:
+        taps = tuple(tap for tap in _common_taps(manifests, shapes) if tap.name in scaled_taps)
     for tap in taps:
         _require_alike(tap, recipe, members)
     largest = max(max(_values(member.weight)) for member in members)

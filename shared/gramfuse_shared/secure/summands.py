@@ -11,6 +11,7 @@ import torch
 
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, DEFAULT_WEIGHT, resolve
+from gramfuse_shared.contract.scales_file import mean_square_tensor_name
 from gramfuse_shared.contract.secure_session import (
     SessionManifest,
     SessionTap,
@@ -20,7 +21,7 @@ from gramfuse_shared.contract.secure_session import (
     weighted_name,
 )
 from gramfuse_shared.contract.statistics_file import gram_tensor_name
-from gramfuse_shared.errors import ArchitectureMismatchError
+from gramfuse_shared.errors import ArchitectureMismatchError, StatisticsInvalidError
 from gramfuse_shared.fusion import packing, symmetric
 from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
 from gramfuse_shared.fusion.methods.regmean import RegMean
@@ -34,6 +35,28 @@ Scales = Mapping[str, torch.Tensor]
 """D by tap: float64 [width], positive."""
 
 _FLOAT64_BYTES = 8
+
+
+def read_scales(file: TensorReader, session: SessionManifest) -> dict[str, torch.Tensor]:
+    """Read D of each tap that a session sums from a scales file, which was checked against its metadata.
+
+    Raises:
+        ArchitectureMismatchError: it is not of a tap, or of another width.
+        StatisticsInvalidError: a mean square is not positive and finite.
+    """
+    scales = {}
+    for tap in session.taps:
+        name = mean_square_tensor_name(tap.name)
+        entry = file.tensors.get(name)
+        if entry is None or entry.shape != (tap.width,):
+            msg = f"the session sums tap {tap.name}, {tap.width} wide; the scales file has none like it"
+            raise ArchitectureMismatchError(msg, tap=tap.name)
+        scale = file.read(name).to(torch.float64)
+        if not bool(((scale > 0) & (scale < math.inf)).all()):
+            msg = f"the scales of tap {tap.name} hold a value that is not positive and finite"
+            raise StatisticsInvalidError(msg, tap=tap.name)
+        scales[tap.name] = scale
+    return scales
 
 
 class Summands:
