@@ -10,11 +10,12 @@ import numpy as np
 from gramfuse.securing.kept import KeptSession, KeptSessions
 from gramfuse.securing.participant import Participant, WriteWords
 from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.secure import SignedMessage
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.secure.masks import Mask, TensorMasks, Words
 from gramfuse_shared.secure.unmasking import TensorSum, Transcript, Unmasking, plan_unmasking
-from support.secure_sessions import identity_of
+from support.secure_sessions import ACCEPTED, identity_of
 
 
 def words_of(organization: str, count: int = 3) -> Words:
@@ -31,14 +32,12 @@ class Member:
     organization: str
     folder: Path
     words: Words | None = None
-    frozen: bool = True
+    policy: Policy = ACCEPTED
     write: WriteWords | None = None
 
     def participant(self) -> Participant:
         sessions = KeptSessions(self.folder)
-        return Participant.join(
-            self.session, self.organization, identity_of(self.organization), sessions, frozen=self.frozen
-        )
+        return Participant.join(self.session, self.organization, identity_of(self.organization), sessions, self.policy)
 
     def write_words(self, kept: KeptSession, masks: Sequence[Mask]) -> FileEntry:
         words = (words_of(self.organization) if self.words is None else self.words).copy()
@@ -82,8 +81,8 @@ class Cohort:
     files: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, session: SessionManifest, folder: Path, *, frozen: bool = True) -> "Cohort":
-        members = {name: Member(session, name, folder / name, frozen=frozen) for name in session.organizations}
+    def of(cls, session: SessionManifest, folder: Path, policy: Policy = ACCEPTED) -> "Cohort":
+        members = {name: Member(session, name, folder / name, policy=policy) for name in session.organizations}
         return cls(session, members)
 
     def run(self, **answering: Sequence[str]) -> None:

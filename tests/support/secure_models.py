@@ -18,6 +18,7 @@ from gramfuse_shared.contract.manifest import (
     StatisticsSection,
     WeightsSection,
 )
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.scales_file import mean_square_tensor_name
 from gramfuse_shared.contract.secure_session import SessionManifest
@@ -33,6 +34,7 @@ from support.merging_cases import CPU, Model, infos, save_statistics, taps_of
 from support.secure_cohorts import Cohort
 from support.secure_sessions import DIGEST, ORGANIZATIONS, public_identity
 
+POLICY = Policy(methods=("linear", "regmean", "fisher"), scales=DIGEST)
 FILE = FileEntry(name="weights.safetensors", bytes=1, sha256=DIGEST)
 
 
@@ -54,7 +56,7 @@ def contribution_of(model: Model, organization: str, base: BaseManifest) -> Cont
         project="acme.tweets",
         organization=organization,
         base=base.content_digest(),
-        policy=PolicyReference(version=1, digest=DIGEST),
+        policy=PolicyReference(version=1, digest=POLICY.content_digest()),
         weights=WeightsSection(file=FILE, tensors=tuple(floating)),
         statistics=statistics,
     )
@@ -96,7 +98,7 @@ def merge_in_secret(
 ) -> dict[str, torch.Tensor]:
     """Run a session of all five stages, of which `dropped` leave after their shares, and merge its sum."""
     session = session_of_models(base, models, recipe, **planned)
-    cohort = Cohort.of(session, folder / "members")
+    cohort = Cohort.of(session, folder / "members", POLICY)
     with ExitStack() as stack:
 
         def opened(path: Path) -> TensorFile:

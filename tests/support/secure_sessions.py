@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import MethodParameters, Recipe
 from gramfuse_shared.contract.secure_session import (
     SessionManifest,
@@ -18,6 +19,7 @@ from gramfuse_shared.contract.secure_session import (
 )
 
 ORGANIZATIONS = ("acme", "brick", "corex", "dunder", "eagle", "fabrikam", "globex")
+ACCEPTED = Policy()
 DIGEST = hashlib.sha256(b"").hexdigest()
 
 
@@ -51,7 +53,7 @@ def session_of(
     return SessionManifest(
         project="acme.tweets",
         session=session,
-        policy=PolicyReference(version=1, digest=DIGEST),
+        policy=PolicyReference(version=1, digest=ACCEPTED.content_digest()),
         base=DIGEST,
         recipe=Recipe(merge_method=method, parameters=MethodParameters(alpha=alpha)),
         scales=DIGEST if taps else None,

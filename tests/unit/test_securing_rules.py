@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from gramfuse.securing.kept import Completed, KeptSessions
-from gramfuse.securing.rules import require_same_survivors, require_session
+from gramfuse.securing.rules import require_session, require_survivors
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Conditional
 from gramfuse_shared.contract.secure_session import SessionManifest, SummedTensor
 from gramfuse_shared.errors import FileUnreadableError, RecipeInvalidError, SecureSessionRefusedError
 from support.merging_cases import random_models, recipe_of
-from support.secure_models import base_manifest, contribution_of, session_of_models
+from support.secure_models import POLICY, base_manifest, contribution_of, session_of_models
 from support.secure_sessions import DIGEST, ORGANIZATIONS, public_identity
 
 BASE, MODELS = random_models(members=4)
@@ -19,8 +20,8 @@ OWN = contribution_of(MODELS[0], "acme", base_manifest(BASE))
 PINNED = {name: public_identity(name) for name in ORGANIZATIONS}
 
 
-def require(session: SessionManifest = SESSION, own=OWN, pinned=PINNED, completed=(), *, frozen=True) -> None:
-    require_session(session, "acme", own, pinned, completed, frozen=frozen)
+def require(session: SessionManifest = SESSION, own=OWN, pinned=PINNED, completed=(), policy=POLICY) -> None:
+    require_session(session, "acme", own, policy, pinned, completed)
 
 
 def changed(**fields: object) -> SessionManifest:
@@ -47,7 +48,8 @@ def test_a_session_of_what_was_contributed_under_what_was_accepted_is_joined():
         (changed(members=SESSION.members[1:]), "does not sum acme's contribution"),
         (changed(base="0" * 64), "another project or base"),
         (changed(project="acme.other"), "another project or base"),
-        (changed(policy=SESSION.policy.model_copy(update={"version": 2})), "policy version 2"),
+        (changed(policy=SESSION.policy.model_copy(update={"digest": "0" * 64})), "not both under the policy"),
+        (changed(scales="0" * 64), "scales by another file"),
     ],
 )
 def test_a_session_of_something_else_is_refused(session, fault):
@@ -101,13 +103,30 @@ def test_what_was_not_contributed_is_not_summed():
 def test_a_sum_that_differs_from_one_before_by_a_member_or_a_number_is_refused_where_cohorts_are_frozen(other):
     with pytest.raises(SecureSessionRefusedError, match="before this one"):
         require(other, completed=[completed()])
-    require(other, completed=[completed()], frozen=False)
+    with pytest.raises(SecureSessionRefusedError, match="not both under the policy"):
+        require(other, completed=[completed()], policy=POLICY.model_copy(update={"cohorts": "open"}))
 
 
-def test_survivors_are_those_of_the_sums_before():
-    require_same_survivors(SESSION.organizations, [completed()])
+def test_survivors_are_those_of_the_sums_before_where_cohorts_are_frozen():
+    require_survivors(SESSION.organizations, POLICY, [completed()])
     with pytest.raises(SecureSessionRefusedError, match="differs by acme"):
-        require_same_survivors(SESSION.organizations[1:], [completed()])
+        require_survivors(SESSION.organizations[1:], POLICY, [completed()])
+    require_survivors(SESSION.organizations[1:], Policy(cohorts="open"), [completed()])
+
+
+def test_survivors_are_as_many_as_the_policy_wants_of_a_cohort():
+    with pytest.raises(SecureSessionRefusedError, match=r"3 members sent words, the policy wants 4"):
+        require_survivors(SESSION.organizations[1:], Policy(minimum_cohort=4), [])
+
+
+@pytest.mark.parametrize("other", [{"methods": ("linear",)}, {"minimum_cohort": 5}])
+def test_a_session_that_the_policy_does_not_allow_is_refused(other):
+    policy = POLICY.model_copy(update=other)
+    reference = SESSION.policy.model_copy(update={"digest": policy.content_digest()})
+    own = OWN.model_copy(update={"policy": reference})
+    members = (SESSION.members[0].model_copy(update={"contribution": own.content_digest()}), *SESSION.members[1:])
+    with pytest.raises(SecureSessionRefusedError, match="the policy allows"):
+        require(changed(policy=reference, members=members), own=own, policy=policy)
 
 
 def test_what_is_completed_is_kept_under_its_claim_once(tmp_path):

@@ -15,12 +15,13 @@ from gramfuse.securing.rules import (
     claim_of,
     require_masked,
     require_own,
-    require_same_survivors,
     require_shares,
     require_signed_set,
+    require_survivors,
 )
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.secure import (
     Keys,
     KeysMessage,
@@ -58,7 +59,7 @@ class Participant:
     sessions: KeptSessions
     kept: KeptSession
     secrets: Secrets
-    frozen: bool
+    policy: Policy
 
     @classmethod
     def join(
@@ -67,8 +68,7 @@ class Participant:
         organization: str,
         identity: Ed25519PrivateKey,
         sessions: KeptSessions,
-        *,
-        frozen: bool = True,
+        policy: Policy,
     ) -> Self:
         """Begin, or go on where it was left.
 
@@ -77,7 +77,7 @@ class Participant:
             organization: this member.
             identity: its key.
             sessions: where sessions of this project are kept.
-            frozen: whether the policy freezes cohorts.
+            policy: the one that was accepted.
 
         Raises:
             SecureSessionRefusedError: a sum of this contribution, or of these answers, was completed before.
@@ -86,7 +86,7 @@ class Participant:
         _require_unclaimed(sessions.completed_under(claim_of(session, organization)), session)
         kept = sessions.session(session.digest)
         secrets = Secrets(session, organization, kept.secret(ROOT_BYTES))
-        return cls(session, organization, identity, sessions, kept, secrets, frozen)
+        return cls(session, organization, identity, sessions, kept, secrets, policy)
 
     def keys(self) -> SignedMessage:
         """Answer the first stage."""
@@ -147,8 +147,7 @@ class Participant:
         masked = require_roster(shown, self.session, MaskedMessage)
         require_masked(masked, self._shown(MaskedMessage, SharesMessage), self._said(MaskedMessage))
         organizations = tuple(message.sender for message in masked)
-        if self.frozen:
-            require_same_survivors(organizations, self._completed_before())
+        require_survivors(organizations, self.policy, self._completed_before())
         body = Survivors(masked=roster_digest(masked), organizations=organizations)
         return self._answer(SurvivorsMessage, shown, lambda: body)
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from gramfuse.securing.kept import Completed
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import ContributionManifest
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.contract.secure import MaskedMessage, Message, SharesMessage, SurvivorsMessage, roster_digest
 from gramfuse_shared.contract.secure_session import SessionManifest, precision_name, product_name, weighted_name
@@ -23,26 +24,26 @@ def require_session(
     session: SessionManifest,
     organization: str,
     contribution: ContributionManifest,
+    policy: Policy,
     pinned: Mapping[str, str],
     completed: Sequence[Completed],
-    *,
-    frozen: bool,
 ) -> None:
     """Require that a session is one that this member may take part in.
 
-      1. it is a member, with this contribution, under the policy and base that the contribution names,
-      2. every member has the identity key that is pinned here,
-      3. no weight singles a member out,
-      4. it sums nothing but what the contribution holds, in its shapes,
-      5. where cohorts are frozen, it is of those, and so weighted, as sessions before.
+      1. it is a member, with this contribution, of the project and base that the contribution names,
+      2. the policy is the one that was accepted, and allows the method, the number of members and the scales,
+      3. every member has the identity key that is pinned here,
+      4. no weight singles a member out,
+      5. it sums nothing but what the contribution holds, in its shapes,
+      6. where cohorts are frozen, it is of those, and so weighted, as sessions before.
 
     Args:
         session: the manifest.
         organization: this member.
         contribution: what it contributed, and so showed before.
+        policy: the one that this member accepted.
         pinned: identity keys in base64 by organization, compared by people.
         completed: this project's sessions before.
-        frozen: whether the policy freezes cohorts.
 
     Raises:
         SecureSessionRefusedError: one of these does not hold.
@@ -55,10 +56,9 @@ def require_session(
     if (session.project, session.base) != (contribution.project, contribution.base):
         msg = f"{organization}'s contribution is of another project or base model than the session"
         raise SecureSessionRefusedError(msg)
-    if session.policy != contribution.policy:
-        msg = f"the session is under policy version {session.policy.version}, the contribution under another"
-        raise SecureSessionRefusedError(msg)
     # 2.
+    _require_accepted(session, contribution, policy)
+    # 3.
     for each in session.members:
         if pinned.get(each.organization) != each.identity:
             known = "another identity key than the one that is" if each.organization in pinned else "no identity key"
@@ -67,26 +67,29 @@ def require_session(
                 "roster again"
             )
             raise SecureSessionRefusedError(msg, organization=each.organization)
-    # 3.
+    # 4.
     values = [value for each in session.members for value in _values(each.weight)]
     if min(values) <= 0 or max(values) > limits.MAX_WEIGHT_RATIO * min(values):
         msg = f"the weights run from {min(values):g} to {max(values):g}: the sum would show one organization's own"
         raise SecureSessionRefusedError(msg)
-    # 4.
-    _require_contributed(session, contribution)
     # 5.
-    if frozen:
+    _require_contributed(session, contribution)
+    # 6.
+    if policy.cohorts == "frozen":
         for before in completed:
             _require_same(session, before)
 
 
-def require_same_survivors(organizations: Collection[str], completed: Sequence[Completed]) -> None:
-    """Require, where cohorts are frozen, that those who are summed are those who were summed before.
+def require_survivors(organizations: Collection[str], policy: Policy, completed: Sequence[Completed]) -> None:
+    """Require that those who are summed are a cohort and, where cohorts are frozen, the one of the sums before.
 
     Raises:
-        SecureSessionRefusedError: the two sums would differ by a member, which reveals it.
+        SecureSessionRefusedError: they are too few, or the two sums would differ by a member, which reveals it.
     """
-    for before in completed:
+    if len(organizations) < policy.minimum_cohort:
+        msg = f"{len(organizations)} members sent words, the policy wants {policy.minimum_cohort} (minimum_cohort)"
+        raise SecureSessionRefusedError(msg)
+    for before in completed if policy.cohorts == "frozen" else ():
         missing = sorted(before.weights.keys() ^ set(organizations))
         if missing:
             msg = f"a sum before this one differs by {', '.join(missing)}: the two would reveal what only one holds"
@@ -132,6 +135,22 @@ def _require_answers(messages: Sequence[Message], named: set[str], before: Seque
     if named != {roster_digest(before)} or not senders <= {message.sender for message in before}:
         msg = f"the messages of the stage {mine.stage} do not all answer the ones that {mine.sender} was shown before"
         raise SecureSessionRefusedError(msg, stage=mine.stage)
+
+
+def _require_accepted(session: SessionManifest, contribution: ContributionManifest, policy: Policy) -> None:
+    accepted = policy.content_digest()
+    if {session.policy.digest, contribution.policy.digest} != {accepted}:
+        msg = f"session and contribution are not both under the policy that was accepted, {accepted[:12]}"
+        raise SecureSessionRefusedError(msg)
+    if session.recipe.merge_method not in policy.methods or len(session.members) < policy.minimum_cohort:
+        msg = (
+            f"the policy allows {', '.join(policy.methods)} of at least {policy.minimum_cohort} organizations, the "
+            f"session merges {len(session.members)} by {session.recipe.merge_method}"
+        )
+        raise SecureSessionRefusedError(msg)
+    if session.scales not in {None, policy.scales}:
+        msg = "the session scales by another file than the one that the policy names"
+        raise SecureSessionRefusedError(msg)
 
 
 def _require_contributed(session: SessionManifest, contribution: ContributionManifest) -> None:
