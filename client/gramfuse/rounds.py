@@ -46,9 +46,9 @@ class Rounds(Connection):
 
         Args:
             project: the project.
-            kind: what is asked for: `evaluate`, `gram`, `head` or `calibration`.
+            kind: what is asked for: `evaluate`, `gram`, `head`, `refit` or `calibration`.
             models: merged models, one except for `evaluate`.
-            layers: of `gram`, the linear weights whose inputs are measured; none: all.
+            layers: of `gram`, the linear weights whose inputs are measured, of `refit` those that are refit; none: all.
             block: of `gram`, whose weights the blocks have that hold these layers while they are measured.
             weighting: of `gram`, what a row of the matrices counts by.
             seconds: until the deadline.

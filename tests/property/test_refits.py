@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from gramfuse.measuring.head import HeadStatistics
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.fusion.head import HeadTerm, solve_head
+from gramfuse_shared.fusion.head import solve_head
+from gramfuse_shared.fusion.products import ProductTerm
 from gramfuse_shared.merging.execution import MemberReader, execute_task
 from gramfuse_shared.merging.plan import LabelRows, Member
 from gramfuse_shared.merging.refit_planning import plan_head
@@ -97,7 +98,7 @@ def test_a_row_is_that_of_a_refit_of_those_alone_who_trained_it_or_stays(trained
         for number in sharing:
             one = statistics_of(number)
             scale = (1.0 + number) / one.rows
-            terms.append(HeadTerm(one.gram.float(), one.product.float()[:, [row]], scale))
+            terms.append(ProductTerm(one.gram.float(), one.product.float()[:, [row]], scale))
         alone = solve_head(terms, ridge=0.01)
         torch.testing.assert_close(after["classifier.weight"][row], alone.weight[0].float(), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(after["classifier.bias"][row], alone.bias[0].float(), atol=1e-6, rtol=1e-5)

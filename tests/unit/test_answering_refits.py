@@ -1,10 +1,11 @@
-"""What the client computes, shows and keeps when it answers `head` and `calibration`; models run, no server does."""
+"""What the client computes, shows and keeps when it answers `head`, `refit` and `calibration`; no server runs."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from gramfuse.answering.computing import Assignment, compute
@@ -13,6 +14,7 @@ from gramfuse.answering.kept import KeptAnswers
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.evaluating.calibration import collect_calibration
 from gramfuse.measuring.head import HeadStatistics, collect_head
+from gramfuse.measuring.refit import collect_refit
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import RequestInfo, require_answer_allowed
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
@@ -21,8 +23,8 @@ from support.adapters import save_adapter
 
 POLICY = Policy(
     heads="shared",
-    methods=("linear", "head", "calibration"),
-    requests=("head", "calibration"),
+    methods=("linear", "head", "refit", "calibration"),
+    requests=("head", "refit", "calibration"),
     minimum_rows_per_dimension=1,
     minimum_evaluation_examples=10,
 )
@@ -46,13 +48,14 @@ def texts_of(desk):
     return [json.loads(line)["text"] for line in (desk / "texts.jsonl").read_text().splitlines()]
 
 
-def assignment(desk, folder, kind, policy=POLICY):
+def assignment(desk, folder, kind, policy=POLICY, layers=()):
     request = RequestInfo.model_validate(
         {
             "id": f"{kind}-1",
             "project": "acme.tweets",
             "kind": kind,
             "models": ["first"],
+            "layers": layers,
             "state": "open",
             "policy": {"version": 1, "digest": policy.content_digest()},
             "created_at": "2026-01-01T00:00:00Z",
@@ -130,6 +133,85 @@ def test_head_statistics_of_few_rows_are_not_written(desk, tmp_path):
     assert list(given.folder.iterdir()) == []
 
 
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+QUERY = "bert.encoder.layer.{}.attention.self.query.weight"
+DENSE = "bert.encoder.layer.0.output.dense.weight"
+
+
+def test_layers_are_answered_by_what_the_merged_model_reads_and_what_it_lacks_to_ones_own(desk, tmp_path):
+    given = assignment(desk, tmp_path / "refit-1", "refit", layers=[DENSE, QUERY.format(1)])
+    prepared = compute(given, participation(desk))
+    require_answer_allowed(prepared.answer, given.request, POLICY, given.base)
+    section = prepared.answer.statistics
+    found = [(tap.width, tap.rows, [(layer.weight, layer.outputs) for layer in tap.layers]) for tap in section.taps]
+    assert found == [(129, 60 * 8, [(DENSE, 32)]), (33, 60 * 8, [(QUERY.format(1), 32)])]
+    assert (section.kind, section.file.bytes) == ("refit", prepared.statistics.stat().st_size)
+    layers = [DENSE, QUERY.format(1)]
+    expected = collect_refit(desk / "merged", desk / "tuned", texts_of(desk), layers=layers, device="cpu")
+    stored = load_file(prepared.statistics)
+    for weight, product in expected.products.items():
+        assert torch.equal(stored[f"product.{weight}"], product)
+    for tap in expected.statistics.taps:
+        assert torch.equal(stored[f"gram.{tap.info.name}"][:-1], tap.gram[:-1])
+
+
+def test_of_an_adapter_the_layers_are_those_of_the_base_with_the_adapter_added(desk, tmp_path):
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    save_adapter(tmp_path / "adapter", desk / "base", merged=tmp_path / "whole", **options)
+    given = assignment(desk, tmp_path / "refit-1", "refit", layers=[DENSE])
+    own = participation(desk, model=tmp_path / "adapter")
+    prepared = compute(replace(given, base_folder=desk / "base"), own)
+    expected = collect_refit(desk / "merged", tmp_path / "whole", texts_of(desk), layers=[DENSE], device="cpu")
+    torch.testing.assert_close(
+        load_file(prepared.statistics)[f"product.{DENSE}"], expected.products[DENSE], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_without_named_layers_all_that_may_leave_are_answered_and_the_others_are_not_measured(desk, tmp_path):
+    prepared = compute(assignment(desk, tmp_path / "refit-1", "refit"), participation(desk))
+    layers = {layer.weight for tap in prepared.answer.statistics.taps for layer in tap.layers}
+    # six in each block, but three that the embeddings feed; the pooler; no classifier, which is a head
+    assert len(layers) == 10
+    assert {layer for layer in layers if ".encoder." not in layer} == {"bert.pooler.dense.weight"}
+    assert QUERY.format(0) not in layers
+    ((tap, reason),) = prepared.stays
+    assert tap.startswith("bert.encoder.layer.0.attention.self")
+    assert "embeddings feed it directly" in reason
+
+
+def test_before_layers_leave_the_person_reads_what_they_reveal(desk, tmp_path):
+    asked = assignment(desk, tmp_path / "refit-1", "refit", layers=[DENSE, QUERY.format(0), "classifier.weight"])
+    prepared = compute(asked, participation(desk))
+    told = str(replace(prepared, asked=asked.request))
+    assert "what linear layers of first would be refit from, to give what your own model's give" in told
+    assert "The two together tell your own layers, as your contribution does, and what your own embeddings" in told
+    assert DENSE in told
+    assert "embeddings feed it directly" in told
+    assert "statistics of classifier.weight: only matrices outside heads and embeddings are refit" in told
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows", "message"),
+    [
+        ([DENSE], 4.0, "480 distinct rows, the policy wants 516"),
+        ([QUERY.format(0)], 1.0, "embeddings feed it directly"),
+        (["classifier.weight"], 1.0, "only matrices outside heads and embeddings"),
+    ],
+)
+def test_what_layers_would_be_refit_from_is_not_written_where_none_of_it_may_leave(
+    desk, tmp_path, layers, rows, message
+):
+    policy = POLICY.model_copy(update={"minimum_rows_per_dimension": rows})
+    given = assignment(desk, tmp_path / "refit-1", "refit", policy, layers)
+    with pytest.raises(PolicyViolationError, match=message):
+        compute(given, participation(desk))
+    assert list(given.folder.iterdir()) == []
+
+
+# --- calibrations ----------------------------------------------------------------------------------------------------
+
+
 def test_scores_are_counted_of_labels_that_enough_texts_bear(desk, tmp_path):
     given = assignment(desk, tmp_path / "calibration-1", "calibration")
     prepared = compute(given, participation(desk))
@@ -170,18 +252,19 @@ def test_what_the_policy_does_not_allow_is_refused_before_a_model_runs(desk, tmp
 
 
 def test_kinds_are_answered_where_there_is_what_they_take(desk, tmp_path):
-    assert participation(desk).kinds == {"evaluate", "gram", "head", "calibration"}
+    assert participation(desk).kinds == {"evaluate", "gram", "head", "refit", "calibration"}
     without_model = participation(desk, model=None)
     assert without_model.kinds == {"evaluate", "gram", "calibration"}
     labelled = LocalTexts(texts=desk / "labelled.jsonl")
     assert participation(desk, held_out=None, measured=None, calibrated=labelled).kinds == {"calibration"}
-    with pytest.raises(ConfigurationError, match="no model of your own"):
-        compute(assignment(desk, tmp_path / "head", "head"), without_model)
+    for kind in ("head", "refit"):
+        with pytest.raises(ConfigurationError, match="no model of your own"):
+            compute(assignment(desk, tmp_path / kind, kind), without_model)
     with pytest.raises(ConfigurationError, match="no calibrated or held_out texts"):
         compute(assignment(desk, tmp_path / "calibration", "calibration"), participation(desk, held_out=None))
 
 
-@pytest.mark.parametrize("kind", ["head", "calibration"])
+@pytest.mark.parametrize("kind", ["head", "refit", "calibration"])
 def test_a_kept_answer_is_found_with_its_bytes(desk, tmp_path, kind):
     kept = KeptAnswers(tmp_path / "answers")
     prepared = compute(assignment(desk, kept.place(f"{kind}-1"), kind), participation(desk))

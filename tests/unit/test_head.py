@@ -33,7 +33,8 @@ from gramfuse_shared.errors import (
     StatisticsMalformedError,
 )
 from gramfuse_shared.fusion import packing
-from gramfuse_shared.fusion.head import HeadTerm, solve_head
+from gramfuse_shared.fusion.head import solve_head
+from gramfuse_shared.fusion.products import ProductTerm
 from gramfuse_shared.merging.inspection import inspect_statistics
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from support.tiny_models import PAD, tiny_bert, tiny_model
@@ -312,7 +313,7 @@ def pooled(sizes: tuple[int, ...], scales: list[float], *, width: int = 6, label
     terms = []
     for (z, t), scale in zip(parts, scales, strict=True):
         one = HeadStatistics.of("head.weight", z, t, {})
-        terms.append(HeadTerm(one.gram, one.product, scale))
+        terms.append(ProductTerm(one.gram, one.product, scale))
     roots = [scale**0.5 for scale in scales]
     z = torch.cat([root * torch.cat([z, torch.ones(len(z), 1)], 1) for root, (z, _) in zip(roots, parts, strict=True)])
     t = torch.cat([root * t for root, (_, t) in zip(roots, parts, strict=True)])
@@ -342,7 +343,7 @@ def test_a_ridge_is_rows_of_zero_logits_for_the_features_and_none_for_the_consta
 def test_logits_that_are_all_raised_alike_change_the_bias_alone():
     terms, _, _ = pooled((30, 50), [1.0, 1.0])
     raised = [
-        HeadTerm(term.gram, term.product + 7 * packing.unpack(term.gram, 7)[:, -1:], term.scale) for term in terms
+        ProductTerm(term.gram, term.product + 7 * packing.unpack(term.gram, 7)[:, -1:], term.scale) for term in terms
     ]
     one, other = solve_head(terms, ridge=0.5), solve_head(raised, ridge=0.5)
     assert torch.allclose(one.weight, other.weight, atol=1e-9)
@@ -362,7 +363,7 @@ def test_a_feature_that_no_row_has_keeps_the_weight_zero(ridge):
     z, t = torch.randn(40, 4, generator=generator), torch.randn(40, 2, generator=generator)
     z[:, 2] = 0
     one = HeadStatistics.of("head.weight", z, t, {})
-    head = solve_head([HeadTerm(one.gram, one.product, 1.0)], ridge=ridge)
+    head = solve_head([ProductTerm(one.gram, one.product, 1.0)], ridge=ridge)
     assert head.weight[:, 2].tolist() == [0.0, 0.0]
     assert bool((head.weight[:, [0, 1, 3]] != 0).all())
 
@@ -381,7 +382,7 @@ def test_a_head_refit_to_its_own_trunk_predicts_what_it_did(tokenizer):
     z, t = rows_of(model, same, tokenizer, texts, model.classifier)
     one = collect_head(model, same, texts, tokenizer=tokenizer)
     # its features are normalized, so with the constant they are linearly dependent, and the fit is not unique
-    head = solve_head([HeadTerm(one.gram, one.product, 1.0)], ridge=1e-6)
+    head = solve_head([ProductTerm(one.gram, one.product, 1.0)], ridge=1e-6)
     assert float((z[:, :-1] @ head.weight.T + head.bias - t).abs().max()) < 1e-2
     assert float(t.std()) > 1
 
@@ -391,14 +392,14 @@ def test_the_order_of_the_terms_does_not_matter():
     one, other = solve_head(terms, ridge=0.1), solve_head(terms[::-1], ridge=0.1)
     assert torch.allclose(one.weight, other.weight, atol=1e-12)
     total = reduce(lambda a, b: a + b, [statistics(seed, 20) for seed in range(3)])
-    apart = [HeadTerm(part.gram, part.product, 1.0) for part in (statistics(seed, 20) for seed in range(3))]
-    together = solve_head([HeadTerm(total.gram, total.product, 1.0)], ridge=0.1)
+    apart = [ProductTerm(part.gram, part.product, 1.0) for part in (statistics(seed, 20) for seed in range(3))]
+    together = solve_head([ProductTerm(total.gram, total.product, 1.0)], ridge=0.1)
     assert torch.allclose(solve_head(apart, ridge=0.1).weight, together.weight, atol=1e-12)
 
 
 def test_terms_that_do_not_fit_together_are_refused():
     one, other = statistics(1, 9), statistics(1, 9, width=6)
-    terms = [HeadTerm(part.gram, part.product, 1.0) for part in (one, other)]
+    terms = [ProductTerm(part.gram, part.product, 1.0) for part in (one, other)]
     with pytest.raises(ArchitectureMismatchError, match=r"\[6, 3\], \[7, 3\]"):
         solve_head(terms, ridge=0.1)
     with pytest.raises(ArchitectureMismatchError, match="none"):

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from torch import nn
+
 from gramfuse.adapters.adapter import require_base_folder
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
-from gramfuse.answering.prepared import PreparedAnswer, keep_head_statistics, keep_leaving_statistics
+from gramfuse.answering.prepared import (
+    PreparedAnswer,
+    keep_head_statistics,
+    keep_leaving_statistics,
+    keep_refit_statistics,
+)
 from gramfuse.contributing.loading import is_adapter
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.evaluating.calibration import collect_calibration
@@ -19,12 +26,13 @@ from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.head import collect_head
 from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.own_blocks import put_own_blocks
+from gramfuse.measuring.refit import collect_refit
 from gramfuse.measuring.texts import Fields, Text, read_texts
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.policy import Policy, RequestKind
-from gramfuse_shared.contract.refits import require_histograms_may_leave
+from gramfuse_shared.contract.refits import WHY_NOT_REFIT, layers_that_may_be_refit, require_histograms_may_leave
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo, require_request_allowed
-from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
 
 _MEASURED: Final = "measured.safetensors"
 
@@ -66,7 +74,7 @@ def compute(
     Raises:
         ConfigurationError: there is no local data for its kind.
         PolicyViolationError: nothing of it may leave, or the kind is not allowed.
-        GramfuseError: see `evaluate`, `collect`, `collect_head` and `collect_calibration`.
+        GramfuseError: see `evaluate`, `collect`, `collect_head`, `collect_refit` and `collect_calibration`.
     """
     require_request_allowed(assignment.request.kind, assignment.policy)
     run: dict[str, Any] = {
@@ -141,16 +149,37 @@ def _with_own_blocks(folder: Path, assignment: Assignment, participation: Partic
 
 def _measure_head(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
     texts = _read(_required(participation.measured, "measured"))
-    if participation.model is None:
-        msg = "the configuration names no model of your own (model), to whose logits the head would be refit"
-        raise ConfigurationError(msg)
+    own = _model_to_refit_to(assignment, participation, "logits the head")
     (folder,) = assignment.models.values()
-    own = _own_model(participation.model, assignment, participation.device)
-    own_model = own if isinstance(own, Path) else own.model
-    found = collect_head(folder, own_model, texts, base=assignment.base.content_digest(), **run)
+    found = collect_head(folder, own, texts, base=assignment.base.content_digest(), **run)
     leaving = assignment.folder / STATISTICS_FILE_NAME
     section = keep_head_statistics(found, leaving, assignment.policy, assignment.base)
     return PreparedAnswer(_document(assignment, statistics=section), leaving)
+
+
+def _measure_layers(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
+    texts = _read(_required(participation.measured, "measured"))
+    own = _model_to_refit_to(assignment, participation, "layers those of the merged model")
+    (folder,) = assignment.models.values()
+    # what may not leave is not measured: products are as large as the model
+    sendable = layers_that_may_be_refit(assignment.base, assignment.policy)
+    layers = sendable.intersection(assignment.request.layers) if assignment.request.layers else sendable
+    if not layers:
+        msg = f"nothing that is asked for may leave: of no layer it may be told what it is refit from: {WHY_NOT_REFIT}"
+        raise PolicyViolationError(msg)
+    found = collect_refit(folder, own, texts, layers=layers, base=assignment.base.content_digest(), **run)
+    leaving = assignment.folder / STATISTICS_FILE_NAME
+    section, stays = keep_refit_statistics(found, leaving, assignment.policy, assignment.base)
+    stays += tuple((layer, WHY_NOT_REFIT) for layer in assignment.request.layers if layer not in sendable)
+    return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
+
+
+def _model_to_refit_to(assignment: Assignment, participation: Participation, whose: str) -> Path | nn.Module:
+    if participation.model is None:
+        msg = f"the configuration names no model of your own (model), to whose {whose} would be refit"
+        raise ConfigurationError(msg)
+    own = _own_model(participation.model, assignment, participation.device)
+    return own if isinstance(own, Path) else own.model
 
 
 def _own_model(model: Path, assignment: Assignment, device: str) -> Path | OpenModel:
@@ -177,6 +206,7 @@ _ANSWERS: Final[Mapping[RequestKind, Callable[[Assignment, Participation, Mappin
     "evaluate": _evaluate,
     "gram": _measure,
     "head": _measure_head,
+    "refit": _measure_layers,
     "calibration": _calibrate,
 }
 

@@ -35,9 +35,10 @@ class Participation(Document):
     Attributes:
         project: the project whose requests are answered.
         model: the organization's own fine-tuned folder, as it was contributed; an evaluation scores it, too, a `gram`
-            request about own blocks takes these from it, and a `head` request its logits.
+            request about own blocks takes these from it, a `head` request its logits, a `refit` request what its layers
+            give.
         held_out: labelled texts that nothing was trained on, for `evaluate`.
-        measured: the texts that statistics are measured on, for `gram` and `head`.
+        measured: the texts that statistics are measured on, for `gram`, `head` and `refit`.
         calibrated: labelled texts whose scores are counted, for `calibration`; default: `held_out`. On texts that a
             model was calibrated on it scores a little too well: name others than `held_out` to evaluate afterwards.
         allow: kinds that are answered without showing each answer first. What leaves is noted all the same.
@@ -65,6 +66,7 @@ class Participation(Document):
             "evaluate": self.held_out,
             "gram": self.measured,
             "head": None if self.model is None else self.measured,
+            "refit": None if self.model is None else self.measured,
             "calibration": self.calibrated or self.held_out,
         }
         return frozenset(kind for kind, found in texts.items() if found is not None)

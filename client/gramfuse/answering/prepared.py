@@ -15,12 +15,14 @@ from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import PolicyViolationError
 
 if TYPE_CHECKING:
     from gramfuse.measuring.head import HeadStatistics
+    from gramfuse.measuring.refit import RefitStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,43 @@ def keep_head_statistics(
     return StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector, labels=metadata.labels)
 
 
+def keep_refit_statistics(
+    found: "RefitStatistics", target: Path, policy: Policy, base: BaseManifest
+) -> tuple[StatisticsSection, tuple[tuple[str, str], ...]]:
+    """Write those taps that may leave, with the products of their layers; say which stay and why.
+
+    Raises:
+        PolicyViolationError: none may; nothing is written.
+        StateError: no text had a token.
+        StatisticsInvalidError: a sum is not finite, or not within float32.
+    """
+    sendable = layers_that_may_be_refit(base, policy)
+    reasons = {tap.name: why_tap_stays(tap, sendable, policy) for tap in found.metadata().taps}
+    stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
+    leaving = [name for name, reason in reasons.items() if reason is None]
+    if not leaving:
+        msg = f"nothing that is asked for may leave: {stays[0][1]}"
+        raise PolicyViolationError(msg, refused=[name for name, _ in stays])
+    metadata = found.metadata(leaving)
+    found.save(target, leaving)
+    file = VirtualFile.of_path(target, STATISTICS_FILE_NAME)
+    entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
+    return StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector), stays
+
+
 def _describe_statistics(section: StatisticsSection) -> list[str]:
     size = f"{section.file.name}, {format_bytes(section.file.bytes)}"
     seen = "The server sees them; members of the project do not."
+    if section.kind == "refit":
+        layers = [layer.weight for tap in section.taps for layer in tap.layers]
+        rows = min(tap.rows for tap in section.taps)
+        return [
+            f"{size}: of {rows:,} rows or more the Gram matrices of what these layers of the merged model read, with a",
+            "constant, and their products with what the layers' outputs lack to those of your own model:",
+            *(f"  {pattern}" for pattern in name_patterns(layers)),
+            "The two together tell your own layers, as your contribution does, and what your own embeddings and other",
+            f"parts that stay at home make of these layers' outputs. {seen}",
+        ]
     if section.labels is None:
         patterns = name_patterns([tap.name for tap in section.taps])
         return [f"{size}: Gram matrices of", *(f"  {pattern}" for pattern in patterns), seen]
@@ -155,6 +191,7 @@ def _describe_question(asked: RequestInfo) -> str:
         "evaluate": f"how well {models} and your own model, if you name it, do on your held-out texts",
         "gram": f"what layers of {models} read of your texts",
         "head": f"what the head of {models} would be refit from, to say what your own model says",
+        "refit": f"what linear layers of {models} would be refit from, to give what your own model's give",
         "calibration": f"which scores {models} gives your labelled texts",
     }
     question = questions[asked.kind]

@@ -58,6 +58,10 @@ _REQUESTS: Final = {
         "measure what a merged model's head reads, and its product with your own model's logits, from which the head "
         "is refit; the two tell the server your own head"
     ),
+    "refit": (
+        "measure what linear layers of a merged model read, and its product with what their outputs lack to your own "
+        "model's, from which the layers are refit; the two tell the server your own layers"
+    ),
     "calibration": (
         "count a merged model's scores by label, by which its biases are shifted; the server sees how often each label "
         "occurs in your labelled texts"

@@ -35,7 +35,7 @@ def create(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=", ".join(get_args(RequestKind)))],
     models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Merged models; one, except for evaluate.")],
     layer: Annotated[
-        list[str] | None, typer.Option("--layer", help="Of gram: a linear weight to measure; repeat it. Default: all.")
+        list[str] | None, typer.Option("--layer", help="Of gram and refit: a linear weight; repeat it. Default: all.")
     ] = None,
     block: Annotated[
         str | None,
@@ -54,8 +54,8 @@ def create(
     """Ask every organization whose contribution is in the models (coordinator). Each answers by `gramfuse participate`.
 
     evaluate: metrics on held-out texts · gram: Gram matrices of layers · head: what the model's head is refit from ·
-    calibration: how its scores are spread, by label. With the last three's answers `job submit --anew` merges the
-    model anew.
+    refit: what its linear layers are refit from · calibration: how its scores are spread, by label. With the last
+    four's answers `job submit --anew` merges the model anew.
 
     Examples: gramfuse request create acme.tweets evaluate regmean-1 average-1 --id eval-1 --wait · gramfuse request
     create acme.tweets gram regmean-1 --layer encoder.layer.0.output.dense.weight · gramfuse request create acme.tweets

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gramfuse.measuring.differences import OutputDifferences, with_constant
 from gramfuse.measuring.examples import Examples, examples_of
 from gramfuse.measuring.forward_pass import ForwardPass, Wiring
 from gramfuse.measuring.layers import Layer, choose_layers, find_layers
@@ -44,6 +45,7 @@ class Collector:
         weighting: "output_gradient" lets each row count by ‖∂ℓ/∂y‖², y its layer's output, ℓ what the loop calls
             `backward` on: the sum of its examples' losses, not their mean. Measures each layer for itself.
         layers: weights to measure, as they are saved; None: all. Those that are no linear layer's are not measured.
+        differences: takes the rows and outputs of every layer beside; then each row has a constant 1 behind it.
         resume: statistics to go on with, as returned by an earlier run on the same model.
 
     Raises:
@@ -59,6 +61,7 @@ class Collector:
         share_inputs: bool = True,
         weighting: Weighting = "none",
         layers: Collection[str] | None = None,
+        differences: OutputDifferences | None = None,
         resume: Statistics | None = None,
     ) -> None:
         self.layers = choose_layers(find_layers(model), layers)
@@ -69,6 +72,7 @@ class Collector:
         self._drop_padding = padding == "dropped"
         self._share_inputs = share_inputs and weighting == "none"
         self._weighting = None if weighting == "none" else GradientWeighting(self.statistics)
+        self._differences = differences
         self._wiring = Wiring()
         self._probe = Probe()
         self._calls: list[tuple[nn.Module, Frame]] = []
@@ -87,6 +91,8 @@ class Collector:
                 self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
                 if self._weighting is not None:
                     self._hooks.append(module.register_forward_hook(self._weighting.follow))
+                if self._differences is not None:
+                    self._hooks.append(module.register_forward_hook(self._differences.follow))
             elif any(inner in layer_of for inner in module.modules()):
                 enter = _EnterHook(self, tuple(inspect.signature(module.forward).parameters))
                 self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -148,10 +154,16 @@ class Collector:
     def _measure(
         self, current: ForwardPass, module: nn.Module, layer: Layer, tensor: torch.Tensor, frame: Frame
     ) -> None:
-        if current.find(layer, tensor):
+        known = current.find(layer, tensor)
+        if known and self._differences is None:
             return
         with exact_sums(tensor.device):
             selection = select(tensor.detach(), frame, drop_padding=self._drop_padding)
+            if self._differences is not None:
+                selection = with_constant(selection)
+                self._differences.expect(module, layer, selection)
+            if known:
+                return
             if self._weighting is not None:  # the rows are counted now, and added when it is known what they weigh
                 self._weighting.expect(module, layer, selection)
                 selection = replace(selection, rows=selection.rows[:0])

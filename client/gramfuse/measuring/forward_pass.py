@@ -87,7 +87,7 @@ class ForwardPass:
         expected = self._wiring.expect(layer.weight, turn)
         stream = self._statistics.streams.get(expected) if expected is not None else None
         if stream is None:
-            expected, stream = None, Stream(layer.width)
+            expected, stream = None, Stream(selection.rows.shape[1])
         stream.add_rows(selection.rows)
         reading = _Reading(layer.weight, turn, stream, expected, selection.count, [layer.weight])
         self._readings.append(reading)

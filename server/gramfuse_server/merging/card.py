@@ -42,6 +42,10 @@ _METHODS: Final = {
         "ridge regression of the organizations' own logits on what the merged model gives its head to read; everything "
         "else is as it was"
     ),
+    "refit": (
+        "ridge regression of what the outputs of the merged model's linear layers lack to those of the organizations' "
+        "own on what the layers read; everything else is as it was"
+    ),
     "calibration": (
         "the biases of the head, shifted to where histograms of the model's scores on the organizations' held-out "
         "examples are best divided; everything else is as it was"
@@ -58,6 +62,9 @@ _LABELS: Final = {
     "sampled": "drawn from each organization's own model",
     "given": "those of the organizations' texts (the empirical Fisher information)",
 }
+
+_RIDGE_OF_MEAN: Final = "added to a Gram matrix's diagonal, times its mean"
+_RIDGE: Final = {"refit": "added to each entry of a Gram matrix's diagonal, times itself"}
 
 _MISSING: Final = {
     "average": "averaged",
@@ -155,7 +162,7 @@ def _parameters(inputs: MergeInputs) -> list[str]:
     }
     told = {
         "alpha": f"α (share of a Gram matrix's off-diagonal): {_weight(parameters.alpha)}",
-        "ridge": f"ridge (added to a Gram matrix's diagonal, times its mean): {_weight(parameters.ridge)}",
+        "ridge": f"ridge ({_RIDGE.get(recipe.merge_method, _RIDGE_OF_MEAN)}): {_weight(parameters.ridge)}",
         "normalize": f"normalisation: {parameters.normalize}, {counted[parameters.normalize]}",
         "missing_statistics": (
             f"linear layers of which a contribution lacks statistics: {_MISSING[parameters.missing_statistics]}"

@@ -32,7 +32,7 @@ from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
-from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head
+from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head, plan_layers
 from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
@@ -189,6 +189,10 @@ def _plan(
     origin, holders = _origin_tensors(base, refined), policy.minimum_cohort
     if refined is not None and recipe.merge_method == "head":
         return plan_head(members, origin, recipe, shard_bytes=shard_bytes, minimum_holders=holders)
+    if refined is not None and recipe.merge_method == "refit":
+        return plan_layers(
+            members, origin, recipe, only=refined.layers, shard_bytes=shard_bytes, minimum_holders=holders
+        )
     if refined is not None and recipe.merge_method == "calibration":
         found = {key: answer.histograms for key, answer in refined.answers.items() if answer.histograms is not None}
         bias = bias_of_labels(base, policy, next(iter(found.values())).labels)

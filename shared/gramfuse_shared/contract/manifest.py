@@ -40,10 +40,16 @@ Tensors = Annotated[tuple[TensorInfo, ...], Field(max_length=limits.MAX_TENSORS_
 
 
 class LayerInfo(Document):
-    """A linear layer that reads a tap, and how its weight is stored: nn.Linear [out, in], GPT-2's Conv1D [in, out]."""
+    """A linear layer that reads a tap, and how its weight is stored: nn.Linear [out, in], GPT-2's Conv1D [in, out].
+
+    `outputs` is written for layers alone that are to be refit: the columns of the layer's product.
+    """
 
     weight: TensorName
     layout: Literal["out_in", "in_out"] = "out_in"
+    outputs: Annotated[int, Field(ge=1, le=limits.MAX_TAP_WIDTH)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 Source = Literal["embeddings", "mixed", "unknown"]
@@ -170,14 +176,15 @@ class WeightsSection(Document):
     tensors: Annotated[Tensors, Field(min_length=1)]
 
 
-StatisticsKind = Literal["gram", "head"]
-"""What a file holds: Gram matrices of layers' inputs for a merge, or what a head is refit from."""
+StatisticsKind = Literal["gram", "head", "refit"]
+"""What a file holds: Gram matrices of layers' inputs for a merge, or what a head, or linear layers, are refit from."""
 
 
 class StatisticsSection(Document):
     """The file of statistics: taps in file order.
 
-    `labels` is written for what a head is refit from alone: the columns of its product with the logits.
+    `labels` is written for what a head is refit from alone: the columns of its product with the logits. Layers that
+    are to be refit say their outputs.
     """
 
     file: FileEntry
@@ -187,23 +194,37 @@ class StatisticsSection(Document):
     labels: LabelCount | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
-    def _a_head_is_one_layer(self) -> Self:
-        require_one_head(self.labels, self.taps, self.encoding)
+    def _is_of_one_kind(self) -> Self:
+        require_one_kind(self.labels, self.taps, self.encoding)
         return self
 
     @property
     def kind(self) -> StatisticsKind:
         """What the file holds."""
-        return "gram" if self.labels is None else "head"
+        return kind_of_statistics(self.labels, self.taps)
 
 
-def require_one_head(labels: int | None, taps: Sequence[TapInfo], encoding: StatisticsEncoding) -> None:
-    """Require of statistics with labels that they are of one layer; raises ValueError."""
-    if labels is None:
+def kind_of_statistics(labels: int | None, taps: Sequence[TapInfo]) -> StatisticsKind:
+    """Tell what statistics are of: with labels of a head, with outputs of layers that are to be refit."""
+    if labels is not None:
+        return "head"
+    return "refit" if any(layer.outputs is not None for tap in taps for layer in tap.layers) else "gram"
+
+
+def require_one_kind(labels: int | None, taps: Sequence[TapInfo], encoding: StatisticsEncoding) -> None:
+    """Require that a head is one layer, and that either all layers are to be refit or none; raises ValueError."""
+    layers = [layer for tap in taps for layer in tap.layers]
+    kind = kind_of_statistics(labels, taps)
+    if kind == "gram":
         return
-    layouts = [layer.layout for tap in taps for layer in tap.layers]
-    if len(taps) != 1 or layouts != ["out_in"] or encoding != "float32" or taps[0].width == 1:
-        msg = "head statistics are of one layer, stored [out, in], with at least one feature, in float32"
+    if encoding != "float32" or any(tap.width == 1 for tap in taps):
+        msg = f"{kind} statistics are of one layer or several with at least one feature, in float32"
+        raise ValueError(msg)
+    if kind == "head" and (len(taps) != 1 or [(one.layout, one.outputs) for one in layers] != [("out_in", None)]):
+        msg = "head statistics are of one layer, stored [out, in]"
+        raise ValueError(msg)
+    if kind == "refit" and any(layer.outputs is None for layer in layers):
+        msg = "refit statistics say the outputs of every layer"
         raise ValueError(msg)
 
 
@@ -301,7 +322,7 @@ class ContributionManifest(Document):
         _require_unique("tensor", [tensor.name for tensor in self.weights.tensors])
         if self.statistics is not None:
             if self.statistics.kind != "gram":
-                msg = "what a head is refit from answers a request; a contribution holds Gram matrices"
+                msg = "what layers are refit from answers a request; a contribution holds Gram matrices"
                 raise ValueError(msg)
             _require_unique("tap", [tap.name for tap in self.statistics.taps])
             _require_unique("layer", [layer.weight for tap in self.statistics.taps for layer in tap.layers])

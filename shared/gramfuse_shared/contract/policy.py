@@ -24,11 +24,12 @@ MergeMethod = Literal[
     "dare_ties",
     "wudi",
     "head",
+    "refit",
     "calibration",
 ]
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
-RequestKind = Literal["evaluate", "gram", "head", "calibration"]
+RequestKind = Literal["evaluate", "gram", "head", "refit", "calibration"]
 
 DEFAULT_EVALUATION_EXAMPLES: Final = 100
 
@@ -58,7 +59,7 @@ DEFAULT_HEAD_PARAMETERS: Final = (
 )
 
 
-_UNNOISED: Final = frozenset({"fisher", "gram", "head", "calibration"})
+_UNNOISED: Final = frozenset({"fisher", "gram", "head", "refit", "calibration"})
 """Methods and requests whose statistics leave as they were measured."""
 
 
@@ -141,8 +142,9 @@ class Policy(Document):
         description="what the server may ask participants later. evaluate: metrics of merged models on held-out data, "
         "which the project's members see. gram: Gram matrices of layers as a merged model computes them, or one in "
         "which blocks are the organization's own. head: what a merged model's head is refit from, which reveals each "
-        "organization's own head to the server. calibration: how many examples bear each label, and a merged model's "
-        "scores of them, by which biases are shifted",
+        "organization's own head to the server. refit: what linear layers of a merged model are refit from, which "
+        "tells the server each organization's own layers. calibration: how many examples bear each label, and a "
+        "merged model's scores of them, by which biases are shifted",
     )
     missed_deadline: Literal["fail", "leave_out"] = Field(
         default="fail",

@@ -18,7 +18,9 @@ DEFAULT_ALPHA: Final = 0.9
 DEFAULT_WEIGHT: Final = 1.0
 DEFAULT_RIDGE: Final = 0.0
 DEFAULT_LAMBDA: Final = 1.0
-DEFAULT_HEAD_RIDGE: Final = 0.01
+DEFAULT_REFIT_RIDGE: Final = 0.01
+"""Of `head` and `refit`, each in units of its own."""
+
 DEFAULT_DENSITY: Final = 0.5
 
 Normalization = Literal["equal", "rows", "norm", "parameter_norm"]
@@ -91,11 +93,12 @@ class MethodParameters(Document):
     """Parameters of the method.
 
     RegMean: `alpha` scales a Gram matrix's off-diagonal, `ridge`, times the mean of the diagonal, is added to that
-    (`wudi` solves, with one, what it otherwise descends; that of `head` is above 0), `normalize` says whether
-    organizations count alike (`equal`, as published) or by their `rows`, `missing_statistics` what becomes of a linear
-    layer whose inputs some of them did not measure: an `average`, or their precision is an `estimate` from their
-    difference to the base. `fisher` and `head` read `normalize` too: of `fisher` a row is an example, and `norm`
-    divides an organization's Fisher information by its norm, `parameter_norm` that of each parameter by its own.
+    (`wudi` solves, with one, what it otherwise descends; `refit` multiplies each entry of the diagonal by it, and that
+    of `head` and `refit` is above 0), `normalize` says whether organizations count alike (`equal`, as published) or by
+    their `rows`, `missing_statistics` what becomes of a linear layer whose inputs some of them did not measure: an
+    `average`, or their precision is an `estimate` from their difference to the base. `fisher`, `head` and `refit` read
+    `normalize` too: of `fisher` a row is an example, and `norm` divides an organization's Fisher information by its
+    norm, `parameter_norm` that of each parameter by its own.
     Methods that add differences to the base: `lambda` scales what is added, `density` is the share of each difference
     that `ties` and `dare_…` keep, `seed` begins what `dare_…` leave to chance. What came after `alpha` and `normalize`
     is written only where it is not the default: what was signed before keeps its bytes.
@@ -150,13 +153,16 @@ PARAMETERS_OF: Final[Mapping[MergeMethod, tuple[str, ...]]] = MappingProxyType(
         "dare_ties": ("lambda", "density", "seed"),
         "wudi": ("ridge",),
         "head": ("ridge", "normalize"),
+        "refit": ("ridge", "normalize"),
         "calibration": (),
     }
 )
 """The parameters that each method reads, beside `exclude`, which all do that merge weights."""
 
-REFIT_METHODS: Final[frozenset[MergeMethod]] = frozenset({"head", "calibration"})
-"""Methods that change a merged model's head by the answers to a request, and merge no weights."""
+REFIT_METHODS: Final[frozenset[MergeMethod]] = frozenset({"head", "refit", "calibration"})
+"""Methods that change a merged model by the answers to a request, and merge no weights."""
+
+_RIDGED_REFITS: Final[frozenset[MergeMethod]] = frozenset({"head", "refit"})
 
 
 class TokenizerSource(Document):
@@ -171,8 +177,9 @@ class Recipe(Document):
     `dtype` is the precision of the computation (default: float32, and float64 where alpha needs it), `out_dtype`
     that of the floating-point tensors written (default: as the base stores them). `exclude`d parameters are the base's.
     With `request`, the service merges a model anew: `base_model` is a merged model of the project, the statistics are
-    the answers to this request about it, and what they do not cover stays as it is there. `head` and `calibration` are
-    always that. A recipe of `head` that says no ridge gets the default's, and from there on says it.
+    the answers to this request about it, and what they do not cover stays as it is there. `head`, `refit` and
+    `calibration` are always that. A recipe of `head` or `refit` that says no ridge gets the default's, and from there
+    on says it.
     """
 
     merge_method: MergeMethod
@@ -194,14 +201,14 @@ class Recipe(Document):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_head_has_a_ridge(cls, document: Any) -> Any:  # noqa: ANN401 - whatever is validated
-        if not isinstance(document, Mapping) or document.get("merge_method") != "head":
+    def _a_refit_has_a_ridge(cls, document: Any) -> Any:  # noqa: ANN401 - whatever is validated
+        if not isinstance(document, Mapping) or document.get("merge_method") not in _RIDGED_REFITS:
             return document
         parameters = document.get("parameters", {})
         if isinstance(parameters, MethodParameters):
             parameters = {name: getattr(parameters, name) for name in parameters.model_fields_set}
         if isinstance(parameters, Mapping):
-            return {**document, "parameters": {"ridge": DEFAULT_HEAD_RIDGE, **parameters}}
+            return {**document, "parameters": {"ridge": DEFAULT_REFIT_RIDGE, **parameters}}
         return document
 
     @model_validator(mode="after")
@@ -215,10 +222,11 @@ class Recipe(Document):
             )
             raise ValueError(msg)
         if self.parameters.exclude:
-            msg = f"{self.merge_method} changes the head alone; leave out exclude"
+            msg = f"{self.merge_method} changes what the answers are about, and nothing else; leave out exclude"
             raise ValueError(msg)
-        if self.merge_method == "head" and min(_values(self.parameters.ridge)) <= 0:
-            msg = "a head is refit with a ridge above 0: without one what follows a layer norm has no one solution"
+        if self.merge_method in _RIDGED_REFITS and min(_values(self.parameters.ridge)) <= 0:
+            what = "a head is" if self.merge_method == "head" else "layers are"
+            msg = f"{what} refit with a ridge above 0: without one what follows a layer norm has no one solution"
             raise ValueError(msg)
         return self
 

@@ -1,4 +1,4 @@
-"""What is refit without any training, the head or its biases, and what of it a policy lets be asked and answered."""
+"""What is refit without training, a head, its biases or layers, and what a policy lets be asked and answered of it."""
 
 from typing import Final
 
@@ -6,10 +6,17 @@ from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.labels import label_parameters
 from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo
 from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.contract.rules import weights_that_may_leave
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
 
 REFITS: Final[frozenset[RequestKind]] = frozenset({"head", "calibration"})
 """Kinds of requests whose answers change the head that everybody gets."""
+
+WHY_NOT_REFIT: Final = (
+    "only matrices outside heads and embeddings are refit whose weight, and bias, the policy lets leave"
+)
+
+_MATRIX: Final = 2
 
 
 def require_shared_head(kind: RequestKind, policy: Policy) -> None:
@@ -66,3 +73,26 @@ def bias_of_labels(base: BaseManifest, policy: Policy, count: int) -> TensorInfo
         msg = f"a calibration shifts the head's one bias of {count} labels; {names} could be that"
         raise ArchitectureMismatchError(msg, labels=count)
     return found[0]
+
+
+def layers_that_may_be_refit(base: BaseManifest, policy: Policy) -> frozenset[str]:
+    """Name the weights of those layers of which a refit may be asked and answered.
+
+    Matrices whose weight the policy lets leave, and their bias where there is one: what a layer is refit from tells
+    both. No embeddings, of which most rows are of tokens that no text holds, and no heads, which have rows for labels
+    that not everybody has, and a round of their own.
+    """
+    sendable = weights_that_may_leave(base, policy)
+    names = {tensor.name for tensor in base.tensors}
+
+    def may_be(tensor: TensorInfo) -> bool:
+        bias = bias_beside(tensor.name)
+        is_body = policy.role_of(tensor.name, tensor.shape, base.vocabulary_size) == "body"
+        return is_body and len(tensor.shape) == _MATRIX and (bias not in names or bias in sendable)
+
+    return frozenset(tensor.name for tensor in base.tensors if tensor.name in sendable and may_be(tensor))
+
+
+def bias_beside(weight: str) -> str:
+    """Name the bias of the layer that a weight belongs to, if it has one."""
+    return weight.removesuffix("weight") + "bias"

@@ -1,8 +1,8 @@
 """Requests: what the server asks every participant of a cohort, and what an answer may be. Numbers only, never code.
 
 A request names a kind that the client knows. `evaluate` asks for metrics of merged models on held-out data, `gram` for
-the Gram matrices of layers as a merged model computes them (RegMean++), `head` for what a merged model's head is refit
-from, `calibration` for histograms of its scores by label.
+the Gram matrices of layers as a merged model computes them (RegMean++), `head` and `refit` for what a merged model's
+head, or its linear layers, are refit from, `calibration` for histograms of its scores by label.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,13 @@ from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
-from gramfuse_shared.contract.refits import bias_of_labels, require_histograms_may_leave, require_shared_head
+from gramfuse_shared.contract.refits import (
+    WHY_NOT_REFIT,
+    bias_of_labels,
+    layers_that_may_be_refit,
+    require_histograms_may_leave,
+    require_shared_head,
+)
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
 from gramfuse_shared.identifiers import JobId, OrganizationName, ProjectId, TensorName
@@ -37,9 +43,11 @@ EVALUATION_KINDS: Final[frozenset[RequestKind]] = frozenset({"evaluate"})
 """Kinds that may be about several models, and whose answers all members of the project see."""
 
 MERGED_BY: Final[Mapping[RequestKind, MergeMethod]] = MappingProxyType(
-    {"gram": "regmean", "head": "head", "calibration": "calibration"}
+    {"gram": "regmean", "head": "head", "refit": "refit", "calibration": "calibration"}
 )
 """By which method a model is merged anew with the answers to a request about it."""
+
+_OF_LAYERS: Final[frozenset[RequestKind]] = frozenset({"gram", "refit"})
 
 
 class RequestCreate(Document):
@@ -48,7 +56,7 @@ class RequestCreate(Document):
     Attributes:
         kind: what is asked for.
         models: merged models of the project; one, except for `evaluate`.
-        layers: of `gram`, the linear weights whose inputs are measured; none: all.
+        layers: of `gram`, the linear weights whose inputs are measured, of `refit` those that are refit; none: all.
         block: of `gram`, `own` puts the blocks that hold these layers in the merged model as the organization has them,
             every parameter of them, and measures there: the inputs of a block are the merged model's, what its inner
             layers read is the organization's own work (RegMean++ as published).
@@ -71,11 +79,14 @@ class RequestCreate(Document):
         if len(self.models) > 1 and self.kind not in EVALUATION_KINDS:
             msg = f"a request of the kind {self.kind} is about one model"
             raise ValueError(msg)
-        if self.layers and self.kind != "gram":
+        if self.layers and self.kind not in _OF_LAYERS:
             msg = f"a request of the kind {self.kind} names no layers"
             raise ValueError(msg)
         if self.weighting != "none" and self.kind != "gram":
             msg = f"a request of the kind {self.kind} weights nothing"
+            raise ValueError(msg)
+        if self.block == "own" and self.kind != "gram":
+            msg = f"a request of the kind {self.kind} is about no blocks of one's own"
             raise ValueError(msg)
         if self.block == "own" and not self.layers:
             msg = "block: own names the layers; with all blocks its own, the model would be the organization's alone"
@@ -94,8 +105,8 @@ class ModelScore(Document):
 class Answer(Document):
     """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
 
-    `scores` answer `evaluate`, `statistics` (a file beside this document) `gram` and, with labels, `head`, and
-    `histograms` answer `calibration`.
+    `scores` answer `evaluate`, `statistics` (a file beside this document) `gram`, `head` and `refit`, each of its own
+    kind, and `histograms` answer `calibration`.
     """
 
     format: Literal["gramfuse/answer/1"] = "gramfuse/answer/1"
@@ -194,12 +205,14 @@ def _require_parts(answer: Answer, kind: RequestKind) -> None:
         "scores": bool(answer.scores),
         "Gram matrices": answer.statistics is not None and answer.statistics.kind == "gram",
         "head statistics": answer.statistics is not None and answer.statistics.kind == "head",
+        "refit statistics": answer.statistics is not None and answer.statistics.kind == "refit",
         "histograms": answer.histograms is not None,
     }
     parts: dict[RequestKind, str] = {
         "evaluate": "scores",
         "gram": "Gram matrices",
         "head": "head statistics",
+        "refit": "refit statistics",
         "calibration": "histograms",
     }
     if [part for part, there in found.items() if there] != [parts[kind]]:
@@ -233,7 +246,14 @@ def _require_statistics(
     if spare:
         msg = f"{spare[0]} was not asked for"
         raise ArchitectureMismatchError(msg, layers=spare[:20])
-    sendable = weights_that_may_leave(base, policy)  # what was never contributed needs no statistics either
+    # what was never contributed needs no statistics either
+    sendable = weights_that_may_leave(base, policy)
+    if asked.kind == "refit":  # a product tells its own layer, whatever else reads the tap
+        sendable = layers_that_may_be_refit(base, policy)
+        kept = sorted(measured - sendable)
+        if kept:
+            msg = f"what {kept[0]} would be refit from may not leave: {WHY_NOT_REFIT}"
+            raise PolicyViolationError(msg, refused=kept[:20])
     for tap in statistics.taps:
         reason = why_tap_stays(tap, sendable, policy)
         if reason is not None:

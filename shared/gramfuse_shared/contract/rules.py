@@ -219,13 +219,16 @@ def require_architecture(manifest: ContributionManifest, base: BaseManifest) -> 
 def require_statistics_architecture(statistics: StatisticsSection, base: BaseManifest) -> None:
     """Require that taps fit the base model's weights, and the file's length its tensors. Raises as above."""
     known = {tensor.name: tensor for tensor in base.tensors}
-    constants = 0 if statistics.labels is None else 1  # behind the features of a head
+    constants = 0 if statistics.kind == "gram" else 1  # behind the features
     for tap in statistics.taps:
         for layer in tap.layers:
             _require_layer(layer, tap, tap.width - constants, known)
-            outputs = known[layer.weight].shape[0]
+            outputs = known[layer.weight].shape[0 if layer.layout == "out_in" else 1]
             if statistics.labels not in {None, outputs}:
                 msg = f"{layer.weight} has {outputs} outputs, and its statistics are of {statistics.labels} labels"
+                raise ArchitectureMismatchError(msg, tap=tap.name)
+            if layer.outputs not in {None, outputs}:
+                msg = f"{layer.weight} has {outputs} outputs, and its product {layer.outputs} columns"
                 raise ArchitectureMismatchError(msg, tap=tap.name)
     require_length(statistics.file.name, statistics.file.bytes, tensors_of_statistics(statistics))
 

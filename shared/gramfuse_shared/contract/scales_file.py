@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import TapInfo, Taps
+from gramfuse_shared.contract.manifest import TapInfo, Taps, kind_of_statistics
 from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.contract.statistics_file import TensorLayout
 from gramfuse_shared.errors import DocumentMalformedError, ScalesMalformedError
@@ -48,6 +48,9 @@ class ScalesMetadata(Document):
         weights = [layer.weight for tap in self.taps for layer in tap.layers]
         if len(set(names)) != len(names) or len(set(weights)) != len(weights):
             msg = "a tap or a layer is named twice"
+            raise ValueError(msg)
+        if kind_of_statistics(None, self.taps) != "gram":
+            msg = "scales are of what layers read, and no layer of theirs has outputs"
             raise ValueError(msg)
         return self
 

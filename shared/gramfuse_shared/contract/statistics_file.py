@@ -5,8 +5,9 @@ other. `gram.<tap>` is that as F32 of one dimension. In the encoding `int16` it 
 rounded, and `diagonal.<tap>`, F32 [width], holds D = diag G; the diagonals stand before the matrices. The metadata
 key `gramfuse.statistics` holds `StatisticsMetadata`.
 
-A file of the kind `head` is never part of a contribution: its one tap is the head, whose width counts the constant 1
-behind the d features, and `product.<tap>`, F32 [d+1, labels], stands behind the matrix.
+Files of the kinds `head` and `refit` are never part of a contribution, and the widths of their taps count the constant
+1 behind the d features. The one tap of `head` is the head, and `product.<tap>`, F32 [d+1, labels], stands behind the
+matrix. Of `refit` each layer has a product, `product.<weight>`, F32 [d+1, outputs]; they stand behind all matrices.
 """
 
 from typing import Annotated, Final, Literal, Self
@@ -22,7 +23,8 @@ from gramfuse_shared.contract.manifest import (
     StatisticsSection,
     TapInfo,
     Taps,
-    require_one_head,
+    kind_of_statistics,
+    require_one_kind,
 )
 from gramfuse_shared.contract.safetensors_header import Header
 from gramfuse_shared.errors import DocumentMalformedError, StatisticsMalformedError
@@ -49,7 +51,7 @@ TensorLayout = tuple[str, str, tuple[int, ...]]
 class StatisticsMetadata(Document):
     """What the tensors of a statistics file mean. `base` is absent where statistics were measured without a project.
 
-    `kind` and `labels`, the columns of a head's product, are written for heads only.
+    `kind` is written where it is not `gram`, `labels`, the columns of a head's product, for heads only.
     """
 
     format: Literal["gramfuse/statistics/1"] = "gramfuse/statistics/1"
@@ -70,11 +72,11 @@ class StatisticsMetadata(Document):
         return self
 
     @model_validator(mode="after")
-    def _a_head_is_one_layer(self) -> Self:
-        if (self.kind == "head") != (self.labels is not None):
-            msg = "labels are counted of a head, and only of one"
+    def _is_of_its_kind(self) -> Self:
+        if self.kind != kind_of_statistics(self.labels, self.taps):
+            msg = "labels are counted of a head, outputs of refit layers, and only of these"
             raise ValueError(msg)
-        require_one_head(self.labels, self.taps, self.encoding)
+        require_one_kind(self.labels, self.taps, self.encoding)
         return self
 
 
@@ -99,16 +101,25 @@ def diagonal_tensor_name(tap: str) -> str:
     return DIAGONAL_PREFIX + tap
 
 
-def product_tensor_name(tap: str) -> str:
-    """Name of the tensor that holds the product of a head's inputs and logits."""
-    return PRODUCT_PREFIX + tap
+def product_tensor_name(name: str) -> str:
+    """Name of the tensor that holds a product: of a head by its tap, of a layer that is to be refit by its weight."""
+    return PRODUCT_PREFIX + name
+
+
+def products_of_tap(tap: TapInfo, labels: int | None) -> list[tuple[str, int]]:
+    """List the products of a tap: the name of its tensor [width, columns], and the columns."""
+    if labels is not None:
+        return [(product_tensor_name(tap.name), labels)]
+    return [(product_tensor_name(layer.weight), layer.outputs) for layer in tap.layers if layer.outputs is not None]
 
 
 def tensors_of_statistics(described: StatisticsMetadata | StatisticsSection) -> list[TensorLayout]:
     """List the tensors of the file that a metadata document, or a manifest's section, describes, in file order."""
-    products: list[TensorLayout] = []
-    if described.labels is not None:
-        products = [(product_tensor_name(tap.name), "F32", (tap.width, described.labels)) for tap in described.taps]
+    products: list[TensorLayout] = [
+        (name, "F32", (tap.width, columns))
+        for tap in described.taps
+        for name, columns in products_of_tap(tap, described.labels)
+    ]
     return tensors_of_taps(described.taps, described.encoding) + products
 
 

@@ -5,7 +5,7 @@ matrix would silently turn a layer into an average.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 
@@ -17,7 +17,7 @@ from gramfuse_shared.contract.statistics_file import (
     StatisticsMetadata,
     gram_tensor_name,
     packed_length,
-    product_tensor_name,
+    products_of_tap,
 )
 from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
 from gramfuse_shared.fusion import packing
@@ -84,8 +84,8 @@ def inspect_statistics(
       2. the diagonal is not negative,
       3. the diagonal tiles are symmetric to `SYMMETRY_TOLERANCE`,
       4. scaled to a unit diagonal and with `definiteness_tolerance` added, it factorizes,
-      5. of a head: the constant's square is the number of rows; the product with the logits is finite, and zero where a
-         feature is.
+      5. of a head, or of layers that are to be refit: the constant's square is the number of rows; every product is
+         finite, and zero where a feature is.
 
     Args:
         statistics: the file, decoded.
@@ -113,26 +113,29 @@ def inspect_statistics(
         if reason is not None:
             msg = f"tap {tap.name}: {reason}; collect the statistics again"
             raise StatisticsInvalidError(msg, tap=tap.name)
-        if metadata.labels is not None:
-            _require_product(statistics, tap, gram, on_progress)
+        # 5.
+        products = products_of_tap(tap, metadata.labels)
+        if not products:
+            continue
+        energy = packing.diagonal(gram, tap.width)
+        if abs(float(energy[-1]) - tap.rows) > CONSTANT_TOLERANCE * tap.rows:
+            reason = f"the constant's square is {float(energy[-1]):g} with {tap.rows} rows"
+            _refuse_products(tap, metadata, reason)
+        for product, _ in products:
+            values = statistics.read(product)
+            on_progress(values.numel() * values.element_size())
+            if not is_finite(values):
+                _refuse_products(tap, metadata, f"the {_product_of(metadata)} holds NaN or infinity")
+            if bool((values[energy <= DEAD_BELOW] != 0).any()):
+                _refuse_products(tap, metadata, f"a feature that no row has has a {_product_of(metadata)}")
 
 
-def _require_product(
-    statistics: TensorReader, tap: TapInfo, gram: torch.Tensor, on_progress: Callable[[int], None]
-) -> None:
-    product = statistics.read(product_tensor_name(tap.name))
-    on_progress(product.numel() * product.element_size())
-    # 5.
-    energy = packing.diagonal(gram, tap.width)
-    if abs(float(energy[-1]) - tap.rows) > CONSTANT_TOLERANCE * tap.rows:
-        reason = f"the constant's square is {float(energy[-1]):g} with {tap.rows} rows"
-    elif not is_finite(product):
-        reason = "the product with the logits holds NaN or infinity"
-    elif bool((product[energy <= DEAD_BELOW] != 0).any()):
-        reason = "a feature that no row has has a product with the logits"
-    else:
-        return
-    msg = f"head {tap.name}: {reason}; collect its statistics again"
+def _product_of(metadata: StatisticsMetadata) -> str:
+    return f"product with the {'logits' if metadata.kind == 'head' else 'differences'}"
+
+
+def _refuse_products(tap: TapInfo, metadata: StatisticsMetadata, reason: str) -> NoReturn:
+    msg = f"{metadata.kind} {tap.name}: {reason}; collect its statistics again"
     raise StatisticsInvalidError(msg, tap=tap.name)
 
 

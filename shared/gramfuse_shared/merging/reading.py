@@ -63,9 +63,9 @@ class Inputs:
         """Return a member's packed Gram matrix of a tap. Raises as `read` does."""
         return self._next(read_gram(key, tap, width))
 
-    def read_product(self, key: str, tap: str, count: int) -> torch.Tensor:
-        """Return a member's product of a head's inputs and its logits, flat. Raises as `read` does."""
-        return self._next(read_product(key, tap, count))
+    def read_product(self, key: str, name: str, count: int) -> torch.Tensor:
+        """Return a member's product, flat: of a head by its tap, of a layer by its weight. Raises as `read` does."""
+        return self._next(read_product(key, name, count))
 
     def read_fisher(self, key: str, name: str, start: int, stop: int) -> torch.Tensor:
         """Return elements [start, stop) of a member's Fisher information of one flattened parameter.

@@ -1,23 +1,32 @@
-"""Decide refits, touching nothing: the head of a merged model, or its biases, from answers; all else stays as it is."""
+"""Decide refits, touching nothing: a merged model's head, layers or biases, from answers; all else stays as it is."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
 
 from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.manifest import TensorInfo
-from gramfuse_shared.contract.recipe import DEFAULT_HEAD_RIDGE, DEFAULT_WEIGHT, Recipe, resolve
+from gramfuse_shared.contract.recipe import DEFAULT_REFIT_RIDGE, DEFAULT_WEIGHT, Recipe, resolve
+from gramfuse_shared.contract.refits import bias_beside
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.calibration import add_histograms
 from gramfuse_shared.merging.label_rows import sets_of_rows
 from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import Member, MergePlan
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, method_version
+from gramfuse_shared.merging.schedule import tap_of
 from gramfuse_shared.merging.sharding import plan_tasks
-from gramfuse_shared.merging.steps import CopyStep, HeadPart, HeadStep, ShiftStep, Step, Term
-
-_WEIGHT_SUFFIX: Final = ".weight"
-_BIAS_SUFFIX: Final = ".bias"
+from gramfuse_shared.merging.steps import (
+    CopyStep,
+    HeadPart,
+    HeadStep,
+    LayersStep,
+    Layout,
+    RefitLayer,
+    RefitStep,
+    ShiftStep,
+    Step,
+    Term,
+)
 
 
 def plan_head(
@@ -64,17 +73,81 @@ def plan_head(
     if not parts:
         msg = f"no row of {name} was trained by {max(minimum_holders, 1)} of the contributions; nothing can be refit"
         raise RecipeInvalidError(msg)
-    bias = model.get(name.removesuffix(_WEIGHT_SUFFIX) + _BIAS_SUFFIX)
+    bias = model.get(bias_beside(name))
     step = HeadStep(
         weight=output_tensor(stored, recipe),
         bias=None if bias is None else output_tensor(bias, recipe),
         stored=(stored,) if bias is None else (stored, bias),
         parts=parts,
-        ridge=resolve(recipe.parameters.ridge, name, default=DEFAULT_HEAD_RIDGE),
+        ridge=resolve(recipe.parameters.ridge, name, default=DEFAULT_REFIT_RIDGE),
         by_rows=recipe.parameters.normalize == "rows",
         reason=_why_rows(stored.shape[0], parts, len(chosen)),
     )
-    return _plan_around(step, chosen, model, recipe, shard_bytes)
+    return _plan_around([step], chosen, model, recipe, shard_bytes)
+
+
+def plan_layers(
+    members: Sequence[Member],
+    model: Mapping[str, TensorInfo],
+    recipe: Recipe,
+    *,
+    only: Collection[str],
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    minimum_holders: int = 1,
+) -> MergePlan:
+    """Plan the refit of a merged model's linear layers.
+
+    Layers that read the same tap in every member's answer, with the same weights and ridge, are solved together; each
+    bias is the parameter beside the weight of that name, where the model has one. Members of weight 0 are left out.
+
+    Args:
+        members: with refit statistics as their taps.
+        model: the merged model's tensors.
+        recipe: its ridge, normalization and dtypes; weights are the members'.
+        only: weights that every member answered; all other layers stay as the model has them.
+        shard_bytes: of a file.
+        minimum_holders: members that a layer needs.
+
+    Raises:
+        ArchitectureMismatchError: a layer is none that the model has, or members store it in different ways.
+        RecipeInvalidError: no layer was answered by enough members of a weight.
+    """
+    taps = {member.key: {layer.weight: tap for tap in member.taps for layer in tap.layers} for member in members}
+    layouts = _layouts(members)
+    groups: dict[tuple[tuple[Term, ...], float, bool], list[RefitLayer]] = {}
+    unknown = sorted(set(only) - model.keys())
+    if unknown:
+        msg = f"{unknown[0]} is no parameter of the model"
+        raise ArchitectureMismatchError(msg, layers=unknown[:20])
+    for name in (name for name in model if name in only):
+        weights = {member.key: resolve(member.weight, name, default=DEFAULT_WEIGHT) for member in members}
+        terms = tuple(Term(key, weights[key], taps[key][name]) for key in sorted(weights) if weights[key] > 0)
+        if len(terms) < max(minimum_holders, 1):
+            continue
+        stored = tuple(model[part] for part in (name, bias_beside(name)) if part in model)
+        layer = RefitLayer(layouts[name], stored, tuple(output_tensor(tensor, recipe) for tensor in stored))
+        ridge = resolve(recipe.parameters.ridge, name, default=DEFAULT_REFIT_RIDGE)
+        groups.setdefault((terms, ridge, layer.has_bias), []).append(layer)
+    if not groups:
+        msg = f"no layer was answered by {max(minimum_holders, 1)} of the organizations; nothing can be refit"
+        raise RecipeInvalidError(msg)
+    by_rows = recipe.parameters.normalize == "rows"
+    steps = [
+        LayersStep(tuple(layers), terms, width=tap_of(terms[0]).width, ridge=ridge, by_rows=by_rows)
+        for (terms, ridge, _), layers in groups.items()
+    ]
+    have_a_say = {term.key for step in steps for term in step.terms}
+    chosen = sorted((member for member in members if member.key in have_a_say), key=lambda member: member.key)
+    return _plan_around(steps, chosen, model, recipe, shard_bytes)
+
+
+def _layouts(members: Sequence[Member]) -> dict[str, Layout]:
+    layouts: dict[str, Layout] = {}
+    for layer in (layer for member in members for tap in member.taps for layer in tap.layers):
+        if layouts.setdefault(layer.weight, layer.layout) != layer.layout:
+            msg = f"{layer.weight} is stored out_in to one organization and in_out to another"
+            raise ArchitectureMismatchError(msg, layers=[layer.weight])
+    return layouts
 
 
 def plan_calibration(
@@ -121,22 +194,23 @@ def plan_calibration(
         reason = f"{few} of {total.labels} labels stay: fewer than {max(minimum_holders, 1)} organizations counted them"
     kept = total.model_copy(update={"classes": tuple(one for one in total.classes if one.label in enough)})
     step = ShiftStep(output_tensor(model[bias], recipe), model[bias], kept, len(chosen), reason)
-    return _plan_around(step, chosen, model, recipe, shard_bytes)
+    return _plan_around([step], chosen, model, recipe, shard_bytes)
 
 
 def _plan_around(
-    step: HeadStep | ShiftStep,
+    changing: Sequence[RefitStep],
     members: Sequence[Member],
     model: Mapping[str, TensorInfo],
     recipe: Recipe,
     shard_bytes: int,
 ) -> MergePlan:
-    """Plan the one step, in the place of its first tensor, and copies of everything else."""
-    changed = [output.name for output in step.outputs]
+    """Plan each changing step in the place of its first tensor, and copies of everything else."""
+    first = {step.outputs[0].name: step for step in changing}
+    changed = {output.name for step in changing for output in step.outputs}
     steps: list[Step] = []
     for name, stored in model.items():
-        if name == changed[0]:
-            steps.append(step)
+        if name in first:
+            steps.append(first[name])
         elif name not in changed:
             steps.append(CopyStep(output_tensor(stored, recipe), None, stored))
     return MergePlan(

@@ -1,4 +1,4 @@
-"""Carry out refits: solve a merged model's head from its members' statistics, shift its biases by their histograms."""
+"""Carry out refits: solve a merged model's head or layers from its members' statistics, shift biases by histograms."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -7,19 +7,27 @@ from typing import Any
 import torch
 
 from gramfuse_shared.fusion.calibration import choose_shifts
-from gramfuse_shared.fusion.head import Head, HeadTerm, solve_head
+from gramfuse_shared.fusion.head import Head, solve_head
+from gramfuse_shared.fusion.products import ProductTerm
+from gramfuse_shared.fusion.refit import solve_correction
 from gramfuse_shared.merging.reading import Inputs
 from gramfuse_shared.merging.schedule import tap_of
-from gramfuse_shared.merging.steps import HeadPart, HeadStep, RefitStep, ShiftStep
+from gramfuse_shared.merging.steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep
 
 
 def refit(step: RefitStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """Return the step's tensors, F64 and flat on the CPU, and the diagnostics: of a head one entry for each part.
+    """Return the step's tensors, F64 and flat, and the diagnostics: of a head one entry for each part.
 
     Raises:
         ArchitectureMismatchError: the members' statistics have different shapes.
     """
-    return _refit_head(step, inputs) if isinstance(step, HeadStep) else _shift_bias(step, inputs)
+    match step:
+        case HeadStep():
+            return _refit_head(step, inputs)
+        case LayersStep():
+            return _refit_layers(step, inputs)
+        case ShiftStep():
+            return _shift_bias(step, inputs)
 
 
 def _refit_head(step: HeadStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
@@ -39,6 +47,49 @@ def _refit_head(step: HeadStep, inputs: Inputs) -> tuple[list[torch.Tensor], lis
     return [weight.view(-1)] + ([] if bias is None else [bias]), descriptions
 
 
+def _refit_layers(step: LayersStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """Add the correction to every layer: [out, in], or its transpose where the weight is stored so."""
+    tensors = [
+        inputs.read(None, stored.name, 0, torch.Size(stored.shape).numel()).double().view(stored.shape).clone()
+        for layer in step.layers
+        for stored in layer.stored
+    ]
+    found = solve_correction(
+        _terms_of_layers(step, inputs), ridge=step.ridge, with_bias=all(layer.has_bias for layer in step.layers)
+    )
+    place, at = 0, 0
+    for layer in step.layers:
+        rows = slice(at, at + layer.height)
+        change = found.weight[rows]
+        tensors[place] += change if layer.layout == "out_in" else change.T
+        if layer.has_bias:
+            tensors[place + 1] += found.bias[rows]
+        place, at = place + len(layer.stored), at + layer.height
+    rows_of = [tap_of(term).rows for term in step.terms]
+    described = {
+        "parameters": [output.name for output in step.outputs],
+        "method": "refit",
+        "width": step.width,
+        "compute": "float64",
+        "members": len(step.terms),
+        "rows": sum(rows_of),
+        "fewest_rows": min(rows_of),
+    }
+    return [tensor.reshape(-1) for tensor in tensors], [described | asdict(found.diagnosis)]
+
+
+def _terms_of_layers(step: LayersStep, inputs: Inputs) -> Iterator[ProductTerm]:
+    """Read the statistics of the members one after the other; of each, the layers' products side by side."""
+    for term in step.terms:
+        tap = tap_of(term)
+        gram = inputs.read_gram(term.key, tap.name, step.width).double()  # a copy: a read is valid until the next
+        products = [
+            inputs.read_product(term.key, layer.weight, step.width * layer.height).double().view(step.width, -1)
+            for layer in step.layers
+        ]
+        yield ProductTerm(gram, torch.cat(products, dim=1), term.weight if step.by_rows else term.weight / tap.rows)
+
+
 def _shift_bias(step: ShiftStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     bias = inputs.read(None, step.stored.name, 0, step.histograms.labels).cpu().double()
     shifts = choose_shifts(step.histograms)
@@ -55,7 +106,7 @@ def _shift_bias(step: ShiftStep, inputs: Inputs) -> tuple[list[torch.Tensor], li
     return [bias + shifts], [described]
 
 
-def _terms(step: HeadStep, part: HeadPart, inputs: Inputs) -> Iterator[HeadTerm]:
+def _terms(step: HeadStep, part: HeadPart, inputs: Inputs) -> Iterator[ProductTerm]:
     """Read the statistics of a part's members one after the other, of the part's rows alone."""
     labels = step.weight.shape[0]
     for term in part.terms:
@@ -63,7 +114,7 @@ def _terms(step: HeadStep, part: HeadPart, inputs: Inputs) -> Iterator[HeadTerm]
         gram = inputs.read_gram(term.key, tap.name, tap.width).cpu().clone()  # valid until the next read
         product = inputs.read_product(term.key, tap.name, tap.width * labels).cpu().view(tap.width, labels)
         scale = term.weight if step.by_rows else term.weight / tap.rows
-        yield HeadTerm(gram, product[:, list(part.rows)], scale)
+        yield ProductTerm(gram, product[:, list(part.rows)], scale)
 
 
 def _describe_part(step: HeadStep, part: HeadPart, head: Head) -> dict[str, Any]:

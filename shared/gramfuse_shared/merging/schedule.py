@@ -14,6 +14,7 @@ from gramfuse_shared.merging.steps import (
     DeltaStep,
     DiagonalStep,
     GramStep,
+    LayersStep,
     Linear,
     MergeStep,
     ReadySum,
@@ -45,9 +46,9 @@ def read_gram(key: str, tap: str, width: int) -> Read:
     return Read(key, gram_tensor_name(tap), 0, packed_length(width), "statistics")
 
 
-def read_product(key: str, tap: str, count: int) -> Read:
-    """The read of the product of a head's inputs and a member's logits, of `count` elements."""
-    return Read(key, product_tensor_name(tap), 0, count, "statistics")
+def read_product(key: str, name: str, count: int) -> Read:
+    """The read of a member's product, of `count` elements: of a head by its tap, of a refit layer by its weight."""
+    return Read(key, product_tensor_name(name), 0, count, "statistics")
 
 
 def tap_of(term: Term) -> TapInfo:
@@ -128,6 +129,14 @@ def _reads_of_diagonal(step: DiagonalStep) -> Iterator[Read]:
 def _reads_of_refit(step: RefitStep) -> Iterator[Read]:
     if isinstance(step, ShiftStep):
         yield Read(None, step.stored.name, 0, _count(step.stored))
+        return
+    if isinstance(step, LayersStep):
+        for stored in (tensor for layer in step.layers for tensor in layer.stored):
+            yield Read(None, stored.name, 0, _count(stored))
+        for term in step.terms:
+            yield read_gram(term.key, tap_of(term).name, step.width)
+            for layer in step.layers:
+                yield read_product(term.key, layer.weight, step.width * layer.height)
         return
     for stored in step.stored:
         yield Read(None, stored.name, 0, _count(stored))

@@ -247,6 +247,64 @@ class HeadStep:
 
 
 @dataclass(frozen=True, slots=True)
+class RefitLayer:
+    """A linear layer of a merged model that is refit: its weight, its bias if it has one, and what stands for both.
+
+    `stored` are they as the model has them, `outputs` as they come out.
+    """
+
+    layout: Layout
+    stored: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def weight(self) -> str:
+        """The weight's name."""
+        return self.stored[0].name
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias."""
+        return len(self.stored) > 1
+
+    @property
+    def height(self) -> int:
+        """Outputs of the layer."""
+        return self.stored[0].shape[0 if self.layout == "out_in" else 1]
+
+
+@dataclass(frozen=True, slots=True)
+class LayersStep:
+    """Linear layers of a merged model that are refit in float64 from the same taps, all with a bias or none.
+
+    Attributes:
+        layers: the layers.
+        terms: whose statistics; each names the tap that the layers read.
+        width: features that the layers read, and the constant.
+        ridge: λ of `fusion.refit`.
+        by_rows: whether each row of the statistics counts the same, else each member.
+    """
+
+    layers: tuple[RefitLayer, ...]
+    terms: tuple[Term, ...]
+    width: int
+    ridge: float
+    by_rows: bool
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The tensors that come out, in this order."""
+        return tuple(output for layer in self.layers for output in layer.outputs)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that are read: the layers, and of each member a packed Gram matrix and every layer's product."""
+        stored = sum(tensor_bytes(tensor) for layer in self.layers for tensor in layer.stored)
+        read = packed_length(self.width) + self.width * sum(layer.height for layer in self.layers)
+        return stored + len(self.terms) * read * DTYPE_BYTES["F32"]
+
+
+@dataclass(frozen=True, slots=True)
 class ShiftStep(_OfOneParameter):
     """A merged model's bias, shifted by what the sums of score histograms say; `members` counts whose they are."""
 
@@ -292,8 +350,8 @@ class RowsStep(_OfOneParameter):
 MergeStep: TypeAlias = WholeStep | RowsStep
 """A step that merges weights."""
 
-RefitStep: TypeAlias = HeadStep | ShiftStep
-"""A step that changes a merged model's head by answers, and merges no weights."""
+RefitStep: TypeAlias = HeadStep | LayersStep | ShiftStep
+"""A step that changes a merged model by answers, and merges no weights."""
 
 Step: TypeAlias = MergeStep | RefitStep
 

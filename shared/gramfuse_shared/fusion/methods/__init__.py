@@ -27,6 +27,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             dare.DARE_TIES,
             wudi.Wudi(),
             refits.HEAD,
+            refits.REFIT,
             refits.CALIBRATION,
         )
     }

@@ -148,7 +148,7 @@ class DeltaMethod:
 
 @dataclass(frozen=True, slots=True)
 class RefitMethod:
-    """A method that merges no weights: by the answers to a request it changes the head of a merged model."""
+    """A method that merges no weights: by the answers to a request it changes the head or layers of a merged model."""
 
     reads_taps: ClassVar[bool] = False
 

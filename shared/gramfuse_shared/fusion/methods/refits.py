@@ -1,6 +1,6 @@
-"""`head` and `calibration`: a merged model's head, or its biases, from what organizations say of it in a request.
+"""`head`, `refit` and `calibration`: a merged model's head, layers or biases, from answers to a request about it.
 
-The arithmetic is in `fusion.head` and `fusion.calibration`.
+The arithmetic is in `fusion.head`, `fusion.refit` and `fusion.calibration`.
 """
 
 from typing import Final
@@ -8,4 +8,5 @@ from typing import Final
 from gramfuse_shared.fusion.methods.method import RefitMethod
 
 HEAD: Final = RefitMethod("head", "head/1")
+REFIT: Final = RefitMethod("refit", "refit/1")
 CALIBRATION: Final = RefitMethod("calibration", "calibration/1")
