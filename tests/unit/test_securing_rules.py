@@ -6,10 +6,12 @@ import pytest
 
 from gramfuse.securing.kept import Completed, KeptSessions
 from gramfuse.securing.rules import require_session, require_survivors
+from gramfuse_shared.contract.manifest import CollectorSettings, TrainedLabels
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Conditional
 from gramfuse_shared.contract.secure_session import SessionManifest, SummedTensor
 from gramfuse_shared.errors import FileUnreadableError, RecipeInvalidError, SecureSessionRefusedError
+from gramfuse_shared.secure.planning import plan_session
 from support.merging_cases import random_models, recipe_of
 from support.secure_models import POLICY, base_manifest, contribution_of, session_of_models
 from support.secure_sessions import DIGEST, ORGANIZATIONS, public_identity
@@ -204,3 +206,28 @@ def test_linears_that_share_a_tap_have_one_alpha_and_one_weight():
 def test_a_plan_of_nothing_is_refused():
     with pytest.raises(RecipeInvalidError, match="no parameter that every contribution holds"):
         session_of_models(BASE, MODELS, recipe_of(exclude=["*"]))
+
+
+def planned(manifests, recipe, **options):
+    contributions = [(manifest, public_identity(manifest.organization), 1.0) for manifest in manifests]
+    return plan_session("acme.tweets", "secure-1", recipe, contributions, base_manifest(BASE), **options)
+
+
+def test_a_head_of_which_somebody_did_not_train_every_row_is_not_summed():
+    manifests = [contribution_of(m, name, base_manifest(BASE)) for name, m in zip(ORGANIZATIONS, MODELS, strict=False)]
+    labels = TrainedLabels(count=5, trained=(0, 1))
+    partly = [manifests[0].model_copy(update={"labels": labels}), *manifests[1:]]
+    for found, expected in [(partly, False), (manifests, True)]:
+        session = planned(found, recipe_of("linear"), scales=None, head_parameters=["k.*"])
+        assert ("weighted.k.weight" in {tensor.name for tensor in session.sums}) is expected
+        assert "weighted.q.weight" in {tensor.name for tensor in session.sums}
+
+
+def test_statistics_that_are_weighted_in_different_ways_are_not_summed():
+    manifests = [contribution_of(m, name, base_manifest(BASE)) for name, m in zip(ORGANIZATIONS, MODELS, strict=False)]
+    settings = CollectorSettings(collector_version="0", weighting="output_gradient")
+    other = manifests[0].statistics.model_copy(update={"collector": settings})
+    manifests[0] = manifests[0].model_copy(update={"statistics": other})
+    with pytest.raises(RecipeInvalidError, match="acme: output_gradient, brick: none"):
+        planned(manifests, recipe_of(), scales=DIGEST, scaled_taps=["mlp"])
+    assert planned(manifests, recipe_of("linear"), scales=None).taps == ()

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
-from gramfuse_shared.contract.policy import matches_any
+from gramfuse_shared.contract.policy import DEFAULT_HEAD_PARAMETERS, matches_any
 from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, Overridable, Recipe, resolve
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES
 from gramfuse_shared.contract.secure_session import (
@@ -39,8 +39,12 @@ def plan_session(
     scales: str | None,
     scaled_taps: Collection[str] = (),
     bounds: Mapping[SumKind, float] = DEFAULT_BOUNDS,
+    head_parameters: Sequence[str] = DEFAULT_HEAD_PARAMETERS,
 ) -> SessionManifest:
     """Plan a session: what all contributions hold is summed, and nothing else.
+
+    A parameter of the head of which somebody did not train every row is not: the rows' own merges would tell whose
+    they are.
 
     Args:
         project: whose contributions they are.
@@ -51,10 +55,11 @@ def plan_session(
         scales: digest of the project's scales file; None: all linears are averaged.
         scaled_taps: the taps that it is of; linears of others are averaged.
         bounds: of the values of a member of weight 1; a larger one, of everybody, costs bits.
+        head_parameters: the policy's.
 
     Raises:
-        RecipeInvalidError: nothing is common to all contributions, or linears that share a tap differ in α, ridge or a
-            weight.
+        RecipeInvalidError: nothing is common to all contributions, statistics are weighted in different ways, or
+            linears that share a tap differ in α, ridge or a weight.
     """
     manifests = [manifest for manifest, _, _ in contributions]
     members = tuple(
@@ -71,12 +76,18 @@ def plan_session(
             key=lambda member: member.organization,
         )
     )
-    shapes = _common_parameters(manifests, base, recipe)
+    partly = {manifest.labels.count for manifest in manifests if manifest.labels is not None}
+    shapes = {
+        name: shape
+        for name, shape in _common_parameters(manifests, base, recipe).items()
+        if not (shape and shape[0] in partly and matches_any(name, head_parameters))
+    }
     if not shapes:
         msg = "there is no parameter that every contribution holds and the recipe merges"
         raise RecipeInvalidError(msg)
     taps: tuple[SessionTap, ...] = ()
     if recipe.merge_method == "regmean" and scales is not None:
+        _require_alike_statistics(manifests)
         taps = tuple(tap for tap in _common_taps(manifests, shapes) if tap.name in scaled_taps)
     for tap in taps:
         _require_alike(tap, recipe, members)
@@ -151,6 +162,15 @@ def _common_taps(
         if layers:
             taps.append(SessionTap(name=tap.name, width=tap.width, layers=layers))
     return tuple(taps)
+
+
+def _require_alike_statistics(manifests: Sequence[ContributionManifest]) -> None:
+    """Weighted rows and rows that count alike are of different magnitude: the larger would decide."""
+    found = {m.organization: m.statistics.collector.weighting for m in manifests if m.statistics is not None}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{organization}: {weighting}" for organization, weighting in sorted(found.items()))
+        msg = f"the statistics are weighted in different ways ({told}); collect all of them with the same weighting"
+        raise RecipeInvalidError(msg)
 
 
 def _require_alike(tap: SessionTap, recipe: Recipe, members: Sequence[SessionMember]) -> None:
