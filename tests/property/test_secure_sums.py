@@ -142,3 +142,49 @@ def test_scales_that_do_not_fit_are_refused(tmp_path, scale, error, fault):
     scales = scales_of(models[0]) | {"attention": scale}
     with pytest.raises(error, match=fault):
         merge_in_secret(tmp_path, doubled(base), models, recipe_of(), scales)
+
+
+def with_fisher(models, seed=0):
+    """Return models with Fisher information of their matrices: squares over some orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        replace(
+            model,
+            fisher={
+                name: torch.randn(weight.shape, generator=generator).square() * 10 ** torch.rand(weight.shape)
+                for name, weight in model.weights.items()
+                if weight.dim() == 2
+            },
+            examples=10 + index,
+        )
+        for index, model in enumerate(models)
+    ]
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 2**20), st.sampled_from(["norm", "parameter_norm"]), st.booleans())
+def test_fisher_information_is_summed_element_by_element(seed, normalize, drops):
+    base, models = random_models(seed, members=4)
+    models = with_fisher(models, seed)
+    recipe = recipe_of("fisher", normalize=normalize, dtype="float64")
+    dropped = ("brick",) if drops else ()
+    remaining = [model for name, model in zip(ORGANIZATIONS, models, strict=False) if name not in dropped]
+    with tempfile.TemporaryDirectory() as folder:
+        found = merge_in_secret(Path(folder) / "secret", doubled(base), models, recipe, {}, dropped=dropped)
+        plain = merge_models(Path(folder) / "open", remaining, doubled(base), recipe).tensors
+    for name, tensor in base.items():
+        if tensor.is_floating_point():
+            assert error_of(found, plain, remaining, name) < 1e-10, name
+
+
+def test_an_element_of_which_nobody_has_information_keeps_the_mean(tmp_path):
+    base, models = random_models(2)
+    models = with_fisher(models)
+    for model in models:
+        model.fisher["q.weight"][0, :2] = torch.tensor([0.0, 1e-14])
+    recipe = recipe_of("fisher", normalize="norm", dtype="float64")
+    found = merge_in_secret(tmp_path, doubled(base), models, recipe, {})
+    total = sum(float(model.weight) for model in models)
+    mean = sum(float(model.weight) * model.weights["q.weight"].double() for model in models) / total
+    assert torch.allclose(found["q.weight"][0, :2], mean[0, :2], rtol=0, atol=1e-12)
+    assert not torch.allclose(found["q.weight"][0, 2:], mean[0, 2:], rtol=0, atol=1e-3)

@@ -14,6 +14,7 @@ from gramfuse_shared.contract.manifest import (
     CollectorSettings,
     ContributionManifest,
     FileEntry,
+    FisherSection,
     PolicyReference,
     StatisticsSection,
     WeightsSection,
@@ -30,7 +31,7 @@ from gramfuse_shared.secure.planning import plan_session
 from gramfuse_shared.secure.summands import Summands, read_scales
 from gramfuse_shared.secure.sums import summed_member, write_sums
 from gramfuse_shared.secure.words import require_words
-from support.merging_cases import CPU, Model, infos, save_statistics, taps_of
+from support.merging_cases import CPU, Model, fisher_of, infos, save_statistics, taps_of
 from support.secure_cohorts import Cohort
 from support.secure_sessions import DIGEST, ORGANIZATIONS, public_identity
 
@@ -52,6 +53,10 @@ def contribution_of(model: Model, organization: str, base: BaseManifest) -> Cont
         statistics = StatisticsSection(
             file=FILE.model_copy(update={"name": "statistics.safetensors"}), taps=taps_of(model), collector=settings
         )
+    fisher = None
+    if model.fisher:
+        described = dict(fisher_of(model).metadata) | {"file": FILE.model_copy(update={"name": "fisher.safetensors"})}
+        fisher = FisherSection(**{key: value for key, value in described.items() if key in FisherSection.model_fields})
     return ContributionManifest(
         project="acme.tweets",
         organization=organization,
@@ -59,6 +64,7 @@ def contribution_of(model: Model, organization: str, base: BaseManifest) -> Cont
         policy=PolicyReference(version=1, digest=POLICY.content_digest()),
         weights=WeightsSection(file=FILE, tensors=tuple(floating)),
         statistics=statistics,
+        fisher=fisher,
     )
 
 
@@ -119,9 +125,16 @@ def merge_in_secret(
             if model.taps:
                 save_statistics(model, folder / f"{name}.statistics.safetensors")
                 statistics = opened(folder / f"{name}.statistics.safetensors")
-            files = MemberReader(saved(f"{name}.safetensors", model.weights), statistics)
+            fisher = None
+            if model.fisher:
+                fisher_of(model).save(folder / f"{name}.fisher.safetensors")
+                fisher = opened(folder / f"{name}.fisher.safetensors")
+            files = MemberReader(saved(f"{name}.safetensors", model.weights), statistics, fisher)
             taps = {tap.name: tap for tap in taps_of(model)}
-            cohort.members[name].write = words_of(session, Summands(session, name, files, base_file, taps, scales))
+            described = contribution_of(model, name, base_manifest(base)).fisher
+            cohort.members[name].write = words_of(
+                session, Summands(session, name, files, base_file, taps, scales, described)
+            )
         cohort.run(masked=[name for name in session.organizations if name not in dropped])
         words = {name: opened(path) for name, path in cohort.files.items()}
         for file in words.values():

@@ -231,3 +231,22 @@ def test_statistics_that_are_weighted_in_different_ways_are_not_summed():
     with pytest.raises(RecipeInvalidError, match="acme: output_gradient, brick: none"):
         planned(manifests, recipe_of(), scales=DIGEST, scaled_taps=["mlp"])
     assert planned(manifests, recipe_of("linear"), scales=None).taps == ()
+
+
+@pytest.mark.parametrize("normalize", ["equal", "rows"])
+def test_fisher_information_is_summed_only_over_its_norm(normalize):
+    with pytest.raises(RecipeInvalidError, match="divided by its norm"):
+        session_of_models(BASE, MODELS, recipe_of("fisher", normalize=normalize))
+    with pytest.raises(RecipeInvalidError, match="no parameter of which all contributions hold"):
+        session_of_models(BASE, MODELS, recipe_of("fisher", normalize="norm"))
+
+
+def test_fisher_information_that_was_not_contributed_is_not_summed():
+    models = [replace(model, fisher={"q.weight": model.weights["q.weight"].square()}) for model in MODELS]
+    session = session_of_models(BASE, models, recipe_of("fisher", normalize="norm"))
+    own = contribution_of(models[0], "acme", base_manifest(BASE))
+    assert session.elements == ("q.weight",)
+    require(session, own=own)
+    spare = session.sums[0].model_copy(update={"name": "precision.k.weight", "shape": (5, 24)})
+    with pytest.raises(SecureSessionRefusedError, match=r"sums precision\.k\.weight"):
+        require(session.model_copy(update={"sums": (*session.sums, spare)}), own=own)

@@ -166,6 +166,8 @@ def _require_contributed(session: SessionManifest, contribution: ContributionMan
         for layer in tap.layers:
             stored = shapes.get(weighted_name(layer.weight), ())
             shapes[product_name(layer.weight)] = stored if layer.layout == "out_in" else stored[::-1]
+    for parameter in contribution.fisher.parameters if contribution.fisher and session.elements else ():
+        shapes[precision_name(parameter.name)] = shapes[product_name(parameter.name)] = parameter.shape
     for tensor in session.sums:
         if shapes.get(tensor.name) != tensor.shape:
             msg = f"the session sums {tensor.name} as {list(tensor.shape)}; the contribution holds no such thing"

@@ -57,7 +57,8 @@ class SummedTensor(Document):
     """A tensor of which everybody sends masked words, and how a number x becomes one: round(x·2^fraction_bits).
 
     Attributes:
-        name: `weighted.<parameter>`, `precision.<tap>` or `product.<parameter>`.
+        name: `weighted.<parameter>`, `precision.<tap>` or, of Fisher information, `precision.<parameter>`, and
+            `product.<parameter>`.
         shape: of the words.
         fraction_bits: may be negative for what is always large, and above 63 for what is always small.
         bound: of |x|; who has a larger one sends nothing.
@@ -149,6 +150,14 @@ class SessionManifest(Document):
     def organizations(self) -> tuple[str, ...]:
         """The members' names, ascending."""
         return tuple(member.organization for member in self.members)
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Names of the parameters that are weighed element by element, with Fisher information."""
+        if self.recipe.merge_method != "fisher":
+            return ()
+        prefix = precision_name("")
+        return tuple(tensor.name.removeprefix(prefix) for tensor in self.sums if tensor.name.startswith(prefix))
 
     def member(self, organization: str) -> SessionMember | None:
         """Return a member; None where the organization is none."""

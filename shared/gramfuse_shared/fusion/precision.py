@@ -77,21 +77,25 @@ class DiagonalPrecision(Precision):
     def begin(self, shape: tuple[int, ...], dtype: torch.dtype, workspace: Workspace) -> "PrecisionSum[Precision]":
         """Return zeros."""
         total, products = workspace.zeros("sum", shape, dtype), workspace.zeros("products", shape, dtype)
-        return _DiagonalSum(total, products)  # type: ignore[return-value] # takes its own kind of precision only
+        return DiagonalSum(total, products)  # type: ignore[return-value] # takes its own kind of precision only
 
 
 @dataclass(frozen=True, slots=True)
-class _DiagonalSum(PrecisionSum[DiagonalPrecision]):
+class DiagonalSum(PrecisionSum[DiagonalPrecision]):
+    """S and R of one number per element; both may have been added up elsewhere."""
+
     total: torch.Tensor
     products: torch.Tensor
 
     def add(self, precision: DiagonalPrecision, difference: torch.Tensor | None) -> None:
+        """Add P to S and D P to R, element by element."""
         values = precision.values.to(self.total.dtype)
         self.total.add_(values, alpha=precision.scale)
         if difference is not None:
             self.products.addcmul_(difference, values, value=precision.scale)
 
     def solve(self, mean: torch.Tensor) -> tuple[torch.Tensor, Diagnosis]:
+        """Return R/S, and the mean where S is zero."""
         # where nobody has any precision, the mean stays
         alive = self.total > DEAD_BELOW
         quotient = self.products.div_(self.total.clamp(min=DEAD_BELOW))

@@ -14,7 +14,7 @@ from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.fusion.methods import DeltaMethod, DifferenceMethod, ElementMethod, PrecisionMethod
 from gramfuse_shared.fusion.methods.method import Fisher, Gram
 from gramfuse_shared.fusion.objective import Objective
-from gramfuse_shared.fusion.precision import GramSum, Precision, ScalarPrecision
+from gramfuse_shared.fusion.precision import DiagonalSum, GramSum, Precision, ScalarPrecision
 from gramfuse_shared.fusion.solve import Accumulator, Solution, Sums, solve_sums
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging import ready_sums
@@ -64,6 +64,10 @@ def weigh_elements(
         shape = (stop - start,)
         origin = workspace.take("origin", shape, dtype)
         origin.copy_(inputs.read(step.reference, name, start, stop))
+        if isinstance(step.terms, ReadySum):
+            solution = solve_sums(_read_element_sums(step.terms, name, start, stop, inputs, workspace))
+            yield _moved(origin, solution), solution.diagnosis
+            continue
         sample.take_origin(origin, start)
         accumulator = Accumulator[Precision](shape, dtype=dtype, workspace=workspace)
         for term in step.terms:
@@ -200,6 +204,19 @@ def _read_sums(step: GramStep, ready: ReadySum, inputs: Inputs, workspace: Works
         stored = inputs.read(ready.key, ready_sums.weighted_name(name), 0, count)
         _as_stored(mean_rows, linear).copy_(stored.view(linear.output.shape))
     return Sums(total, weighted, ready.weight)  # type: ignore[arg-type] # nothing is added to it any more
+
+
+def _read_element_sums(ready: ReadySum, name: str, start: int, stop: int, inputs: Inputs, workspace: Workspace) -> Sums:
+    """Read ΣP, ΣDP and ΣcD of elements [start, stop) of a parameter."""
+    total, products, weighted = (
+        workspace.take(place, (stop - start,), torch.float64).copy_(inputs.read(ready.key, name_of(name), start, stop))
+        for place, name_of in (
+            ("sum", ready_sums.precision_name),
+            ("products", ready_sums.product_name),
+            ("weighted", ready_sums.weighted_name),
+        )
+    )
+    return Sums(DiagonalSum(total, products), weighted, ready.weight)  # type: ignore[arg-type] # nothing is added
 
 
 def _rows_of(step: GramStep, stacked: torch.Tensor) -> list[tuple[torch.Tensor, Linear]]:

@@ -10,7 +10,16 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.plan import Member
-from gramfuse_shared.merging.steps import DiagonalStep, FisherTotals, MergeStep, Precision, RowsStep, Term, WholeStep
+from gramfuse_shared.merging.steps import (
+    DiagonalStep,
+    FisherTotals,
+    MergeStep,
+    Precision,
+    ReadySum,
+    RowsStep,
+    Term,
+    WholeStep,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def _with_norms(step: MergeStep, norm_of: _NormOf) -> MergeStep:
 
 
 def _whole(step: WholeStep, norm_of: _NormOf) -> WholeStep:
-    if not isinstance(step, DiagonalStep):
+    if not isinstance(step, DiagonalStep) or isinstance(step.terms, ReadySum):
         return step
     name = step.output.name
     told = (replace(term.fisher, norm=norm_of(term.key, name)) if term.fisher else None for term in step.terms)

@@ -2,12 +2,14 @@
 
 A secure aggregation delivers, around the base and in float64, ΣcᵢDᵢ of every parameter, and for linears whose tap
 everybody sent ΣPᵢ (α and aᵢ applied by whoever sent) and ΣDᵢPᵢ. As tensors: `weighted.<parameter>` in the parameter's
-shape, `precision.<tap>` packed, `product.<parameter>` as [out, in].
+shape, `precision.<tap>` packed, `product.<parameter>` as [out, in]; of what is weighed element by element
+`precision.<parameter>` and `product.<parameter>` in the parameter's shape.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from gramfuse_shared.contract.manifest import LayerInfo, TensorInfo
 from gramfuse_shared.contract.policy import matches_any
@@ -24,6 +26,7 @@ from gramfuse_shared.merging.steps import (
     SUM_BYTES,
     AverageStep,
     CopyStep,
+    DiagonalStep,
     GramStep,
     Linear,
     ReadySum,
@@ -33,15 +36,22 @@ from gramfuse_shared.merging.steps import (
 
 __all__ = ["SummedMember", "plan_sums", "precision_name", "product_name", "weighted_name"]
 
+_SUMMED: Final = MethodSettings(alpha=1.0, normalize="equal")
+"""What whoever sent has applied is not applied again."""
+
 
 @dataclass(frozen=True, slots=True)
 class SummedMember:
-    """Ready sums without their values. `weights` gives Σcᵢ > 0 of every summed parameter; others are the base's."""
+    """Ready sums without their values. `weights` gives Σcᵢ > 0 of every summed parameter; others are the base's.
+
+    `elements` are the parameters whose precisions are summed element by element.
+    """
 
     key: str
     label: str
     weights: Mapping[str, float]
     taps: tuple[SessionTap, ...] = ()
+    elements: Collection[str] = ()
 
 
 def plan_sums(
@@ -74,6 +84,10 @@ def plan_sums(
             continue
         sum_bytes = math.prod(stored.shape) * SUM_BYTES
         weight = sums.weights[name]
+        if name in sums.elements:
+            ready, stored_bytes = ReadySum(sums.key, weight), tensor_bytes(stored) + 3 * sum_bytes
+            steps[(name,)] = DiagonalStep(output, ready, None, _SUMMED, "float64", stored_bytes)
+            continue
         if name not in feeds:
             average = AverageStep(output, ReadySum(sums.key, weight), None, "float64", tensor_bytes(stored) + sum_bytes)
             steps[(name,)] = average
@@ -88,7 +102,7 @@ def plan_sums(
             terms=ReadySum(sums.key, weight, tap.name),
             reference=None,
             width=tap.width,
-            settings=MethodSettings(alpha=1.0, normalize="equal"),
+            settings=_SUMMED,
             compute="float64",
             stored_bytes=(before.stored_bytes if before else 0) + tensor_bytes(stored) + 2 * sum_bytes,
         )

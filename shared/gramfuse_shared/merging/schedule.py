@@ -120,6 +120,10 @@ def _reads_of_diagonal(step: DiagonalStep) -> Iterator[Read]:
     name = step.output.name
     for start, stop in element_ranges(_count(step.output), DTYPE_BYTES["F32"]):
         yield Read(step.reference, name, start, stop)
+        if isinstance(step.terms, ReadySum):
+            for name_of in (ready_sums.precision_name, ready_sums.product_name, ready_sums.weighted_name):
+                yield Read(step.terms.key, name_of(name), start, stop)
+            continue
         for term in step.terms:
             if term.key != step.reference:
                 yield Read(term.key, name, start, stop)

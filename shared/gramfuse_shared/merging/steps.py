@@ -106,7 +106,7 @@ class AverageStep(_OfOneParameter):
 class DiagonalStep(_OfOneParameter):
     """A parameter of which every member sent Fisher information: each element is weighed by itself."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] | ReadySum
     reference: Source
     settings: MethodSettings
     compute: Precision
@@ -115,6 +115,8 @@ class DiagonalStep(_OfOneParameter):
     @property
     def input_bytes(self) -> int:
         """Bytes that are read: the weights, and per member a float32 for each element."""
+        if isinstance(self.terms, ReadySum):
+            return self.stored_bytes
         count = tensor_bytes(self.output) // DTYPE_BYTES[self.output.dtype]
         return self.stored_bytes + len(self.terms) * count * DTYPE_BYTES["F32"]
 

@@ -22,11 +22,17 @@ from gramfuse_shared.contract.secure_session import (
 from gramfuse_shared.contract.statistics_file import packed_length
 from gramfuse_shared.errors import RecipeInvalidError
 
-SumKind = Literal["weighted", "precision", "product"]
+SumKind = Literal["weighted", "precision", "product", "element"]
 
-DEFAULT_BOUNDS: Final[Mapping[SumKind, float]] = {"weighted": 16.0, "precision": 1024.0, "product": 256.0}
+DEFAULT_BOUNDS: Final[Mapping[SumKind, float]] = {
+    "weighted": 16.0,
+    "precision": 1024.0,
+    "product": 256.0,
+    "element": 1.0 + 2e-6,
+}
 """Largest |x| of a member of weight 1. Of differences: fine-tuning moves weights by hundredths. Of precisions: squares
-of features over the base's on public text; a feature may be 32 times as large. Of products: the two of them, summed."""
+of features over the base's on public text; a feature may be 32 times as large. Of products: the two of them, summed. Of
+elements: Fisher information over its norm, which is right to 1e-6, and that times a difference."""
 
 
 def plan_session(
@@ -49,7 +55,7 @@ def plan_session(
     Args:
         project: whose contributions they are.
         session: the id of its first request.
-        recipe: `linear` or `regmean`.
+        recipe: `linear`, `regmean` or `fisher`.
         contributions: each with its organization's identity key (base64) and its weight in the recipe.
         base: the base model.
         scales: digest of the project's scales file; None: all linears are averaged.
@@ -58,8 +64,8 @@ def plan_session(
         head_parameters: the policy's.
 
     Raises:
-        RecipeInvalidError: nothing is common to all contributions, statistics are weighted in different ways, or
-            linears that share a tap differ in α, ridge or a weight.
+        RecipeInvalidError: nothing is common to all contributions, statistics are weighted in different ways, linears
+            that share a tap differ in α, ridge or a weight, or Fisher information is not divided by its norm.
     """
     manifests = [manifest for manifest, _, _ in contributions]
     members = tuple(
@@ -85,6 +91,7 @@ def plan_session(
     if not shapes:
         msg = "there is no parameter that every contribution holds and the recipe merges"
         raise RecipeInvalidError(msg)
+    elements = _common_elements(manifests, shapes, recipe) if recipe.merge_method == "fisher" else ()
     taps: tuple[SessionTap, ...] = ()
     if recipe.merge_method == "regmean" and scales is not None:
         _require_alike_statistics(manifests)
@@ -98,6 +105,7 @@ def plan_session(
         "weighted": bounds["weighted"] * largest,
         "precision": bounds["precision"] * scaled,
         "product": bounds["product"] * scaled,
+        "element": bounds["element"] * largest,
     }
 
     def tensor(name: str, shape: tuple[int, ...], kind: SumKind) -> SummedTensor:
@@ -112,6 +120,9 @@ def plan_session(
             stored = shapes[layer.weight]
             shape = stored if layer.layout == "out_in" else stored[::-1]
             sums.append(tensor(product_name(layer.weight), shape, "product"))
+    for name in elements:
+        sums.append(tensor(precision_name(name), shapes[name], "element"))
+        sums.append(tensor(product_name(name), shapes[name], "element"))
     sums += [tensor(weighted_name(name), shape, "weighted") for name, shape in shapes.items()]
     return SessionManifest(
         project=project,
@@ -162,6 +173,25 @@ def _common_taps(
         if layers:
             taps.append(SessionTap(name=tap.name, width=tap.width, layers=layers))
     return tuple(taps)
+
+
+def _common_elements(
+    manifests: Sequence[ContributionManifest], shapes: Mapping[str, tuple[int, ...]], recipe: Recipe
+) -> tuple[str, ...]:
+    """Name the parameters of which every contribution holds Fisher information, of the same labels."""
+    if recipe.parameters.normalize not in {"norm", "parameter_norm"}:
+        msg = (
+            "in a secure sum Fisher information is divided by its norm, since nobody knows how large it is before: say "
+            "normalize: norm, or parameter_norm"
+        )
+        raise RecipeInvalidError(msg)
+    sent = [manifest.fisher for manifest in manifests]
+    held = [{p.name for p in fisher.parameters} if fisher is not None else set[str]() for fisher in sent]
+    names = tuple(name for name in shapes if all(name in of_member for of_member in held))
+    if not names or len({fisher.collector.labels for fisher in sent if fisher is not None}) > 1:
+        msg = "there is no parameter of which all contributions hold Fisher information, or it is of different labels"
+        raise RecipeInvalidError(msg)
+    return names
 
 
 def _require_alike_statistics(manifests: Sequence[ContributionManifest]) -> None:

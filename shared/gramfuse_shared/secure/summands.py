@@ -1,7 +1,8 @@
 """What one member adds to each sum, in float64, a chunk at a time: memory grows with the widest layer, not the model.
 
 Around the base, Dᵢ = Wᵢ − W_base. Of every parameter cᵢDᵢ; of a tap D^-½P̂ᵢD^-½ and of its linears DᵢP̂ᵢD^-½, where P̂ᵢ
-has α, ridge and aᵢ applied and D, the mean squares of the base's features on public text, is known to all.
+has α, ridge and aᵢ applied and D, the mean squares of the base's features on public text, is known to all. Of what is
+weighed element by element Pᵢ = cᵢFᵢ/‖Fᵢ‖ and DᵢPᵢ.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from gramfuse_shared.contract.manifest import TapInfo
+from gramfuse_shared.contract.manifest import FisherDescription, TapInfo
 from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, DEFAULT_WEIGHT, resolve
 from gramfuse_shared.contract.scales_file import mean_square_tensor_name
 from gramfuse_shared.contract.secure_session import (
@@ -23,7 +24,8 @@ from gramfuse_shared.contract.secure_session import (
 from gramfuse_shared.contract.statistics_file import gram_tensor_name
 from gramfuse_shared.errors import ArchitectureMismatchError, StatisticsInvalidError
 from gramfuse_shared.fusion import packing, symmetric
-from gramfuse_shared.fusion.methods.method import Gram, MethodSettings
+from gramfuse_shared.fusion.methods.fisher import FisherWeighted
+from gramfuse_shared.fusion.methods.method import Fisher, Gram, MethodSettings
 from gramfuse_shared.fusion.methods.regmean import RegMean
 from gramfuse_shared.fusion.precision import GramSum
 from gramfuse_shared.fusion.workspace import Workspace
@@ -70,6 +72,7 @@ class Summands:
         base: TensorReader,
         taps: Mapping[str, TapInfo],
         scales: Scales,
+        fisher: FisherDescription | None = None,
     ) -> None:
         """Take what is read; nothing is yet.
 
@@ -80,6 +83,7 @@ class Summands:
             base: the base model's tensors.
             taps: the member's taps by name, with their rows.
             scales: D of each tap that is summed.
+            fisher: what the member's Fisher information is of, where that is summed.
         """
         member = session.member(organization)
         self._session = session
@@ -91,6 +95,9 @@ class Summands:
         self._precisions = {precision_name(tap.name): tap for tap in session.taps}
         self._products = {product_name(layer.weight): (tap, layer) for tap in session.taps for layer in tap.layers}
         self._weighted = {weighted_name(name): name for name in base.tensors}
+        self._element_precisions = {precision_name(name): name for name in session.elements}
+        self._element_products = {product_name(name): name for name in session.elements}
+        self._fisher = fisher
         self._workspace = Workspace()
         self._current: tuple[str, torch.Tensor] | None = None
 
@@ -105,6 +112,10 @@ class Summands:
         elif tensor.name in self._products:
             tap, layer = self._products[tensor.name]
             yield from self._product(tap, layer.weight, is_transposed=layer.layout == "in_out")
+        elif tensor.name in self._element_precisions:
+            yield from self._elements(self._element_precisions[tensor.name], tensor.count, with_difference=False)
+        elif tensor.name in self._element_products:
+            yield from self._elements(self._element_products[tensor.name], tensor.count, with_difference=True)
         elif tensor.name in self._weighted:
             yield from self._weighted_difference(self._weighted[tensor.name], tensor.count)
         else:
@@ -133,6 +144,24 @@ class Summands:
             product = torch.zeros(rows.shape, dtype=torch.float64)
             symmetric.add_product_(product, rows, total)
             yield product.mul_(inverse_root).view(-1)
+
+    def _elements(self, name: str, count: int, *, with_difference: bool) -> Iterator[torch.Tensor]:
+        """Yield P, a number per element, or DP."""
+        file, described = self._files.fisher, self._fisher
+        if file is None or described is None:
+            msg = f"the session sums the Fisher information of {name}, and there is none"
+            raise ArchitectureMismatchError(msg, tensor=name)
+        norms = {parameter.name: parameter.norm for parameter in described.parameters}
+        normalize = self._session.recipe.parameters.normalize
+        # as in the open: over all parameters that are weighed, or over this one
+        weighed = [name] if normalize == "parameter_norm" else self._session.elements
+        norm = math.hypot(*(norms[each] for each in weighed))
+        weight, settings = resolve(self._weight, name, default=DEFAULT_WEIGHT), MethodSettings(1.0, normalize)
+        for start, stop in element_ranges(count, _FLOAT64_BYTES):
+            found = Fisher(file.read_elements(name, start, stop).to(torch.float64), described.examples, norm)
+            precision = FisherWeighted().elementwise_precision(found, weight, settings)
+            values = precision.values.mul_(precision.scale)
+            yield values.mul_(self._difference(name, start, stop)) if with_difference else values
 
     def _matrix(self, tap: SessionTap) -> torch.Tensor:
         """Return P̂, [d, d] in its lower triangle; the one of the last tap that was asked for is kept."""

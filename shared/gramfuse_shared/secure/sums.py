@@ -27,8 +27,8 @@ from gramfuse_shared.secure.unmasking import TensorSum, Unmasking
 from gramfuse_shared.secure.words import as_words
 
 DEAD_QUANTA: Final = 2**20
-"""A feature whose summed square is below so many quanta is dead: it keeps the mean. Of a value of few quanta few bits
-are right, and what is divided by it would be noise where other texts use the feature."""
+"""A feature whose summed square is below so many quanta is dead: it keeps the mean; so does an element of so little
+Fisher information. Of a value of few quanta few bits are right, and what is divided by it would be noise."""
 
 _WORD_BYTES: Final = 8
 
@@ -52,7 +52,7 @@ def summed_member(
         for name in base
         if weighted_name(name) in summed
     }
-    return SummedMember(key, f"the sum of {len(members)} organizations", weights, session.taps)
+    return SummedMember(key, f"the sum of {len(members)} organizations", weights, session.taps, session.elements)
 
 
 def write_sums(
@@ -108,6 +108,11 @@ class _Decoding:
             tap = self._precisions.get(tensor.name) or self._products.get(tensor.name)
             if tap is not None:
                 coarsest[tap.name] = min(coarsest.get(tap.name, tensor.fraction_bits), tensor.fraction_bits)
+        bits = {tensor.name: tensor.fraction_bits for tensor in session.sums}
+        self._dead_elements = {
+            precision_name(name): DEAD_QUANTA * 2.0 ** -min(bits[precision_name(name)], bits[product_name(name)])
+            for name in session.elements
+        }
         self._dead_below = {name: DEAD_QUANTA * 2.0**-bits for name, bits in coarsest.items()}
 
     def parts(self, tensor: SummedTensor) -> Iterator[_Part]:
@@ -136,4 +141,6 @@ class _Decoding:
             tap = self._products[tensor.name].name
             root = self._roots[tap]
             numbers.mul_(root[torch.arange(part.start, part.stop) % len(root)])
+        elif tensor.name in self._dead_elements:
+            numbers.masked_fill_(numbers < self._dead_elements[tensor.name], 0.0)
         return numbers

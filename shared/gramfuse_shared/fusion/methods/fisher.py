@@ -7,7 +7,7 @@ amount that hangs on the loss's unit.
 """
 
 from gramfuse_shared.fusion.methods.method import Fisher, MethodSettings
-from gramfuse_shared.fusion.precision import DiagonalPrecision, Precision
+from gramfuse_shared.fusion.precision import DiagonalPrecision
 
 
 class FisherWeighted:
@@ -21,7 +21,7 @@ class FisherWeighted:
     version = "fisher/1"
     reads_taps = False
 
-    def elementwise_precision(self, fisher: Fisher, weight: float, settings: MethodSettings) -> Precision:
+    def elementwise_precision(self, fisher: Fisher, weight: float, settings: MethodSettings) -> DiagonalPrecision:
         """Return the diagonal precision of some elements."""
         divisor = {"equal": float(fisher.examples), "rows": 1.0}.get(settings.normalize, fisher.norm)
         # no information at all has no norm, and weighs nothing anyway
