@@ -11,6 +11,8 @@ from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse.transfer.watching import Deadline, poll
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.identity import PolicyAcceptance, SignedAcceptance
+from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
 
@@ -93,9 +95,27 @@ class Projects(Connection):
         return PolicyVersion.parse(self._transport.call("PUT", path, json=policy.model_dump(mode="json")))
 
     def accept_policy(self, project: str, digest: str) -> Acceptance:
-        """Accept the project's current policy for the caller's organization, by its digest."""
-        path = f"{self._path(project)}/acceptances/{named('digest', digest, DIGEST_PATTERN)}"
-        return Acceptance.parse(self._transport.call("PUT", path))
+        """Accept the project's current policy for the caller's organization, by its digest.
+
+        Signed by the home's identity key, which the first acceptance makes where there is none, and registers.
+
+        Raises:
+            ConflictError: the digest is not the current policy's, or another participant has this identity key.
+            IdentityChangedError: another key is registered for the organization.
+        """
+        from gramfuse.identity import create_identity  # noqa: PLC0415 - cryptography takes its time to load
+
+        found = self.project(project)
+        identity, _ = create_identity(self.home)
+        acceptance = PolicyAcceptance(
+            project=found.id,
+            organization=self.organization,
+            policy=PolicyReference(version=found.policy.version, digest=named("digest", digest, DIGEST_PATTERN)),
+            identity=identity.public,
+        )
+        body = SignedAcceptance(acceptance=acceptance, signature=identity.sign(acceptance))
+        path = f"v1/projects/{found.id}/acceptances/{digest}"
+        return Acceptance.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
 
     def scales(self, project: str, *, on_progress: OnProgress | None = None) -> Path:
         """Return where the project's scales file lies in the client's home; fetched there where it is not yet.

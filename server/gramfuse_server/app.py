@@ -31,9 +31,10 @@ from gramfuse_server.database import open_database
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.logs import RequestLog
-from gramfuse_server.receipt_key import load_key, public_key
+from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
+from gramfuse_shared.signatures import public_key
 from gramfuse_shared.version import __version__
 
 ROUTERS: Final = (

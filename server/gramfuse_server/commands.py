@@ -49,12 +49,13 @@ cli.add_typer(audit_commands, name="audit")
 def init() -> None:
     """Set up the server: database, receipt key, and the first operator token, printed this once. Safe to repeat."""
     from gramfuse_server import receipt_key  # noqa: PLC0415 - see above
+    from gramfuse_shared import signatures  # noqa: PLC0415
 
     settings = _settings_with_logs()
     migrate(settings)
     new_key = receipt_key.create_key(settings.receipt_key)
     # before the token: an unreadable key must not end this with a token that was made and never shown
-    public_key = receipt_key.public_key(receipt_key.load_key(settings.receipt_key))
+    public_key = signatures.public_key(receipt_key.load_key(settings.receipt_key))
     database = open_database(settings.database_url, create=True)
     now = system_clock()
     with transaction(database) as session:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -186,14 +187,19 @@ class ProjectRow(Row):
 
 
 class ParticipantRow(Row):
-    """An organization's membership in a project, and the newest policy version that it accepted."""
+    """An organization's membership in a project, the newest policy version that it accepted, and its identity key.
+
+    Both are empty until it joins, and again after its key was reset.
+    """
 
     __tablename__ = "participants"
+    __table_args__ = (UniqueConstraint("project", "identity"),)
 
     project: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     organization: Mapped[str] = mapped_column(ForeignKey("organizations.name"), primary_key=True, index=True)
     invited_at: Mapped[datetime]
     accepted_version: Mapped[int | None]
+    identity: Mapped[str | None]
 
 
 class PolicyRow(Row):
@@ -209,7 +215,10 @@ class PolicyRow(Row):
 
 
 class AcceptanceRow(Row):
-    """Who accepted which policy version, when, with which token. Never changed."""
+    """Who accepted which policy version, when, with which token, signed by which identity key. Never changed.
+
+    `identity` is empty and `signature` missing in rows of before there were identity keys.
+    """
 
     __tablename__ = "acceptances"
     __table_args__ = (ForeignKeyConstraint(["project", "version"], ["policies.project", "policies.version"]),)
@@ -217,7 +226,9 @@ class AcceptanceRow(Row):
     project: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     organization: Mapped[str] = mapped_column(ForeignKey("organizations.name"), primary_key=True)
+    identity: Mapped[str] = mapped_column(primary_key=True)
     digest: Mapped[str]
+    signature: Mapped[str | None]
     token: Mapped[str] = mapped_column(ForeignKey("tokens.id"))
     accepted_at: Mapped[datetime]
 

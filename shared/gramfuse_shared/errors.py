@@ -319,11 +319,19 @@ class ReceiptInvalidError(GramfuseError):
 
 
 class SignatureInvalidError(GramfuseError):
-    """A message is not signed by the identity key of the member that it names as its sender."""
+    """Something is not signed by the identity key of the organization that it names."""
 
     code = "signature-invalid"
     status = 422
     title = "The signature is wrong"
+
+
+class IdentityChangedError(GramfuseError):
+    """An organization's identity key is another than the one that is registered, or than the one verified here."""
+
+    code = "identity-changed"
+    status = 409
+    title = "The identity key is another one"
 
 
 class SecureSessionRefusedError(GramfuseError):

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.identity import SignedAcceptance
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
@@ -36,6 +37,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "contribution.json": ContributionManifest,
     "contribution-fisher.json": ContributionManifest,
     "receipt.json": SignedReceipt,
+    "acceptance.json": SignedAcceptance,
     "policy-requests.json": Policy,
     "request.json": RequestCreate,
     "request-own.json": RequestCreate,
@@ -96,6 +98,12 @@ def test_a_secure_session_with_known_secrets_keeps_its_messages_and_its_masked_w
         assert getattr(cohort, stage)["acme"].canonical() == (FOLDER / f"secure-{stage}.json").read_bytes(), stage
     words = json.loads((FOLDER / "digests.json").read_text())["secure-words"]
     assert sha256_hex(cohort.files["acme"].read_bytes()) == words
+
+
+def test_the_golden_acceptances_signature_verifies_over_the_acceptances_canonical_json():
+    signed = SignedAcceptance.parse((FOLDER / "acceptance.json").read_bytes())
+    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.acceptance.identity))
+    key.verify(base64.b64decode(signed.signature), signed.acceptance.canonical())
 
 
 def test_the_statistics_file_keeps_its_bytes():

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from gramfuse.identity import identity_path
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
+from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.contract.policy import Policy
 from support.client_models import tap, write_model, write_statistics
 from support.client_world import URL, Site
+from support.secure_sessions import public_identity
 from support.server_world import BASE_TENSORS, WIDTH
 from support.shell import Shell
 from support.worker_world import merge_everybody
@@ -83,6 +86,18 @@ def test_joining_prints_the_policy_in_words_and_needs_its_digest_where_nobody_ca
     assert digest in err
     acceptance = Acceptance.model_validate(globex.json("project", "join", PROJECT, "--accept-policy", digest))
     assert (acceptance.organization, acceptance.policy.digest) == ("globex", digest)
+    assert acceptance.identity == public_identity("globex")
+    code, out, _ = globex("project", "join", PROJECT, "--accept-policy", digest)
+    assert (code, fingerprint_of(public_identity("globex")) in out) == (0, True)
+
+
+def test_joining_makes_the_identity_key_on_first_use(acme, globex, base):
+    acme("project", "create", "tweets", "--base", str(base))
+    acme("project", "invite", PROJECT, "globex")
+    identity_path(globex.site.home).unlink()
+    digest = globex.json("project", "policy", PROJECT)["digest"]
+    joined = globex.json("project", "join", PROJECT, "--accept-policy", digest)
+    assert joined["identity"] == globex.json("identity", "show")["public_key"] != public_identity("globex")
 
 
 def test_a_new_policy_is_published_and_stops_a_push_with_exit_code_three(acme, globex, base, policy_file, tmp_path):

@@ -125,11 +125,10 @@ def test_a_new_policy_version_blocks_jobs_until_it_is_accepted_and_contributions
     world, _ = ready
     changed = OPEN_POLICY.model_copy(update={"minimum_cohort": 3})
     path = f"/v1/projects/{PROJECT}"
-    answer = world.coordinator("acme").put_document(f"{path}/policies/2", changed)
+    world.coordinator("acme").put_document(f"{path}/policies/2", changed)
     body = {"recipe": {"merge_method": "linear"}}
     problem(world.coordinator("acme").put(f"{JOBS}/first", json=body), 409, "policy-not-accepted")
-    digest = answer.json()["digest"]
-    assert world.participant("acme").put(f"{path}/acceptances/{digest}").status_code == 201
+    assert world.accept_policy(PROJECT, "acme").status_code == 201
     problem(world.coordinator("acme").put(f"{JOBS}/first", json=body), 422, "policy-violation")
 
 

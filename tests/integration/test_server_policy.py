@@ -71,11 +71,11 @@ def test_a_new_version_blocks_pushes_until_it_is_accepted(world):
     assert (published.status_code, coordinator.put_document(f"{path}/policies/2", newer).status_code) == (201, 200)
     problem(create(world, project, make_contribution(project, "globex")), 409, "policy-not-accepted")
     digest = published.json()["digest"]
-    accepted = member.put(f"{path}/acceptances/{digest}")
+    accepted = world.accept_policy(project["id"], "globex")
     assert accepted.status_code == 201
     assert accepted.json()["policy"] == {"version": 2, "digest": digest}
     assert accepted.json()["token"] == world.token("globex", "participant").split("_")[1]
-    again = member.put(f"{path}/acceptances/{digest}")
+    again = world.accept_policy(project["id"], "globex")
     assert (again.status_code, again.json()) == (200, accepted.json())
     # made under the old version: refused although the new one is accepted
     problem(create(world, project, make_contribution(project, "globex")), 409, "policy-not-accepted")
@@ -88,8 +88,8 @@ def test_only_the_current_version_can_be_accepted(world):
     path = f"/v1/projects/{project['id']}"
     old = project["policy"]["digest"]
     world.coordinator("acme").put_document(f"{path}/policies/2", Policy())
-    problem(world.participant("globex").put(f"{path}/acceptances/{old}"), 409, "conflict")
-    problem(world.participant("globex").put(f"{path}/acceptances/{'0' * 64}"), 409, "conflict")
+    problem(world.accept_policy(project["id"], "globex", digest=old), 409, "conflict")
+    problem(world.accept_policy(project["id"], "globex", digest="0" * 64), 409, "conflict")
 
 
 def test_policy_versions_are_consecutive_and_never_change(world):

@@ -29,8 +29,7 @@ def publish_policy(world, policy):
     answer = world.coordinator("acme").put(f"{PATH}/policies/{version}", json=policy.model_dump(mode="json"))
     assert answer.status_code == 201, answer.text
     for member in MEMBERS:
-        accepted = world.participant(member).put(f"{PATH}/acceptances/{policy.content_digest()}")
-        assert accepted.status_code == 201
+        assert world.accept_policy(PROJECT, member).status_code == 201
     return version
 
 
@@ -275,7 +274,7 @@ def test_an_answer_needs_the_current_policy_accepted_and_named(merged):
     version = world.coordinator("acme").get(PATH).json()["policy"]["version"] + 1
     world.coordinator("acme").put(f"{PATH}/policies/{version}", json=changed.model_dump(mode="json"))
     problem(give(world, old), 409, "policy-not-accepted")
-    world.participant("acme").put(f"{PATH}/acceptances/{changed.content_digest()}")
+    world.accept_policy(PROJECT, "acme")
     problem(give(world, old), 409, "policy-not-accepted")
     assert give(world, evaluation(world, "acme")).status_code == 201
 
@@ -285,7 +284,7 @@ def test_who_was_not_asked_has_nothing_to_answer(merged):
     ask(world)
     world.organization("hooli")
     world.coordinator("acme").put(f"{PATH}/participants/hooli")
-    world.participant("hooli").put(f"{PATH}/acceptances/{policy_of(world)['digest']}")
+    world.accept_policy(PROJECT, "hooli")
     problem(give(world, evaluation(world, "hooli")), 404, "not-found")
 
 

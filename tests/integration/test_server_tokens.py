@@ -7,6 +7,7 @@ import pytest
 from gramfuse_server.database import reading
 from gramfuse_server.tables import TokenRow
 from gramfuse_shared.digest import sha256_hex
+from support.identities import signed_acceptance
 from support.server_world import problem
 
 
@@ -162,9 +163,10 @@ def test_what_an_organization_may_not_know_of_answers_404_like_what_does_not_exi
     contribution = world.contribute(project, "globex").id
     world.organization("initech")
     path = path.format(contribution=contribution)
+    body = signed_acceptance("acme.tweets", "initech", "0" * 64).model_dump(mode="json") if method == "PUT" else None
     for client in (world.coordinator("initech"), world.participant("initech"), world.operator):
-        hidden = client.request(method, f"/v1/projects/acme.tweets{path}")
-        missing = client.request(method, f"/v1/projects/acme.nothing{path}")
+        hidden = client.request(method, f"/v1/projects/acme.tweets{path}", json=body)
+        missing = client.request(method, f"/v1/projects/acme.nothing{path}", json=body)
         assert hidden.status_code == missing.status_code == 404
         if method != "HEAD":
             assert problem(hidden, 404, "not-found")["detail"] == problem(missing, 404, "not-found")["detail"].replace(

@@ -8,6 +8,7 @@ import httpx
 from gramfuse.config import Endpoint, Home, Token
 from gramfuse.participation import Client
 from gramfuse.transfer.transport import RetryRule, Transport
+from support.identities import keep_identity
 from support.server_world import AppTransport, World
 
 URL = "http://127.0.0.1:1"
@@ -45,6 +46,7 @@ class Site:
         self.wire = Wire(world)
         self.organization = organization
         self.home = Home(folder / f"home-{organization}-{role}")
+        keep_identity(organization, self.home.path)
         world.operator.put(f"/v1/organizations/{organization}")
         self.token = world.token(organization, role)
         self._world = world

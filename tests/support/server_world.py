@@ -33,6 +33,7 @@ from gramfuse_shared.contract.statistics_file import (
     packed_length,
 )
 from gramfuse_shared.digest import format_content_digest, sha256_hex
+from support.identities import signed_acceptance
 
 Tensor = tuple[str, str, tuple[int, ...]]
 
@@ -312,13 +313,22 @@ class World:
         for member in members[1:]:
             assert coordinator.put(f"{path}/participants/{member}").status_code == 201
         for member in members:
-            digest = answer.json()["policy"]["digest"]
-            assert self.participant(member).put(f"{path}/acceptances/{digest}").status_code == 201
+            assert self.accept_policy(f"{members[0]}.tweets", member).status_code == 201
         if ready:
             coordinator.put_files(f"{path}/base", answer.json(), base.files)
             assert coordinator.post(f"{path}/base/seal").status_code == 200
             self.accept_base(f"{members[0]}.tweets")
         return coordinator.get(path).json()
+
+    def accept_policy(
+        self, project: str, organization: str, *, digest: str | None = None, key: Any = None
+    ) -> httpx.Response:
+        """Accept a project's policy, the current one by default, signed by the organization's identity key."""
+        member = self.participant(organization)
+        policy = member.get(f"/v1/projects/{project}").json()["policy"]
+        digest = digest or policy["digest"]
+        signed = signed_acceptance(project, organization, digest, version=policy["version"], key=key)
+        return member.put_document(f"/v1/projects/{project}/acceptances/{digest}", signed)
 
     def contribute(self, project: Mapping[str, Any], organization: str, *, accept: bool = False, **made: Any) -> Files:
         """Push a contribution up to its seal, and have it accepted if asked."""

@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "login": LazyCommand("gramfuse.cli.account", "Sign in to a server with a token.", "login"),
         "whoami": LazyCommand("gramfuse.cli.account", "Show whose token is in use.", "whoami"),
         "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
+        "identity": LazyCommand("gramfuse.cli.identity", "Your organization's key: make it, show its fingerprint."),
         "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
         "stats": LazyCommand("gramfuse.cli.stats", "Measure a model on your own texts."),
         "scales": LazyCommand(

@@ -11,6 +11,7 @@ from gramfuse.cli.asking import require_confirmed
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.http_api import Contribution, Participant, Project
+from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.errors import NotConfirmedError
 
 ProjectArgument = Annotated[
@@ -112,7 +113,10 @@ def join(
         typer.Option("--accept-policy", metavar="DIGEST", help="Accept the policy of this digest without being asked."),
     ] = None,
 ) -> None:
-    """Read the project's policy and accept it for your organization. The acceptance is recorded.
+    """Read the project's policy and accept it for your organization. The acceptance is signed and recorded.
+
+    The first time this makes your organization's identity key and registers it in the project. Tell its fingerprint to
+    the other organizations by another way than this server: they compare it.
 
     Examples: gramfuse project join acme.tweets · gramfuse project join acme.tweets --accept-policy 5f2c…
     """
@@ -137,7 +141,7 @@ def join(
         acceptance,
         lambda console: console.print(
             f"{acceptance.organization} accepted version {acceptance.policy.version} at "
-            f"{acceptance.accepted_at:%Y-%m-%d %H:%M}",
+            f"{acceptance.accepted_at:%Y-%m-%d %H:%M}, with the identity {fingerprint_of(acceptance.identity)}",
             markup=False,
         ),
     )

@@ -23,13 +23,16 @@ from gramfuse_server.intake import policies, projects
 from gramfuse_server.tables import ParticipantRow, ProjectRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Acceptance, Page, PolicyVersion, Project, ProjectCreate
+from gramfuse_shared.contract.identity import SignedAcceptance
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
     ConflictError,
     DocumentMalformedError,
     HeaderMalformedError,
+    IdentityChangedError,
     PolicyViolationError,
     QuotaExceededError,
+    SignatureInvalidError,
 )
 from gramfuse_shared.identifiers import Digest
 
@@ -127,20 +130,21 @@ def publish_policy(
 @router.put(
     "/{project}/acceptances/{policy_digest}",
     status_code=201,
-    responses=declares(ConflictError)
+    responses=declares(ConflictError, SignatureInvalidError, IdentityChangedError)
     | {200: {"model": Acceptance, "description": "The organization accepted this version already"}},
 )
 def accept_policy(
     project: ProjectPath,
     policy_digest: PolicyDigestPath,
+    body: SignedAcceptance,
     response: Response,
     services: ServicesOf,
     caller: CallerOf,
 ) -> Acceptance:
-    """Accept the current policy for the caller's organization, by its digest."""
+    """Accept the current policy for the caller's organization, signed by its identity key, which this registers."""
     with transaction(services.database) as session:
         row = visible_project(session, caller, project, lock=True)
-        acceptance, new = policies.accept_policy(session, caller, row, policy_digest, services.clock())
+        acceptance, new = policies.accept_policy(session, caller, row, policy_digest, body, services.clock())
         response.status_code = 201 if new else 200
         return policies.acceptance_document(acceptance)
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
@@ -10,9 +11,18 @@ from gramfuse_server.database import insert_if_absent
 from gramfuse_server.intake.uploads import scales_of
 from gramfuse_server.tables import AcceptanceRow, ParticipantRow, PolicyRow, ProjectRow
 from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion
+from gramfuse_shared.contract.identity import PolicyAcceptance, SignedAcceptance, fingerprint_of
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.errors import ConflictError, NotFoundError, PolicyViolationError
+from gramfuse_shared.errors import (
+    ConflictError,
+    IdentityChangedError,
+    NotFoundError,
+    PolicyViolationError,
+    RequestMalformedError,
+    SignatureInvalidError,
+)
+from gramfuse_shared.signatures import is_signed
 
 
 def publish_policy(
@@ -71,41 +81,61 @@ def current_policy(session: Session, project: ProjectRow) -> Policy:
 
 
 def accept_policy(
-    session: Session, caller: Caller, project: ProjectRow, digest: str, now: datetime
+    session: Session, caller: Caller, project: ProjectRow, digest: str, signed: SignedAcceptance, now: datetime
 ) -> tuple[AcceptanceRow, bool]:
-    """Record that the caller's organization accepts the current policy; tell whether it is new.
+    """Record that the caller's organization accepts the current policy; tell whether it is new. `project` is locked.
+
+    The first acceptance registers the organization's identity key in the project; later ones are signed by the same.
 
     Raises:
-        ConflictError: the digest is not the current version's.
+        ConflictError: the digest is not the current version's, or another participant has this identity key.
+        RequestMalformedError: the acceptance is of something else than the address says.
+        SignatureInvalidError: the key that it names did not sign it.
+        IdentityChangedError: another key is registered for the organization.
     """
     organization = caller.require_organization()
     current = find_policy(session, project.id, project.policy_version)
     if digest != current.digest:
         msg = f"the current policy of {project.id} is version {current.version}, {current.digest}; read and accept that"
         raise ConflictError(msg, version=current.version, digest=current.digest)
-    new = insert_if_absent(
-        session,
-        AcceptanceRow,
-        {
-            "project": project.id,
-            "version": current.version,
-            "organization": organization,
-            "digest": digest,
-            "token": caller.token,
-            "accepted_at": now,
-        },
+    acceptance = signed.acceptance
+    expected = PolicyAcceptance(
+        project=project.id,
+        organization=organization,
+        policy=PolicyReference(version=current.version, digest=current.digest),
+        identity=acceptance.identity,
     )
+    if acceptance != expected:
+        msg = f"the acceptance is not that of {organization} of version {current.version} of the policy of {project.id}"
+        raise RequestMalformedError(msg)
+    if not is_signed(acceptance, signed.signature, acceptance.identity):
+        msg = "the acceptance is not signed by the identity key that it names"
+        raise SignatureInvalidError(msg)
+    participant = session.get_one(ParticipantRow, (project.id, organization))
+    _require_own_identity(session, participant, acceptance.identity)
+    values = {
+        "project": project.id,
+        "version": current.version,
+        "organization": organization,
+        "identity": acceptance.identity,
+        "digest": digest,
+        "signature": signed.signature,
+        "token": caller.token,
+        "accepted_at": now,
+    }
+    insert_if_absent(session, AcceptanceRow, values)
+    new = participant.accepted_version != current.version
     if new:
-        session.get_one(ParticipantRow, (project.id, organization)).accepted_version = current.version
+        participant.accepted_version, participant.identity = current.version, acceptance.identity
         audit_log.append_for(
             session,
             caller,
             at=now,
             action="policy.accept",
             subject=project.id,
-            details={"version": current.version, "digest": digest},
+            details={"version": current.version, "digest": digest, "identity": acceptance.identity},
         )
-    return session.get_one(AcceptanceRow, (project.id, current.version, organization)), new
+    return session.get_one(AcceptanceRow, (project.id, current.version, organization, acceptance.identity)), new
 
 
 def policy_document(row: PolicyRow) -> PolicyVersion:
@@ -120,9 +150,25 @@ def acceptance_document(row: AcceptanceRow) -> Acceptance:
     return Acceptance(
         organization=row.organization,
         policy=PolicyReference(version=row.version, digest=row.digest),
+        identity=row.identity,
         token=row.token,
         accepted_at=row.accepted_at,
     )
+
+
+def _require_own_identity(session: Session, participant: ParticipantRow, identity: str) -> None:
+    if participant.identity not in {None, identity}:
+        msg = (
+            f"{participant.organization} is registered in {participant.project} with another identity key, "
+            f"{fingerprint_of(participant.identity or '')}. Use that one's home, or have the coordinator reset it"
+        )
+        raise IdentityChangedError(msg, registered=participant.identity)
+    others = select(ParticipantRow.identity).where(
+        ParticipantRow.project == participant.project, ParticipantRow.organization != participant.organization
+    )
+    if identity in session.scalars(others):
+        msg = "another participant has this identity key; each organization has a home, and so a key, of its own"
+        raise ConflictError(msg)
 
 
 def add_policy(session: Session, project: str, version: int, policy: Policy, now: datetime) -> PolicyRow:

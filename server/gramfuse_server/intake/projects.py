@@ -13,6 +13,7 @@ from gramfuse_server.intake.policies import add_policy, find_policy
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, scales_of, shown_state
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import (
+    AcceptanceRow,
     OrganizationRow,
     ParticipantRow,
     PolicyRow,
@@ -65,7 +66,7 @@ def create_project(
         session.flush()
     row = session.get_one(ProjectRow, project)
     if existing is None:
-        session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now, accepted_version=None))
+        session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now))
         add_policy(session, project, 1, request.policy, now)
     else:
         _replace_policy(session, row, request.policy, now)
@@ -135,16 +136,27 @@ def project_documents(session: Session, projects: Sequence[ProjectRow], now: dat
         (row.project, row.version): row.digest
         for row in session.scalars(select(PolicyRow).where(PolicyRow.project.in_(ids)))
     }
+    signatures = {
+        (row.project, row.version, row.organization, row.identity): row.signature
+        for row in session.scalars(select(AcceptanceRow).where(AcceptanceRow.project.in_(ids)))
+    }
     participants: dict[str, list[Participant]] = {project: [] for project in ids}
     for row in session.scalars(
         select(ParticipantRow).where(ParticipantRow.project.in_(ids)).order_by(ParticipantRow.organization)
     ):
-        accepted = None
+        accepted = signature = None
         if row.accepted_version is not None:
             digest = digests[row.project, row.accepted_version]
             accepted = PolicyReference(version=row.accepted_version, digest=digest)
+            signature = signatures[row.project, row.accepted_version, row.organization, row.identity or ""]
         participants[row.project].append(
-            Participant(organization=row.organization, invited_at=row.invited_at, accepted_policy=accepted)
+            Participant(
+                organization=row.organization,
+                invited_at=row.invited_at,
+                accepted_policy=accepted,
+                identity=row.identity,
+                signature=signature,
+            )
         )
     documents = []
     for project in projects:

@@ -1,6 +1,5 @@
 """Publish a merged model: its small files, the signed receipt, and the one transaction that makes it visible."""
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from gramfuse_server.jobs import write_log
 from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
 from gramfuse_server.merging.card import PICTURE_FILE_NAME, write_card
 from gramfuse_server.merging.inputs import MergeInputs
-from gramfuse_server.receipt_key import public_key
 from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
@@ -26,6 +24,7 @@ from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedAnswer, Me
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
+from gramfuse_shared.signatures import public_key, sign
 from gramfuse_shared.version import __version__
 
 CARD_FILE_NAME: Final = "README.md"
@@ -86,13 +85,12 @@ def prepare(
         created=now,
         software=SOFTWARE,
     )
-    return Publication(receipt=sign(receipt, key), new_blobs=tuple(written))
+    return Publication(receipt=sign_receipt(receipt, key), new_blobs=tuple(written))
 
 
-def sign(receipt: Receipt, key: Ed25519PrivateKey) -> SignedReceipt:
+def sign_receipt(receipt: Receipt, key: Ed25519PrivateKey) -> SignedReceipt:
     """Sign the receipt's canonical JSON."""
-    signature = base64.b64encode(key.sign(receipt.canonical())).decode("ascii")
-    return SignedReceipt(receipt=receipt, public_key=public_key(key), signature=signature)
+    return SignedReceipt(receipt=receipt, public_key=public_key(key), signature=sign(receipt, key))
 
 
 def publish(session: Session, attempt: Attempt, publication: Publication, *, now: datetime) -> bool:

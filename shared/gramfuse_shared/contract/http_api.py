@@ -13,7 +13,7 @@ from gramfuse_shared.contract.receipt import Base64, SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, AnswerState
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
-from gramfuse_shared.identifiers import Digest, FileName, JobId, OrganizationName, ProjectId
+from gramfuse_shared.identifiers import Digest, FileName, JobId, Key, OrganizationName, ProjectId, Signature
 
 Role = Literal["operator", "coordinator", "participant"]
 ContributionState = Literal["open", "sealed", "accepted", "rejected", "expired", "withdrawn"]
@@ -166,11 +166,16 @@ class ProjectCreate(Document):
 
 
 class Participant(Document):
-    """A member of a project and the newest policy version that it accepted."""
+    """A member of a project, the newest policy version that it accepted, and the identity key that signed this.
+
+    The signature is over the `PolicyAcceptance` of these, so that every member can check it.
+    """
 
     organization: OrganizationName
     invited_at: datetime
     accepted_policy: PolicyReference | None
+    identity: Key | None = None
+    signature: Signature | None = None
 
 
 class Project(Document):
@@ -201,6 +206,7 @@ class Acceptance(Document):
 
     organization: OrganizationName
     policy: PolicyReference
+    identity: Key
     token: str
     accepted_at: datetime
 
