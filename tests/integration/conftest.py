@@ -162,47 +162,88 @@ def world(make_world) -> World:
     return make_world()
 
 
+Beginning = Callable[[World, Settings], None]
+"""What is played on a new server: organizations, projects, contributions, jobs."""
+
+
 @dataclass(frozen=True)
-class ReadyTemplate:
-    """A server with a project of three organizations whose contributions are accepted; copied for every test."""
+class Kept:
+    """What a server holds after a beginning; nobody has it open."""
 
     database: SecretStr
     home: Path
-    world: World
+    tokens: dict[tuple[str | None, str], str]
 
 
 @pytest.fixture(scope="session")
-def ready_template(new_database_url, portal, tmp_path_factory) -> ReadyTemplate:
-    """Made once, by hand of a worker in this process."""
-    from support.worker_world import MEMBERS, InProcessWorker, contribute  # noqa: PLC0415 - torch, for those who need it
+def keep(new_database_url, portal, tmp_path_factory) -> Callable[[Beginning], Kept]:
+    """Plays a beginning, once for all tests that want it."""
+    kept: dict[Beginning, Kept] = {}
 
-    made = Settings(server_home=tmp_path_factory.mktemp("ready"), database_url=new_database_url(), part_bytes=1024)
-    receipt_key.create_key(made.receipt_key)
-    world = World(create_app(made, clock=ManualClock()), ManualClock(), portal)
-    project = world.project(*MEMBERS)
-    for seed, member in enumerate(MEMBERS):
-        contribute(world, project, member, seed)
-    assert InProcessWorker(world, made).inspect_all() == ["accepted"] * len(MEMBERS)
-    assert world.operator.get("/healthz").status_code == 200
-    delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
-    close_for_copying(world.services.database)
-    return ReadyTemplate(database=made.database_url, home=made.server_home, world=world)
+    def play(begin: Beginning) -> Kept:
+        if begin not in kept:
+            made = Settings(
+                server_home=tmp_path_factory.mktemp("kept"), database_url=new_database_url(), part_bytes=1024
+            )
+            receipt_key.create_key(made.receipt_key)
+            world = World(create_app(made, clock=ManualClock()), ManualClock(), portal)
+            begin(world, made)
+            assert world.operator.get("/healthz").status_code == 200
+            delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
+            close_for_copying(world.services.database)
+            kept[begin] = Kept(made.database_url, made.server_home, dict(world._tokens))
+        return kept[begin]
+
+    return play
 
 
 @pytest.fixture
-def ready_settings(ready_template, copy_database, tmp_path) -> Settings:
+def begun(keep, copy_database, portal, tmp_path) -> Iterator[Callable[[Beginning], tuple[World, Settings]]]:
+    """Opens a copy of the server that a beginning was played on, an hour later; and says its settings."""
+    opened = []
+
+    def copy(begin: Beginning) -> tuple[World, Settings]:
+        settings = copy_of(keep(begin), copy_database, tmp_path / "begun")
+        opened.append(open_copy(keep(begin), settings, portal))
+        return opened[-1], settings
+
+    yield copy
+    for world in opened:
+        world.services.database.close()
+
+
+def copy_of(kept: Kept, copy_database: Callable[[SecretStr], SecretStr], home: Path) -> Settings:
+    """Copy a kept server; return the copy's settings."""
+    shutil.copytree(kept.home, home)
+    return Settings(server_home=home, database_url=copy_database(kept.database), part_bytes=1024)
+
+
+def open_copy(kept: Kept, settings: Settings, portal: BlockingPortal) -> World:
+    """Open a copy of a kept server, an hour later."""
+    clock = ManualClock()
+    clock.advance(hours=1)
+    return World(create_app(settings, clock=clock), clock, portal, dict(kept.tokens))
+
+
+@pytest.fixture(scope="session")
+def ready_kept(keep) -> Kept:
+    """A server with a project of three organizations whose contributions are accepted."""
+    from support.worker_world import be_ready  # noqa: PLC0415 - torch, for those who need it
+
+    return keep(be_ready)
+
+
+@pytest.fixture
+def ready_settings(ready_kept, copy_database, tmp_path) -> Settings:
     """Settings of a copy of the ready server."""
-    home = shutil.copytree(ready_template.home, tmp_path / "ready")
-    return Settings(server_home=home, database_url=copy_database(ready_template.database), part_bytes=1024)
+    return copy_of(ready_kept, copy_database, tmp_path / "ready")
 
 
 @pytest.fixture
-def ready(ready_template, ready_settings, portal):
+def ready(ready_kept, ready_settings, portal):
     """The ready server and a worker in this process, called by hand."""
     from support.worker_world import InProcessWorker  # noqa: PLC0415 - torch, for those who need it
 
-    clock = ManualClock()
-    clock.advance(hours=1)
-    world = World(create_app(ready_settings, clock=clock), clock, portal, dict(ready_template.world._tokens))
+    world = open_copy(ready_kept, ready_settings, portal)
     yield world, InProcessWorker(world, ready_settings)
     world.services.database.close()

@@ -10,9 +10,18 @@ from gramfuse_shared.digest import format_content_digest, sha256_hex
 from support.server_world import OPEN_POLICY, make_contribution, problem
 
 
+def begin(world, settings):
+    world.project("acme", "globex", "initech")
+
+
+@pytest.fixture
+def world(begun):
+    return begun(begin)[0]
+
+
 @pytest.fixture
 def project(world):
-    return world.project("acme", "globex", "initech")
+    return world.coordinator("acme").get("/v1/projects/acme.tweets").json()
 
 
 def path_of(project, contribution):

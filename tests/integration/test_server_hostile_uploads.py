@@ -74,9 +74,19 @@ HEADERS = {
 }
 
 
+def begin(world, settings):
+    world.project("acme", "globex")
+
+
+@pytest.fixture
+def world(request, make_world, begun):
+    """A server with a project, for those who ask for that."""
+    return begun(begin)[0] if "project" in request.fixturenames else make_world()
+
+
 @pytest.fixture
 def project(world):
-    return world.project("acme", "globex")
+    return world.coordinator("acme").get("/v1/projects/acme.tweets").json()
 
 
 def upload(world, project, contribution):

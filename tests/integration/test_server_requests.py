@@ -15,7 +15,7 @@ from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMet
 from gramfuse_shared.fusion.packing import pack
 from support.answers import REQUESTS, give, send
 from support.server_world import OPEN_POLICY, entry, make_tap, problem
-from support.worker_world import MEMBERS, contribute, make_gram, make_weights
+from support.worker_world import MEMBERS, InProcessWorker, be_ready, contribute, make_gram, make_weights
 
 PROJECT = "acme.tweets"
 PATH = f"/v1/projects/{PROJECT}"
@@ -33,15 +33,19 @@ def publish_policy(world, policy):
     return version
 
 
-@pytest.fixture
-def merged(ready):
-    """A project with the model `first`, whose policy allows requests."""
-    world, worker = ready
+def begin_merged(world, settings):
+    be_ready(world, settings)
     submitted = world.coordinator("acme").put(f"{PATH}/jobs/first", json={"recipe": {"merge_method": "linear"}})
     assert submitted.status_code == 201
-    worker.run(PROJECT, "first")
+    InProcessWorker(world, settings).run(PROJECT, "first")
     publish_policy(world, ALLOWING)
-    return world, worker
+
+
+@pytest.fixture
+def merged(begun):
+    """A project with the model `first`, whose policy allows requests; and a worker."""
+    world, settings = begun(begin_merged)
+    return world, InProcessWorker(world, settings)
 
 
 def ask(world, identifier="eval-1", *, status=201, by="acme", **body):
@@ -454,16 +458,21 @@ def contribute_under(world, worker, policy, model):
     worker.run(PROJECT, model)
 
 
-@pytest.fixture
-def answered(ready):
-    """A project whose policy allows requests, with the model `first` and everybody's statistics of it."""
-    world, worker = ready
+def begin_answered(world, settings):
+    be_ready(world, settings)
+    worker = InProcessWorker(world, settings)
     contribute_under(world, worker, ALLOWING, "first")
     ask(world, "gram-1", kind="gram", seconds=3600)
     for seed, member in enumerate(MEMBERS):
         send(world, *statistics(world, member, seed=seed))
     assert worker.inspect_all() == ["accepted"] * 3
-    return world, worker
+
+
+@pytest.fixture
+def answered(begun):
+    """A project whose policy allows requests, with the model `first` and everybody's statistics of it; and a worker."""
+    world, settings = begun(begin_answered)
+    return world, InProcessWorker(world, settings)
 
 
 def tensors(world, model):

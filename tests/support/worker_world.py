@@ -149,3 +149,11 @@ def merge_everybody(world: World, settings: Settings, *, policy: Policy = OPEN_P
     assert submitted.status_code == 201, submitted.text
     worker.run(project["id"], job)
     return job
+
+
+def be_ready(world: World, settings: Settings) -> None:
+    """Play a beginning: a project of all members, whose contributions are accepted."""
+    project = world.project(*MEMBERS)
+    for seed, member in enumerate(MEMBERS):
+        contribute(world, project, member, seed)
+    assert InProcessWorker(world, settings).inspect_all() == ["accepted"] * len(MEMBERS)
