@@ -21,14 +21,15 @@ from gramfuse_shared.contract.manifest import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.scales_file import mean_square_tensor_name
+from gramfuse_shared.contract.scales_file import ScalesMetadata
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.merging.execution import execute_task
 from gramfuse_shared.merging.reading import MemberReader
 from gramfuse_shared.merging.ready_sums import plan_sums
+from gramfuse_shared.merging.scales import Scales
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from gramfuse_shared.secure.planning import plan_session
-from gramfuse_shared.secure.summands import Summands, read_scales
+from gramfuse_shared.secure.summands import Summands, mean_squares_of
 from gramfuse_shared.secure.sums import summed_member, write_sums
 from gramfuse_shared.secure.words import require_words
 from support.merging_cases import CPU, Model, fisher_of, infos, save_statistics, taps_of
@@ -116,10 +117,10 @@ def merge_in_secret(
 
         folder.mkdir(parents=True, exist_ok=True)
         base_file = saved("base.safetensors", base)
-        scales_file = saved(
-            "scales.safetensors", {mean_square_tensor_name(tap): scale.float() for tap, scale in scales.items()}
+        metadata = ScalesMetadata(
+            base=DIGEST, collector_version="0", examples=1, clip=1.0, clip_percentile=50.0, taps=taps_of(models[0])
         )
-        scales = read_scales(scales_file, session)
+        scales = mean_squares_of(session, Scales(metadata, scales))
         for name, model in zip(ORGANIZATIONS, models, strict=False):
             statistics = None
             if model.taps:

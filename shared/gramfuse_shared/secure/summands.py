@@ -12,7 +12,6 @@ import torch
 
 from gramfuse_shared.contract.manifest import FisherDescription, TapInfo
 from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, DEFAULT_WEIGHT, resolve
-from gramfuse_shared.contract.scales_file import mean_square_tensor_name
 from gramfuse_shared.contract.secure_session import (
     SessionManifest,
     SessionTap,
@@ -22,7 +21,7 @@ from gramfuse_shared.contract.secure_session import (
     weighted_name,
 )
 from gramfuse_shared.contract.statistics_file import gram_tensor_name
-from gramfuse_shared.errors import ArchitectureMismatchError, StatisticsInvalidError
+from gramfuse_shared.errors import ArchitectureMismatchError
 from gramfuse_shared.fusion import packing, symmetric
 from gramfuse_shared.fusion.methods.fisher import FisherWeighted
 from gramfuse_shared.fusion.methods.method import Fisher, Gram, MethodSettings
@@ -30,35 +29,30 @@ from gramfuse_shared.fusion.methods.regmean import RegMean
 from gramfuse_shared.fusion.precision import GramSum
 from gramfuse_shared.fusion.workspace import Workspace
 from gramfuse_shared.merging.reading import MemberReader
+from gramfuse_shared.merging.scales import Scales
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import TensorReader
 
-Scales = Mapping[str, torch.Tensor]
+MeanSquares = Mapping[str, torch.Tensor]
 """D by tap: float64 [width], positive."""
 
 _FLOAT64_BYTES = 8
 
 
-def read_scales(file: TensorReader, session: SessionManifest) -> dict[str, torch.Tensor]:
-    """Read D of each tap that a session sums from a scales file, which was checked against its metadata.
+def mean_squares_of(session: SessionManifest, scales: Scales) -> dict[str, torch.Tensor]:
+    """Return D of each tap that a session sums, float64 [width].
 
     Raises:
-        ArchitectureMismatchError: it is not of a tap, or of another width.
-        StatisticsInvalidError: a mean square is not positive and finite.
+        ArchitectureMismatchError: the scales are of no such tap, or of another width.
     """
-    scales = {}
+    found = {}
     for tap in session.taps:
-        name = mean_square_tensor_name(tap.name)
-        entry = file.tensors.get(name)
-        if entry is None or entry.shape != (tap.width,):
+        values = scales.mean_squares.get(tap.name)
+        if values is None or values.shape != (tap.width,):
             msg = f"the session sums tap {tap.name}, {tap.width} wide; the scales file has none like it"
             raise ArchitectureMismatchError(msg, tap=tap.name)
-        scale = file.read(name).to(torch.float64)
-        if not bool(((scale > 0) & (scale < math.inf)).all()):
-            msg = f"the scales of tap {tap.name} hold a value that is not positive and finite"
-            raise StatisticsInvalidError(msg, tap=tap.name)
-        scales[tap.name] = scale
-    return scales
+        found[tap.name] = values.to(torch.float64)
+    return found
 
 
 class Summands:
@@ -71,7 +65,7 @@ class Summands:
         files: MemberReader,
         base: TensorReader,
         taps: Mapping[str, TapInfo],
-        scales: Scales,
+        scales: MeanSquares,
         fisher: FisherDescription | None = None,
     ) -> None:
         """Take what is read; nothing is yet.

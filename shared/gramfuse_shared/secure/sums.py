@@ -22,7 +22,7 @@ from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 from gramfuse_shared.secure.ring import decode
-from gramfuse_shared.secure.summands import Scales, block_ranges
+from gramfuse_shared.secure.summands import MeanSquares, block_ranges
 from gramfuse_shared.secure.unmasking import TensorSum, Unmasking
 from gramfuse_shared.secure.words import as_words
 
@@ -60,7 +60,7 @@ def write_sums(
     session: SessionManifest,
     unmasking: Unmasking,
     files: Mapping[str, TensorReader],
-    scales: Scales,
+    scales: MeanSquares,
 ) -> FileEntry:
     """Add the survivors' words up, take the masks off, and write the sums as numbers.
 
@@ -99,7 +99,7 @@ class _Part:
 class _Decoding:
     """Words to numbers: precisions D^½S'D^½, products R'D^½, and differences as they are."""
 
-    def __init__(self, session: SessionManifest, scales: Scales) -> None:
+    def __init__(self, session: SessionManifest, scales: MeanSquares) -> None:
         self._roots = {tap.name: scales[tap.name].sqrt() for tap in session.taps}
         self._precisions = {precision_name(tap.name): tap for tap in session.taps}
         self._products = {product_name(layer.weight): tap for tap in session.taps for layer in tap.layers}

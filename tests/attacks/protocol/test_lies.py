@@ -203,6 +203,21 @@ def test_wrong_shares_lose_the_sum_and_are_found_out(tmp_path):
         cohort.sum()
 
 
+def test_a_wrong_share_of_a_dropped_members_key_is_found_out_too(tmp_path):
+    cohort = Cohort.of(session_of(5), tmp_path)
+    cohort.run(masked=FIVE[1:])
+    message = cohort.unmask["brick"].message
+    wrong = message.body.masking_keys[0].model_copy(update={"share": message.body.seeds[0].share})
+    body = message.body.model_copy(update={"masking_keys": (wrong,)})
+    cohort.unmask["brick"] = sign(message.model_copy(update={"body": body}), identity_of("brick"))
+    with pytest.raises(SecureSessionRefusedError, match="acme's masking key cannot be put together"):
+        cohort.sum()
+    empty = message.body.model_copy(update={"masking_keys": ()})
+    cohort.unmask["brick"] = sign(message.model_copy(update={"body": empty}), identity_of("brick"))
+    with pytest.raises(SecureSessionRefusedError, match="acme's masking key cannot be put together"):
+        cohort.sum()
+
+
 def test_a_server_that_leaves_members_out_of_a_completed_session_gets_no_other_sum(tmp_path):
     """Its own arithmetic fails: shares are of the one set that was signed."""
     cohort = complete(tmp_path)
