@@ -93,6 +93,14 @@ class Consortium:
                     weighting=measure.weighting,
                     on_request=lambda _: self._answer(everybody),
                 )
+            elif kind == "refit":
+                self.coordinator.refine(
+                    project,
+                    model.name,
+                    result=target.name,
+                    method="refit",
+                    on_request=lambda _: self._answer(everybody),
+                )
             else:
                 self._refit(project, model.name, kind, target.name, everybody)
             self.coordinator.pull(project, target.name, target)

@@ -27,7 +27,7 @@ class Measure:
         return f"{self.kind}-{self.weighting.replace('_', '-')}-{self.batches or 'all'}"
 
 
-Round = Literal["regmean++", "head", "calibration"]
+Round = Literal["regmean++", "refit", "head", "calibration"]
 """What everybody is asked about a merged model, and what the answers make of it."""
 
 
@@ -68,6 +68,8 @@ PLUS_PLUS: Final = Merge("RegMean++", (recipe("regmean", alpha=ALPHA),), rounds=
 WEIGHTED_PLUS_PLUS: Final = replace(PLUS_PLUS, row="RegMean++ gradient-weighted", measure=GRADIENTS)
 HEAD: Final = replace(WEIGHTED_PLUS_PLUS, row="+ head", rounds=("regmean++", "head"))
 CALIBRATION: Final = replace(HEAD, row="+ calibration", rounds=("regmean++", "head", "calibration"))
+REFIT: Final = replace(REGMEAN, row="RegMean + refit", rounds=("refit",))
+REFIT_HEAD: Final = replace(REGMEAN, row="RegMean + refit + head", rounds=("refit", "head"))
 CALIBRATED: Final = replace(WEIGHTED, row="RegMean gradient-weighted + calibration", rounds=("calibration",))
 TASK_ARITHMETIC: Final = Merge(
     "Task arithmetic", tuple(recipe("task_arithmetic", **{"lambda": value}) for value in (0.25, 0.4, 0.6, 0.8, 1.0))
@@ -76,7 +78,10 @@ TIES: Final = Merge(
     "TIES", tuple(recipe("ties", **{"lambda": value, "density": 0.2}) for value in (0.5, 1.0, 1.5, 2.0))
 )
 
-MAIN: Final = (SIMPLE, FISHER, REGMEAN, WEIGHTED, CALIBRATED, PLUS_PLUS, WEIGHTED_PLUS_PLUS, HEAD, CALIBRATION)
+MAIN: Final = (
+    *(SIMPLE, FISHER, REGMEAN, WEIGHTED, CALIBRATED, PLUS_PLUS, WEIGHTED_PLUS_PLUS, HEAD, CALIBRATION),
+    *(REFIT, REFIT_HEAD),
+)
 DELTAS: Final = (SIMPLE, TASK_ARITHMETIC, TIES)
 BY_ALPHA: Final = tuple(Merge(f"α = {alpha:g}", (recipe("regmean", alpha=alpha),)) for alpha in ALPHAS)
 BY_BATCHES: Final = tuple(

@@ -34,6 +34,8 @@ ORDER: Final = (
     "RegMean++ gradient-weighted",
     "+ head",
     "+ calibration",
+    "RegMean + refit",
+    "RegMean + refit + head",
     "Domain-specific",
     "Multi-task",
 )

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from gramfuse.contributions import Contributions
 from gramfuse.merges import Merges
-from gramfuse.refining.running import Refinement, RefinementProgress, measured_block
+from gramfuse.refining.planning import RefiningMethod
+from gramfuse.refining.running import Refinement, RefinementProgress, measured_block, require_options_of_method
 from gramfuse.searching.judging import Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST, Search
@@ -30,6 +31,8 @@ class Loops(Contributions, Merges):
         block: MeasuredBlock | None = None,
         weighting: Weighting = "none",
         alpha: float | None = None,
+        method: RefiningMethod = "regmean",
+        ridge: float | None = None,
         seconds: int = DEFAULT_SECONDS,
         keep: bool = False,
         on_request: Callable[[RequestInfo], None] = lambda _: None,
@@ -37,17 +40,22 @@ class Loops(Contributions, Merges):
     ) -> Job:
         """Merge a model anew block by block, each with Gram matrices of the model merged so far (RegMean++).
 
-        A loop of `gram` requests to everybody and of jobs with their answers. All names follow from `result`, so the
-        same call after an interruption goes on where it was: it asks anew what failed, and retries a job that did.
+        Or, by the method `refit`, fit its layers to what everybody's own give, group by group in forward order: in each
+        block queries with keys and values, the attention's output, up, down.
+
+        A loop of requests to everybody and of jobs with their answers. All names follow from `result`, so the same call
+        after an interruption goes on where it was: it asks anew what failed, and retries a job that did.
 
         Args:
             project: the project.
             model: the merged model to begin with.
             result: the id of the model that comes out; default `<model>-refined`. Models in between are `<result>-1` …
-            blocks_at_once: blocks per step; None: all layers in one, an iteration of RegMean.
+            blocks_at_once: of `regmean`, blocks per step; None: all layers in one, an iteration of RegMean.
             block: whose weights a measured block has: `own`, as published and by default, or `merged`, by default of
                 all at once.
             weighting: what a row of the matrices counts by.
+            method: `regmean`, or `refit`, which has of the parameters here the `ridge` alone.
+            ridge: of `refit`; default 0.01.
             alpha: of the merges; by default, and all other parameters always, as in the model's own recipe.
             seconds: until the deadline of each request.
             keep: leave the models in between; by default each is deleted behind the job that read it.
@@ -57,17 +65,23 @@ class Loops(Contributions, Merges):
 
         Raises:
             PolicyViolationError: the policy does not let participants be asked.
+            ConfigurationError: a parameter is the other method's.
             ArchitectureMismatchError: the model has no numbered blocks.
             RequestFailedError, CancelledError, JobFailedError: a request or a job ended; the same call tries it anew.
             ConflictError: `result` stands for something else.
         """
+        require_options_of_method(
+            method, blocks_at_once=blocks_at_once, block=block, weighting=weighting, alpha=alpha, ridge=ridge
+        )
         return Refinement(
             client=self,
             project=project,
             model=model,
             result=result or f"{model}-refined",
             blocks_at_once=blocks_at_once,
-            block=measured_block(block, blocks_at_once),
+            block="merged" if method == "refit" else measured_block(block, blocks_at_once),
+            method=method,
+            ridge=ridge,
             weighting=weighting,
             alpha=alpha,
             seconds=seconds,

@@ -45,13 +45,18 @@ def merged(deployment) -> Collaboration:
     return merge(deployment, "pp")
 
 
-def merge(deployment: Deployment, name: str, write_base: Callable[[Path], None] = tiny.write_base) -> Collaboration:
+def merge(
+    deployment: Deployment,
+    name: str,
+    write_base: Callable[[Path], None] = tiny.write_base,
+    policy: gramfuse.Policy = POLICY,
+) -> Collaboration:
     names = [f"{organization}-{name}" for organization in ("acme", "globex", "initech")]
-    made = collaboration.begin(deployment, names, write_base, policy=POLICY)
+    made = collaboration.begin(deployment, names, write_base, policy=policy)
     collaboration.contribute(made)
     for desk in made.desks:
         configuration = {"project": made.project, "model": "tuned", "measured": {"texts": "texts.jsonl"}}
-        (desk.folder / "participate.yaml").write_text(yaml.safe_dump(configuration | {"allow": ["gram"]}))
+        (desk.folder / "participate.yaml").write_text(yaml.safe_dump(configuration | {"allow": list(policy.requests)}))
     with made.coordinator.client() as client:
         client.submit(made.project, gramfuse.Recipe(merge_method="regmean"), job="first")
         client.wait(made.project, "first")
@@ -201,3 +206,75 @@ def test_in_one_program_the_participants_answer_while_the_loop_waits(deployment)
         # the same call again only looks
         assert refine() == job
         assert client.requests(made.project) == requests
+
+
+GROUPS = ("attention.self.", "attention.output.dense.", "intermediate.dense.", "output.dense.")
+
+
+def refit_by_definition(made: Collaboration, first: Path, ridge: float) -> dict[str, torch.Tensor]:
+    """Group by group in float64, text by text, by least squares on everybody's rows together.
+
+    Each row is (x, 1), x what the layer of the model so far reads, and what its output lacks to that of the
+    organization's own model; below them for each feature one row that lacks nothing, the root of λ times its energy.
+    """
+    result = weights(first)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(first)
+    for group in (f"{block}{group}" for block in BLOCKS for group in GROUPS):
+        layers = [name.removesuffix(".weight") for name in result if name.startswith(group) and name.endswith("weight")]
+        pooled: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {layer: [] for layer in layers}
+        for desk in made.desks:
+            model, own = (BertForSequenceClassification.from_pretrained(first).double().eval() for _ in range(2))
+            model.load_state_dict(result)
+            own.load_state_dict(weights(desk.folder / "tuned"))
+            rows: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {layer: [] for layer in layers}
+            seen: dict[str, torch.Tensor] = {}
+            for layer in layers:
+                own.get_submodule(layer).register_forward_hook(
+                    lambda _, __, output, layer=layer, seen=seen: seen.update({layer: output[0]})
+                )
+                model.get_submodule(layer).register_forward_hook(
+                    lambda _, read, output, layer=layer, rows=rows, seen=seen: rows[layer].append(
+                        (torch.cat([read[0][0], read[0].new_ones(len(read[0][0]), 1)], 1), seen[layer] - output[0])
+                    )
+                )
+            for line in (desk.folder / "texts.jsonl").read_text().splitlines():
+                inputs = tokenizer(json.loads(line)["text"], return_tensors="pt")
+                with torch.no_grad():
+                    own(**inputs)
+                    model(**inputs)
+            for layer, found in rows.items():
+                x, lacking = (torch.cat(parts) for parts in zip(*found, strict=True))
+                pooled[layer].append((x / len(x) ** 0.5, lacking / len(x) ** 0.5))
+        for layer, found in pooled.items():
+            x, lacking = (torch.cat(parts) for parts in zip(*found, strict=True))
+            below = torch.diag((ridge * x.square().sum(dim=0)).sqrt())
+            nothing = lacking.new_zeros(len(below), lacking.shape[1])
+            change = torch.linalg.lstsq(torch.cat([x, below]), torch.cat([lacking, nothing])).solution
+            result[f"{layer}.weight"] = result[f"{layer}.weight"] + change[:-1].T
+            result[f"{layer}.bias"] = result[f"{layer}.bias"] + change[-1]
+    return result
+
+
+def test_a_refit_goes_group_by_group_and_makes_the_model_that_its_definition_makes(deployment):
+    policy = POLICY.model_copy(update={"requests": ("refit",), "methods": ("regmean", "refit")})
+    made = merge(deployment, "refit", policy=policy)
+    with made.coordinator.client() as client:
+
+        def refine() -> Job:
+            return client.refine(
+                made.project, "first", method="refit", ridge=0.1, on_request=lambda _: answer_all(made)
+            )
+
+        job = refine()
+        assert (job.id, job.recipe.merge_method, job.recipe.request) == ("first-refined", "refit", "first-refined-8")
+        assert len(client.requests(made.project)) == 8
+        for name in ("first", "first-refined"):
+            client.pull(made.project, name, made.coordinator.folder / name)
+        assert refine() == job  # only looks
+        assert len(client.requests(made.project)) == 8
+    before, after = (weights(made.coordinator.folder / name) for name in ("first", "first-refined"))
+    expected = refit_by_definition(made, made.coordinator.folder / "first", 0.1)
+    for name, value in expected.items():
+        torch.testing.assert_close(after[name], value, atol=1e-5, rtol=1e-4)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith(BLOCKS) and "LayerNorm" not in name}

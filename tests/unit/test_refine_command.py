@@ -71,6 +71,8 @@ def test_by_default_the_published_algorithm_is_asked_for(client, capsys):
         "block": None,
         "weighting": "none",
         "alpha": None,
+        "method": "regmean",
+        "ridge": None,
         "seconds": 7 * 24 * 3600,
         "keep": False,
     }
@@ -87,6 +89,11 @@ def test_every_option_reaches_the_sdk_and_json_is_the_last_job(client, capsys):
     expected["weighting"] = "output_gradient"
     assert client.called.items() >= expected.items()
     assert json.loads(capsys.readouterr().out)["id"] == "pp"
+
+
+def test_a_refit_and_its_ridge_reach_the_sdk(client):
+    assert main(["request", "refine", "acme.tweets", "first", "--method", "refit", "--ridge", "0.1"]) == 0
+    assert client.called.items() >= {"method": "refit", "ridge": 0.1}.items()
 
 
 def test_ctrl_c_leaves_the_request_open_and_says_how_to_go_on(client, capsys):

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from gramfuse.refining.blocks import block_of, parameters_of_blocks, plan_blocks
+from gramfuse.refining.groups import plan_groups
 from gramfuse.refining.planning import plan_steps, recipe_of_step
-from gramfuse.refining.running import Refinement, RefinementProgress, measured_block
+from gramfuse.refining.running import Refinement, RefinementProgress, measured_block, require_options_of_method
 from gramfuse_shared.contract.http_api import Job, PolicyVersion
 from gramfuse_shared.contract.manifest import BaseFile, BaseManifest, PolicyReference, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Asked, RequestCreate, RequestInfo
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -117,6 +119,59 @@ def test_heads_lone_layers_and_what_stays_at_home_are_no_blocks():
         plan_blocks(manifest(others), policy)
 
 
+# --- groups of a refit -----------------------------------------------------------------------------------------------
+
+SENDING = Policy(requests=("refit",), methods=("linear", "refit"), embedding_taps="send")
+WITHHOLDING = SENDING.model_copy(update={"embedding_taps": "withhold"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_come_in_the_order_in_which_the_model_runs_them_and_none_reads_what_its_own_give(kind):
+    import torch  # noqa: PLC0415 - the other tests need none
+
+    from gramfuse.measuring.layers import checkpoint_names, find_layers  # noqa: PLC0415
+
+    model = tiny_model(kind)
+    saved, parameters = checkpoint_names(model), dict(model.named_parameters())
+    base = manifest({saved[name]: tuple(parameter.shape) for name, parameter in parameters.items() if name in saved})
+    blocks = plan_blocks(base, SENDING)
+    layers = layers_that_may_be_refit(base, SENDING)
+    groups = plan_groups(blocks, layers, SENDING)
+    ran: list[str] = []
+    for layer in find_layers(model):
+        for module in layer.modules:
+            module.register_forward_pre_hook(lambda _module, _inputs, weight=layer.weight: ran.append(weight))
+    with torch.no_grad():
+        model(**example_batch(kind))
+    place = {weight: number for number, group in enumerate(groups) for weight in group.layers}
+    # relative embeddings and keys of an encoder's output are read where they are, not in the order of the text
+    order = [place[weight] for weight in dict.fromkeys(ran) if weight in place]
+    assert order == sorted(order)
+    assert place.keys() == {weight for block in blocks for weight in block.layers} & layers
+    groups_of_a_block = [sum(group.name == block.name for group in groups) for block in blocks]
+    assert groups_of_a_block == ([4, 4, 6, 6] if kind == "t5" else [4, 4])
+
+
+def test_where_what_embeddings_feed_stays_the_first_group_of_each_stack_goes_with_the_second():
+    names = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+    base = manifest({f"{stack}.layer.{n}.{name}.weight": (8, 8) for stack in "ab" for n in (0, 1) for name in names})
+    blocks, layers = plan_blocks(base, WITHHOLDING), layers_that_may_be_refit(base, WITHHOLDING)
+    assert [len(group.layers) for group in plan_groups(blocks, layers, WITHHOLDING)] == [2, 1, 1, 1, 1, 1, 1] * 2
+    assert {len(group.layers) for group in plan_groups(blocks, layers, SENDING)} == {1}
+
+
+def test_matrices_that_no_architecture_names_go_with_the_last_group_of_their_block():
+    names = ("attention.self.query", "odd.matrix", "attention.output.dense")
+    base = manifest({f"layer.{n}.{name}.weight": (8, 8) for n in (0, 1) for name in names})
+    groups = plan_groups(plan_blocks(base, SENDING), layers_that_may_be_refit(base, SENDING), SENDING)
+    assert [sorted(name.split(".", 2)[2] for name in group.layers) for group in groups] == [
+        ["attention.self.query.weight"],
+        ["attention.output.dense.weight", "odd.matrix.weight"],
+    ] * 2
+    (alone,) = plan_groups(plan_blocks(numbered("layer.0"), SENDING), ["layer.0.q.weight"], SENDING)
+    assert alone.layers == ("layer.0.q.weight",)
+
+
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +201,27 @@ def test_a_step_is_merged_as_the_model_was_that_it_began_with():
     assert recipe_of_step(step, "pp-1", average).parameters.alpha == 0.9
     with pytest.raises(RecipeInvalidError, match="between 0 and 1"):
         recipe_of_step(step, "pp-1", first, alpha=1.5)
+
+
+def test_a_step_of_a_refit_has_the_first_merges_normalization_and_a_ridge_of_its_own():
+    step = steps(1)[0]
+    first = Recipe.model_validate({"merge_method": "regmean", "parameters": {"ridge": 0.1, "normalize": "rows"}})
+    recipe = recipe_of_step(step, "pp-1", first, method="refit")
+    assert (recipe.merge_method, recipe.base_model, recipe.request) == ("refit", "first", "pp-1")
+    assert (recipe.parameters.ridge, recipe.parameters.normalize) == (0.01, "rows")
+    assert recipe_of_step(step, "pp-1", first, method="refit", ridge=1).parameters.ridge == 1.0
+    with pytest.raises(RecipeInvalidError, match="ridge above 0"):
+        recipe_of_step(step, "pp-1", first, method="refit", ridge=0)
+
+
+def test_what_belongs_to_the_other_method_is_refused():
+    default = {"blocks_at_once": 1, "block": None, "weighting": "none", "alpha": None, "ridge": None}
+    require_options_of_method("regmean", **default | {"blocks_at_once": 2, "alpha": 0.5})
+    require_options_of_method("refit", **default | {"ridge": 0.1})
+    changes = [{"blocks_at_once": None}, {"block": "own"}, {"weighting": "output_gradient"}, {"alpha": 0.5}]
+    for method, change in [("regmean", {"ridge": 0.1}), *(("refit", change) for change in changes)]:
+        with pytest.raises(ConfigurationError, match=f"by {method} has no"):
+            require_options_of_method(method, **default | change)
 
 
 def test_all_blocks_at_once_are_never_all_ones_own():
@@ -250,6 +326,8 @@ def refine(client: Any, **changes: Any) -> Job:
         "alpha": None,
         "seconds": 3600,
         "keep": False,
+        "method": "regmean",
+        "ridge": None,
         "on_request": lambda _: None,
         "on_progress": lambda _: None,
     }
@@ -328,6 +406,24 @@ def test_a_result_whose_steps_would_have_no_names_is_refused_at_once():
     with pytest.raises(RequestMalformedError, match="cannot be the name"):
         refine(client, result="p" * 60)
     assert client.calls == []
+
+
+def test_a_refit_goes_on_where_it_was_too():
+    policy = Policy(requests=("refit",), methods=("linear", "refit"))
+    client = Coordinator(policy_=policy, ends={"pp-2": "failed"})
+    with pytest.raises(RequestFailedError):
+        refine(client, method="refit", block="merged")
+    assert refine(client, method="refit", block="merged", keep=True).id == "pp"
+    assert [call for call in client.calls if call.startswith("ask")] == [
+        "ask pp-1 of first",
+        "ask pp-2 of pp-1",
+        "ask pp-2-retry-2 of pp-1",
+        "ask pp-3 of pp-2",
+    ]
+    assert {request.kind for request in client.asked.values()} == {"refit"}
+    assert {recipe.merge_method for recipe in client.submitted.values()} == {"refit"}
+    with pytest.raises(PolicyViolationError, match="not gram"):
+        refine(client, result="other")
 
 
 def test_a_step_without_request_and_job_counts_for_nothing():

@@ -7,6 +7,7 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.refining.planning import RefiningMethod
 from gramfuse.refining.running import RefinementProgress
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.metrics import MetricName
@@ -155,6 +156,10 @@ def refine(
         float | None, typer.Option("--alpha", min=0, max=1, help="Of the merges; default: as MODEL was merged.")
     ] = None,
     weighting: WeightingOption = "none",
+    method: Annotated[
+        RefiningMethod, typer.Option(help="refit: fit the layers to what everybody's own give, group by group.")
+    ] = "regmean",
+    ridge: Annotated[float | None, typer.Option("--ridge", min=0, help="Of --method refit; default 0.01.")] = None,
     days: DaysOption = 7.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the models in between; default: delete them.")] = False,
 ) -> None:
@@ -163,7 +168,11 @@ def refine(
     Participants answer best by `gramfuse participate --watch`. Ctrl-C leaves the open request open; the same command
     again goes on where it was, asks anew what failed, and retries a job that did.
 
-    Example: gramfuse request refine acme.tweets regmean-1 --id regmean-pp
+    With --method refit each step fits a group of layers to what everybody's own give, in forward order, four groups a
+    block.
+
+    Examples: gramfuse request refine acme.tweets regmean-1 --id regmean-pp · gramfuse request refine acme.tweets
+    regmean-1 --method refit --id regmean-refit
     """
     from gramfuse.cli.loops import shown_loop  # noqa: PLC0415 - only where this command runs
 
@@ -176,6 +185,8 @@ def refine(
             block=_chosen_block(block),
             weighting=weighting,
             alpha=alpha,
+            method=method,
+            ridge=ridge,
             seconds=seconds_of(days),
             keep=keep,
             on_request=shown.wait_for,

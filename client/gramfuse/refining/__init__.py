@@ -1,1 +1,1 @@
-"""Merges a model anew, block by block, with what everybody measures in it: RegMean++ as one call."""
+"""Merges a model anew, step by step, with what everybody measures in it: RegMean++, or layers refit in order."""

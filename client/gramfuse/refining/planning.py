@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
+
+from pydantic import ValidationError
 
 from gramfuse.refining.blocks import Block
+from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.recipe import MethodParameters, Recipe
 from gramfuse_shared.errors import RecipeInvalidError
+
+RefiningMethod = Literal["regmean", "refit"]
+"""What each step does: merges layers anew by what they read, or refits them to what their owners' layers give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +59,38 @@ def plan_steps(model: str, result: str, blocks: Sequence[Block], *, at_once: int
     )
 
 
-def recipe_of_step(step: Step, request: str, first: Recipe, *, alpha: float | None = None) -> Recipe:
+def recipe_of_step(
+    step: Step,
+    request: str,
+    first: Recipe,
+    *,
+    method: RefiningMethod = "regmean",
+    alpha: float | None = None,
+    ridge: float | None = None,
+) -> Recipe:
     """Return the recipe that merges a request's answers: by the first model's parameters, if those are RegMean's.
+
+    Of them a refit takes whether organizations or rows count alike.
 
     Args:
         step: the step.
         request: the id under which it was answered.
         first: the recipe of the model that the refinement began with.
-        alpha: in place of the first recipe's.
+        method: what a step does.
+        alpha: of `regmean`, in place of the first recipe's.
+        ridge: of `refit`, in place of the default.
 
     Raises:
-        RecipeInvalidError: alpha is no share.
+        RecipeInvalidError: alpha is no share, or the ridge not above 0.
     """
     parameters = first.parameters if first.merge_method == "regmean" else MethodParameters()
+    if method == "refit":
+        chosen = {"normalize": parameters.normalize} | ({} if ridge is None else {"ridge": float(ridge)})
+        document = {"merge_method": "refit", "base_model": step.origin, "request": request, "parameters": chosen}
+        try:
+            return Recipe.model_validate(document)
+        except ValidationError as error:
+            raise RecipeInvalidError(describe_validation("recipe", error.errors())) from error
     if alpha is not None:
         if not 0 <= alpha <= 1:
             msg = f"alpha is {alpha:g}; it lies between 0 and 1"

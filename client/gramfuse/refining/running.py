@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from gramfuse.connection import named
 from gramfuse.refining.blocks import plan_blocks
-from gramfuse.refining.planning import Step, plan_steps, recipe_of_step
+from gramfuse.refining.groups import plan_groups
+from gramfuse.refining.planning import RefiningMethod, Step, plan_steps, recipe_of_step
 from gramfuse.resuming import LONGEST_RETRY, find_or_ask, run_job, wait_for_answers
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.contract.manifest import Weighting
+from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import MeasuredBlock, RequestCreate, RequestInfo, require_request_allowed
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.identifiers import JOB_PATTERN
@@ -55,6 +58,8 @@ class Refinement:
     alpha: float | None
     seconds: int
     keep: bool
+    method: RefiningMethod
+    ridge: float | None
     on_request: Callable[[RequestInfo], None]
     on_progress: Callable[[RefinementProgress], None]
 
@@ -71,7 +76,8 @@ class Refinement:
 
     def _take(self, step: Step, first: Recipe) -> Job:
         """Measure and merge, and delete the model in between that was read for it."""
-        recipe = recipe_of_step(step, self._measure(step), first, alpha=self.alpha)
+        request = self._measure(step)
+        recipe = recipe_of_step(step, request, first, method=self.method, alpha=self.alpha, ridge=self.ridge)
         job = run_job(
             self.client,
             self.project,
@@ -85,9 +91,16 @@ class Refinement:
 
     def _plan(self) -> tuple[Step, ...]:
         policy = self.client.policy(self.project).policy
-        require_request_allowed("gram", policy)
-        blocks = plan_blocks(self.client.base_manifest(self.project), policy)
+        require_request_allowed(self._kind, policy)
+        base = self.client.base_manifest(self.project)
+        blocks = plan_blocks(base, policy)
+        if self.method == "refit":
+            blocks = plan_groups(blocks, layers_that_may_be_refit(base, policy), policy)
         return plan_steps(self.model, self.result, blocks, at_once=self.blocks_at_once)
+
+    @property
+    def _kind(self) -> RequestKind:
+        return "gram" if self.method == "regmean" else "refit"
 
     def _first_recipe(self) -> Recipe:
         """Return the recipe that the model was merged by, before its head or biases were refit."""
@@ -99,7 +112,7 @@ class Refinement:
     def _measure(self, step: Step) -> str:
         """See to it that everybody has measured; return the id of the request that is complete."""
         body = RequestCreate(
-            kind="gram",
+            kind=self._kind,
             models=(step.origin,),
             layers=step.layers,
             block=self.block,
@@ -128,3 +141,32 @@ def measured_block(block: MeasuredBlock | None, blocks_at_once: int | None) -> M
             raise ConfigurationError(msg)
         return "merged"
     return block or "own"
+
+
+def require_options_of_method(
+    method: RefiningMethod,
+    *,
+    blocks_at_once: int | None,
+    block: MeasuredBlock | None,
+    weighting: Weighting,
+    alpha: float | None,
+    ridge: float | None,
+) -> None:
+    """Require that nothing was chosen that belongs to the other method.
+
+    Raises:
+        ConfigurationError: it was.
+    """
+    chosen = {
+        "regmean": {"ridge": ridge is not None},
+        "refit": {
+            "blocks at once": blocks_at_once != 1,
+            "block": block is not None,
+            "weighting": weighting != "none",
+            "alpha": alpha is not None,
+        },
+    }[method]
+    other = [option for option, is_set in chosen.items() if is_set]
+    if other:
+        msg = f"a refinement by {method} has no {other[0]}; that is the other method's"
+        raise ConfigurationError(msg)
