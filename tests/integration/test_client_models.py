@@ -20,7 +20,8 @@ from gramfuse_shared.errors import (
     TransportError,
 )
 from support.client_world import URL, Site
-from support.worker_world import InProcessWorker, contribute
+from support.server_world import World
+from support.worker_world import InProcessWorker, be_ready
 
 MEMBERS = ("acme", "globex", "initech")
 PROJECT = "acme.tweets"
@@ -28,19 +29,35 @@ MODEL = "regmean-1"
 REGMEAN = Recipe(merge_method="regmean")
 
 
-@pytest.fixture
-def worker(world, settings) -> InProcessWorker:
-    return InProcessWorker(world, settings)
+def begin_merged(world, settings):
+    """Accepted contributions of everybody, and what RegMean made of them."""
+    be_ready(world, settings)
+    recipe = REGMEAN.model_dump(mode="json", exclude_unset=True)
+    submitted = world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/{MODEL}", json={"recipe": recipe})
+    assert submitted.status_code == 201, submitted.text
+    InProcessWorker(world, settings).run(PROJECT, MODEL)
 
 
 @pytest.fixture
-def project(world, worker) -> str:
-    """A project with an accepted contribution of each member."""
-    made = world.project(*MEMBERS)
-    for seed, member in enumerate(MEMBERS):
-        contribute(world, made, member, seed)
-    assert worker.inspect_all() == ["accepted"] * len(MEMBERS)
-    return made["id"]
+def server(request, begun):
+    """A world and its settings; with a merged model, for those who ask for that."""
+    return begun(begin_merged if "model" in request.fixturenames else be_ready)
+
+
+@pytest.fixture
+def world(server) -> World:
+    return server[0]
+
+
+@pytest.fixture
+def worker(server) -> InProcessWorker:
+    return InProcessWorker(*server)
+
+
+@pytest.fixture
+def project() -> str:
+    """The server's, with an accepted contribution of each member."""
+    return PROJECT
 
 
 @pytest.fixture
@@ -54,10 +71,7 @@ def globex(world, tmp_path) -> Site:
 
 
 @pytest.fixture
-def model(acme, worker, project) -> str:
-    with acme.client() as client:
-        client.submit(project, REGMEAN, job=MODEL)
-    worker.run(project, MODEL)
+def model() -> str:
     return MODEL
 
 

@@ -32,8 +32,19 @@ POLICY = Policy(
 
 
 @pytest.fixture
-def worker(world, settings):
-    return InProcessWorker(world, settings)
+def server(request, begun, make_world, settings):
+    """A world and its settings; with a project, for those who ask for that."""
+    return begun(begin_project) if "project" in request.fixturenames else (make_world(), settings)
+
+
+@pytest.fixture
+def world(server):
+    return server[0]
+
+
+@pytest.fixture
+def worker(server):
+    return InProcessWorker(*server)
 
 
 def begin(world, worker, policy):
@@ -52,9 +63,13 @@ def merge(world, worker, job, **recipe):
     worker.run(PROJECT, job)
 
 
+def begin_project(world, settings):
+    begin(world, InProcessWorker(world, settings), POLICY)
+
+
 @pytest.fixture
-def project(world, worker):
-    return begin(world, worker, POLICY)
+def project(world):
+    return world.coordinator("acme").get(PATH).json()
 
 
 def ask(world, kind, identifier=None, **body):
