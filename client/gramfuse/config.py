@@ -83,7 +83,7 @@ class Home:
         """Keep a token for a server, readable by its owner only, and make that server the default."""
         credentials = self._read_credentials()
         servers = {**credentials["servers"], url: {"token": token.reveal(), "allow_http": allow_http}}
-        self._write(_CREDENTIALS, json.dumps({"default": url, "servers": servers}, indent=2) + "\n")
+        self.write(_CREDENTIALS, json.dumps({"default": url, "servers": servers}, indent=2) + "\n")
 
     def endpoint(
         self,
@@ -165,7 +165,7 @@ class Home:
 
     def remember_base(self, fingerprint: str, folder: Path) -> None:
         """Remember where a base model was pulled to, so that a push can compare the embeddings with it."""
-        self._write(f"bases/{fingerprint}", str(folder.resolve()) + "\n")
+        self.write(f"bases/{fingerprint}", str(folder.resolve()) + "\n")
 
     def base_folder(self, fingerprint: str) -> Path | None:
         """Return the folder a base model was last pulled to, if it is still there."""
@@ -191,8 +191,8 @@ class Home:
     def _pin_name(url: str) -> str:
         return f"receipt-keys/{sha256_hex(url.encode())[:24]}.json"
 
-    def _write(self, name: str, text: str) -> None:
-        """Write beside, then rename: a reader sees the old file or the new one."""
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the home beside, then rename: a reader sees the old file or the new one."""
         beside = self._write_beside(name, text)
         os.replace(beside, self.path / name)  # noqa: PTH105 - Path.replace is the same call
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from gramfuse.config import Home, Token, require_token
 from gramfuse.transfer.transport import Transport
@@ -15,6 +15,9 @@ from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError
 from gramfuse_shared.identifiers import IN_WORDS, JOB_PATTERN, PROJECT_PATTERN
+
+if TYPE_CHECKING:
+    from gramfuse.trust import Trust
 
 Listed = TypeVar("Listed", bound=Document)
 
@@ -100,6 +103,12 @@ class Connection:
             msg = "an operator's token belongs to no organization; use a coordinator's or a participant's"
             raise RoleRequiredError(msg)
         return identity.organization
+
+    def _trust(self, project: Project) -> "Trust":
+        """Return what the home knows of a project, whatever the server says."""
+        from gramfuse.trust import Trust  # noqa: PLC0415 - cryptography takes its time to load
+
+        return Trust.of(self.home, self.url, project.id)
 
     # --- names and pages ---------------------------------------------------------------------------------------------
 

@@ -111,6 +111,8 @@ class Contributions(Projects):
     ) -> pushing.Prepared:
         found = self.project(project)
         pushing.require_ready(found)
+        pushing.require_accepted(found, self.organization)
+        self._trust(found).require_accepted(found, self.organization)
         return pushing.prepare(
             found,
             self.organization,

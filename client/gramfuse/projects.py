@@ -1,6 +1,8 @@
 """Projects in the SDK: create one, invite to it, agree on its policy, fetch its base model."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gramfuse.connection import Connection, named
 from gramfuse.contributing.base_model import open_base_folder
@@ -14,7 +16,11 @@ from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion, Project
 from gramfuse_shared.contract.identity import PolicyAcceptance, SignedAcceptance
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.errors import DigestMismatchError
 from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
+
+if TYPE_CHECKING:
+    from gramfuse.trust import RosterEntry
 
 StrPath = str | Path
 
@@ -81,10 +87,18 @@ class Projects(Connection):
         return Project.parse(self._transport.call("PUT", path))
 
     def policy(self, project: str, version: int | None = None) -> PolicyVersion:
-        """Return a version of a project's policy; the current one by default."""
+        """Return a version of a project's policy; the current one by default.
+
+        Raises:
+            DigestMismatchError: what the server shows does not have the digest that it says.
+        """
         found = self.project(project)
         number = version or found.policy.version
-        return PolicyVersion.parse(self._transport.call("GET", f"v1/projects/{found.id}/policies/{number}"))
+        shown = PolicyVersion.parse(self._transport.call("GET", f"v1/projects/{found.id}/policies/{number}"))
+        if shown.policy.content_digest() != shown.digest:
+            msg = f"the server shows a policy of {found.id} under a digest that is not its own; accept nothing"
+            raise DigestMismatchError(msg)
+        return shown
 
     def set_policy(self, project: str, policy: Policy) -> PolicyVersion:
         """Publish the next version of a project's policy; every participant has to accept it anew."""
@@ -115,7 +129,26 @@ class Projects(Connection):
         )
         body = SignedAcceptance(acceptance=acceptance, signature=identity.sign(acceptance))
         path = f"v1/projects/{found.id}/acceptances/{digest}"
-        return Acceptance.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
+        recorded = Acceptance.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
+        self._trust(found).remember_accepted(found.policy.version)
+        return recorded
+
+    def roster(self, project: str) -> "tuple[RosterEntry, ...]":
+        """Return every member's identity key, and how it stands here: verified, changed, or not compared yet."""
+        found = self.project(project)
+        return self._trust(found).roster(found, self.organization)
+
+    def verify_roster(self, project: str, entries: "Sequence[RosterEntry]") -> "tuple[RosterEntry, ...]":
+        """Keep keys that people compared out of band; from then on another key of these members is an error."""
+        found = self.project(project)
+        keys = {entry.organization: entry.identity for entry in entries if entry.identity is not None}
+        return self._trust(found).verify(keys).roster(found, self.organization)
+
+    def reset_identity(self, project: str, organization: str) -> Project:
+        """Forget a member's identity key, so that it joins again with another; the coordinator's right."""
+        member = named("organization", organization, SLUG_PATTERN)
+        path = f"{self._path(project)}/participants/{member}/identity"
+        return Project.parse(self._transport.call("DELETE", path))
 
     def scales(self, project: str, *, on_progress: OnProgress | None = None) -> Path:
         """Return where the project's scales file lies in the client's home; fetched there where it is not yet.

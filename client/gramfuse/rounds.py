@@ -147,6 +147,7 @@ class Rounds(Connection):
         answer = prepared.answer
         project = self._project(answer.project)
         pushing.require_accepted(project, self.organization)
+        self._trust(project).require_accepted(project, self.organization)
         asked = self.request(project.id, answer.request)
         path = f"v1/projects/{project.id}/policies/{project.policy.version}"
         policy = PolicyVersion.parse(self._transport.call("GET", path)).policy

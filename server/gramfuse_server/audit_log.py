@@ -86,12 +86,16 @@ def append(
     session.flush()
 
 
-def verify(session: Session) -> tuple[int, str]:
+def verify(session: Session, *, noted: tuple[int, str] | None = None) -> tuple[int, str]:
     """Walk the chain; return the number of rows and the last digest, to be noted elsewhere.
+
+    `noted` is what an earlier walk returned: whoever can write the database can cut off the end or chain all rows anew,
+    and only what was noted elsewhere tells.
 
     Raises:
         AuditChainBrokenError: a row was edited, removed, added or reordered; the message names the first one.
     """
+    reached = GENESIS
     sequence, digest = 0, GENESIS
     query = select(AuditRow).order_by(AuditRow.sequence).execution_options(yield_per=_ROWS_AT_ONCE)
     with closing(session.scalars(query)) as rows:
@@ -104,6 +108,8 @@ def verify(session: Session) -> tuple[int, str]:
                 msg = f"row {sequence} of the audit log was edited: its content does not have its digest"
                 raise AuditChainBrokenError(msg, sequence=sequence)
             digest = row.digest
+            if noted is not None and sequence == noted[0]:
+                reached = digest
     head = session.get(AuditHeadRow, 1)
     expected = (head.sequence, head.digest) if head else (0, GENESIS)
     if (sequence, digest) != expected:
@@ -111,6 +117,12 @@ def verify(session: Session) -> tuple[int, str]:
             f"the audit log ends at row {sequence}, its head says {expected[0]}: rows were removed or added at the end"
         )
         raise AuditChainBrokenError(msg, sequence=sequence)
+    if noted is not None and sequence < noted[0]:
+        msg = f"the audit log ends at row {sequence}, but row {noted[0]} was noted: rows were removed at the end"
+        raise AuditChainBrokenError(msg, sequence=sequence)
+    if noted is not None and reached != noted[1]:
+        msg = f"row {noted[0]} of the audit log is not the one that was noted: the chain was written anew"
+        raise AuditChainBrokenError(msg, sequence=noted[0])
     return sequence, digest
 
 

@@ -5,6 +5,7 @@ The job engine, the logs' library and cryptography load only in the commands tha
 
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -27,9 +28,11 @@ from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
 from gramfuse_shared.errors import (
     ConfigurationError,
+    FileUnreadableError,
     NotFoundError,
     RequestMalformedError,
 )
+from gramfuse_shared.identifiers import DIGEST_PATTERN
 from gramfuse_shared.imports import imports_kept
 
 OPERATOR_DAYS: Final = 365
@@ -203,12 +206,45 @@ def create_organizations(
     typer.echo("\n".join(organization.name for organization in organizations))
 
 
-@audit_commands.command("verify")
-def verify_audit_log() -> None:
-    """Walk the audit log's hash chain; print its length and last digest, to be noted elsewhere."""
+@audit_commands.command("head")
+def show_audit_head() -> None:
+    """Verify the audit log and print its head, `ROWS DIGEST`. Keep it where the database's owner cannot write.
+
+    Example: gramfuse-server audit head > head-2026-11-27.txt
+    """
     with _migrated_database() as database, reading(database) as session:
         rows, digest = audit_log.verify(session)
-    typer.echo(f"{rows} rows, intact; the last digest is {digest}")
+    typer.echo(f"{rows} {digest}")
+
+
+@audit_commands.command("verify")
+def verify_audit_log(
+    head: Annotated[
+        Path | None, typer.Option(help="A file of `audit head`: rows of then that are gone or other are found too.")
+    ] = None,
+) -> None:
+    """Walk the audit log's hash chain: no row was edited, removed or reordered. Print its length and last digest.
+
+    Without --head, rows cut off at the end and a chain that was written anew as a whole are not found.
+    """
+    noted = None if head is None else _read_head(head)
+    with _migrated_database() as database, reading(database) as session:
+        rows, digest = audit_log.verify(session, noted=noted)
+    since = "" if noted is None else f", and {noted[0]} of them are those of {head}"
+    typer.echo(f"{rows} rows, intact{since}; the last digest is {digest}")
+
+
+def _read_head(path: Path) -> tuple[int, str]:
+    try:
+        rows, digest = path.read_text(encoding="utf-8").split()
+        number = int(rows)
+    except (OSError, ValueError) as error:
+        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+        raise FileUnreadableError(msg) from error
+    if number < 0 or re.fullmatch(DIGEST_PATTERN, digest) is None:
+        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+        raise FileUnreadableError(msg)
+    return number, digest
 
 
 def _create_token(session: Session, *, role: Role, organization: str | None, days: int) -> str:

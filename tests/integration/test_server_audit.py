@@ -85,6 +85,39 @@ def test_rows_removed_at_the_end_are_found(database):
         verify(database)
 
 
+def test_a_noted_head_finds_rows_that_were_cut_off_together_with_the_chains_end(database):
+    noted = verify(database)
+    with reading(database) as session:
+        assert audit_log.verify(session, noted=noted) == noted
+    change(
+        database,
+        "DELETE FROM audit_log WHERE sequence > 4",
+        "UPDATE audit_head SET sequence = 4, digest = (SELECT digest FROM audit_log WHERE sequence = 4)",
+    )
+    assert verify(database)[0] == 4  # the chain alone does not tell
+    with reading(database) as session, pytest.raises(AuditChainBrokenError, match="ends at row 4, but row 6 was noted"):
+        audit_log.verify(session, noted=noted)
+
+
+def test_a_noted_head_finds_a_chain_that_was_written_anew(database):
+    noted = verify(database)
+    change(database, "DELETE FROM audit_log", "DELETE FROM audit_head")
+    for number in range(9):
+        with transaction(database) as session:
+            append(session, 100 + number)
+    assert verify(database)[0] == 9
+    with reading(database) as session, pytest.raises(AuditChainBrokenError, match=r"row 6 .* written anew"):
+        audit_log.verify(session, noted=noted)
+
+
+def test_a_noted_head_holds_when_rows_came_after_it(database):
+    noted = verify(database)
+    with transaction(database) as session:
+        append(session, 7)
+    with reading(database) as session:
+        assert audit_log.verify(session, noted=noted)[0] == 7
+
+
 def test_reordered_rows_are_found(database):
     change(
         database,

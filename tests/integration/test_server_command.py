@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from gramfuse_server import commands, logs, receipt_key
-from gramfuse_shared.errors import ConfigurationError, GramfuseError, NotFoundError, RequestMalformedError
+from gramfuse_shared.errors import (
+    AuditChainBrokenError,
+    ConfigurationError,
+    FileUnreadableError,
+    GramfuseError,
+    NotFoundError,
+    RequestMalformedError,
+)
 
 TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
 
@@ -122,6 +129,22 @@ def test_the_audit_log_verifies_and_names_its_end(command):
     command("init")
     command("org", "create", "acme")
     assert re.match(r"3 rows, intact; the last digest is [0-9a-f]{64}\n", command("audit", "verify"))
+
+
+def test_a_head_is_printed_kept_and_compared(command, tmp_path):
+    command("init")
+    head = tmp_path / "head.txt"
+    head.write_text(command("audit", "head"))
+    command("org", "create", "acme")
+    told = command("audit", "verify", "--head", str(head))
+    assert told.startswith(f"3 rows, intact, and 2 of them are those of {head};")
+    for content in ("", "2", "x " + "0" * 64, "2 abc", "-1 " + "0" * 64):
+        head.write_text(content)
+        with pytest.raises(FileUnreadableError, match="does not hold a head"):
+            command("audit", "verify", "--head", str(head))
+    head.write_text("2 " + "0" * 64)
+    with pytest.raises(AuditChainBrokenError, match="row 2"):
+        command("audit", "verify", "--head", str(head))
 
 
 def test_without_a_migrated_database_the_answer_names_the_command(command):

@@ -85,6 +85,21 @@ def test_an_acceptance_is_one_row_of_the_audit_log_with_its_key(world, project):
     assert [row["details"]["identity"] for row in accepted] == [public_identity("globex")]
 
 
+def test_the_coordinator_forgets_a_lost_key_and_the_member_joins_with_another(world, project):
+    world.accept_policy(PROJECT, "globex")
+    path = f"/v1/projects/{PROJECT}/participants/globex/identity"
+    problem(world.participant("globex").delete(path), 403, "role-required")
+    for _ in range(2):
+        assert world.coordinator("acme").delete(path).status_code == 200
+    assert participant(world, "globex").accepted_policy is None
+    assert world.accept_policy(PROJECT, "globex", key=identity_of("globex's new one")).status_code == 201
+    assert participant(world, "globex").identity == public_identity("globex's new one")
+    rows = world.operator.get("/v1/admin/audit-log", params={"limit": 200}).json()["items"]
+    (reset,) = (row for row in rows if row["action"] == "identity.reset")
+    assert reset["details"] == {"organization": "globex", "identity": public_identity("globex")}
+    problem(world.coordinator("acme").delete(path.replace("globex", "hooli")), 404, "not-found")
+
+
 def test_what_was_accepted_before_there_were_keys_stays_on_record_and_everybody_joins_again(world, project):
     world.accept_policy(PROJECT, "globex")
     database = world.services.database

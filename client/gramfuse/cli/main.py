@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "env": LazyCommand("gramfuse.cli.account", "Show versions, paths and settings, secrets masked.", "env"),
         "identity": LazyCommand("gramfuse.cli.identity", "Your organization's key: make it, show its fingerprint."),
         "project": LazyCommand("gramfuse.cli.projects", "Create, join and look at projects; fetch the base model."),
+        "roster": LazyCommand("gramfuse.cli.roster", "Compare and keep the members' identity keys."),
         "stats": LazyCommand("gramfuse.cli.stats", "Measure a model on your own texts."),
         "scales": LazyCommand(
             "gramfuse.cli.scales", "Measure a base model on public text, for all of a project alike."

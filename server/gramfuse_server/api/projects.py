@@ -97,6 +97,17 @@ def invite_participant(
         return project_document(session, services, row)
 
 
+@router.delete("/{project}/participants/{organization}/identity", responses=declares())
+def reset_identity(
+    project: ProjectPath, organization: OrganizationPath, services: ServicesOf, caller: CallerOf
+) -> Project:
+    """Forget a participant's identity key (coordinator): it accepts the policy anew, with another key."""
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project, lock=True)
+        policies.reset_identity(session, caller, row, organization, services.clock())
+        return project_document(session, services, row)
+
+
 @router.get("/{project}/policies/{version}", responses=declares())
 def get_policy(project: ProjectPath, version: VersionPath, services: ServicesOf, caller: CallerOf) -> PolicyVersion:
     """A version of the project's policy."""

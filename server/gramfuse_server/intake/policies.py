@@ -138,6 +138,31 @@ def accept_policy(
     return session.get_one(AcceptanceRow, (project.id, current.version, organization, acceptance.identity)), new
 
 
+def reset_identity(session: Session, caller: Caller, project: ProjectRow, organization: str, now: datetime) -> None:
+    """Forget a participant's identity key: it joins again with another. Twice is the same as once.
+
+    Raises:
+        RoleRequiredError: the caller does not coordinate the project.
+        NotFoundError: the organization does not take part.
+    """
+    caller.require_coordinator(project.coordinator)
+    participant = session.get(ParticipantRow, (project.id, organization))
+    if participant is None:
+        msg = f"{organization} does not take part in {project.id}"
+        raise NotFoundError(msg)
+    if participant.identity is None:
+        return
+    forgotten, participant.identity, participant.accepted_version = participant.identity, None, None
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="identity.reset",
+        subject=project.id,
+        details={"organization": organization, "identity": forgotten},
+    )
+
+
 def policy_document(row: PolicyRow) -> PolicyVersion:
     """Return a policy version as it travels."""
     return PolicyVersion(
