@@ -71,6 +71,7 @@ def test_the_server_refuses_what_the_client_would_keep():
         {"requests": ["head"]},
         {"requests": ["calibration"]},
         {"requests": ["refit"]},
+        {"methods": ["refit"], "heads": "shared"},
     ],
 )
 def test_a_policy_cannot_want_noise_and_ask_for_statistics_without(changes):

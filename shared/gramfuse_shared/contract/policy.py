@@ -59,8 +59,11 @@ DEFAULT_HEAD_PARAMETERS: Final = (
 )
 
 
-_UNNOISED: Final = frozenset({"fisher", "gram", "head", "refit", "calibration"})
-"""Methods and requests whose statistics leave as they were measured."""
+_METHODS_WITH_NOISE: Final = frozenset(
+    {"linear", "regmean", "task_arithmetic", "ties", "dare_linear", "dare_ties", "wudi"}
+)
+_REQUESTS_WITH_NOISE: Final = frozenset({"evaluate"})
+"""What differential privacy goes with: whatever else there is, and comes, asks for statistics that nothing noises."""
 
 
 class Policy(Document):
@@ -162,7 +165,8 @@ class Policy(Document):
     @model_validator(mode="after")
     def _all_statistics_are_noised(self) -> Self:
         if self.differential_privacy is not None:
-            bare = [*_UNNOISED.intersection(self.methods), *_UNNOISED.intersection(self.requests)]
+            bare = [method for method in self.methods if method not in _METHODS_WITH_NOISE]
+            bare += [request for request in self.requests if request not in _REQUESTS_WITH_NOISE]
             if bare:
                 msg = (
                     f"with differential_privacy neither methods nor requests hold {bare[0]}, of which nothing is noised"
