@@ -15,7 +15,7 @@ from scipy.stats import kstest, norm
 from gramfuse.privacy.clipping import ClippedSum
 from gramfuse.privacy.gaussian import mu_of
 from gramfuse.privacy.noise import NoiseSource, add_noise, step_of
-from gramfuse.privacy.releasing import Mechanism
+from gramfuse.privacy.releasing import RIDGE, Mechanism
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.privacy import PrivacyBudget
 from gramfuse_shared.merging.scales import Scales
@@ -168,12 +168,12 @@ def test_a_release_has_the_mean_under_noise_of_sigma():
 def test_what_is_repaired_is_positive_definite_by_at_least_the_ridge():
     mechanism, source = Mechanism.of(BUDGET, clip=1.0, examples=100), NoiseSource(KEY)
     repaired = mechanism.repair(mechanism.release(np.zeros((64, 64)), source))
-    ridge = mechanism.sigma * math.sqrt(128)
+    ridge = RIDGE * mechanism.sigma * math.sqrt(128)
     assert torch.equal(repaired, repaired.T)
     assert float(torch.linalg.eigvalsh(repaired).min()) == pytest.approx(ridge, rel=1e-6)
 
 
-def test_the_ridge_is_the_norm_of_the_noise():
+def test_the_norm_of_the_noise_is_what_the_ridge_is_a_share_of():
     source = NoiseSource(KEY)
     found = np.abs(np.linalg.eigvalsh(source.symmetric(400))).max()
     assert found == pytest.approx(math.sqrt(2 * 400), rel=0.05)

@@ -5,7 +5,7 @@ What follows the noise uses public numbers alone, and costs no privacy.
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from gramfuse_shared.contract.privacy import Noised, PrivacyBudget
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.merging.scales import Scales
 from gramfuse_shared.version import __version__
+
+RIDGE: Final = 0.1
+"""Of the noise's norm: kept 91 % of RegMean's gain where the whole norm kept 78 %, and a hundredth 89 % (ADR 0025)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,15 @@ class Mechanism:
         return add_noise(mean, source.symmetric(mean.shape[0]) * self.sigma, step=self.step)
 
     def repair(self, noisy: NDArray[np.float64]) -> torch.Tensor:
-        """Return the nearest positive semi-definite matrix, plus a ridge of σ√(2d); float64 [d, d].
+        """Return the nearest positive semi-definite matrix, plus a ridge of `RIDGE`·σ√(2d); float64 [d, d].
 
-        The ridge is the norm of the noise: its eigenvalues fill [−σ√(2d), σ√(2d)] (Wigner's semicircle for entries of
-        variance σ²/2), so in directions that hold less than that the merge stays near the average.
+        σ√(2d) is the norm of the noise: its eigenvalues fill [−σ√(2d), σ√(2d)] (Wigner's semicircle for entries of
+        variance σ²/2). In directions that hold much less than the ridge a merge stays near the average.
         """
         width = noisy.shape[0]
         values, vectors = torch.linalg.eigh(torch.from_numpy(noisy))
         repaired: torch.Tensor = (vectors * values.clamp(min=0)) @ vectors.T
-        repaired.diagonal().add_(self.sigma * math.sqrt(2 * width))
+        repaired.diagonal().add_(RIDGE * self.sigma * math.sqrt(2 * width))
         return repaired.add(repaired.T).div_(2)
 
 
