@@ -165,7 +165,7 @@ class Policy(Document):
     @model_validator(mode="after")
     def _all_statistics_are_noised(self) -> Self:
         if self.differential_privacy is not None:
-            bare = [method for method in self.methods if method not in _METHODS_WITH_NOISE]
+            bare: list[str] = [method for method in self.methods if method not in _METHODS_WITH_NOISE]
             bare += [request for request in self.requests if request not in _REQUESTS_WITH_NOISE]
             if bare:
                 msg = (
