@@ -350,6 +350,14 @@ class ValueOutOfBoundsError(GramfuseError):
     title = "A value is over its bound"
 
 
+class AuditRefusedError(GramfuseError):
+    """An attack on what would leave finds more than the caller allows."""
+
+    code = "audit-refused"
+    status = 403
+    title = "The audit refuses what would leave"
+
+
 class CancelledError(GramfuseError):
     """The work was cancelled at a task boundary."""
 

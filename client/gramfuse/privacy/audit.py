@@ -1,8 +1,9 @@
-"""Reports what a statistics file holds and what would leave under a policy, before anything does.
+"""Reports what a statistics file holds, what would leave under a policy, and what attacks find, before anything does.
 
 Numbers, not a guarantee: how much a Gram matrix reveals depends on texts and attackers that no report knows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,15 +14,17 @@ from gramfuse.contributing.draft import draft_contribution
 from gramfuse.contributing.loading import StatisticsFile
 from gramfuse.contributing.plan import ContributionPlan, TapDecision
 from gramfuse.measuring.statistics_io import read_statistics
+from gramfuse.measuring.texts import Text
+from gramfuse.privacy.attacking import Attacks, attack
 from gramfuse_shared.contract.manifest import BaseManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.fusion import packing
 
 NO_GUARANTEE: Final = (
-    "This report is no guarantee of privacy. It applies the project's rules and counts rows; it does not attack your "
-    "statistics. Gram matrices of few texts give rows back exactly, those of 1,000 texts still tell who was in them "
-    "better than chance, what Fisher information tells has not been measured, and fine-tuned weights have seen your "
-    "texts too. Send nothing whose disclosure you could not bear."
+    "This report is no guarantee of privacy. It applies the project's rules and counts rows; given your texts, it also "
+    "runs some attacks, and better ones find more. Gram matrices of few texts give rows back exactly, those of 1,000 "
+    "texts still tell who was in them better than chance, what Fisher information tells has not been measured, and "
+    "fine-tuned weights have seen your texts too. Send nothing whose disclosure you could not bear."
 )
 
 
@@ -65,10 +68,11 @@ class TapReport:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What would leave, what stays and why, and how each measured tap looks."""
+    """What would leave, what stays and why, how each measured tap looks, and what attacks found (None: not run)."""
 
     plan: ContributionPlan
     taps: tuple[TapReport, ...]
+    attacks: Attacks | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -78,6 +82,7 @@ class AuditReport:
             "notice": NO_GUARANTEE,
             "plan": self.plan.to_json(),
             "taps": [tap.to_json() for tap in self.taps],
+            "attacks": None if self.attacks is None else self.attacks.to_json(),
         }
 
 
@@ -89,6 +94,9 @@ def audit(
     statistics: str | Path | None = None,
     fisher: str | Path | None = None,
     base_folder: str | Path | None = None,
+    texts: Sequence[Text] | None = None,
+    public: Sequence[Text] = (),
+    device: str = "auto",
 ) -> AuditReport:
     """Say what a push of this model and these statistics would send under the policy, and how the statistics look.
 
@@ -99,11 +107,15 @@ def audit(
         statistics: the statistics file; None to look at the weights alone.
         fisher: the file of Fisher information, if there is one.
         base_folder: the base model's folder, to tell whether the embeddings were tuned.
+        texts: the texts that were measured, to attack the statistics and the embeddings; None to run no attack.
+        public: others' texts of a like kind, which make the membership attack stronger.
+        device: where the attacks run the model.
 
     Raises:
         FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: a file.
         ArchitectureMismatchError: model or statistics do not belong to the base.
         PolicyViolationError: the policy lets nothing leave.
+        ConfigurationError: the statistics were not measured on these texts.
     """
     draft = draft_contribution(
         Path(model),
@@ -113,7 +125,12 @@ def audit(
         base_folder=None if base_folder is None else Path(base_folder),
         fisher=None if fisher is None else Path(fisher),
     )
-    return AuditReport(plan=draft.plan, taps=_look_at_taps(draft.statistics, draft.plan) if draft.statistics else ())
+    taps = _look_at_taps(draft.statistics, draft.plan) if draft.statistics else ()
+    found = None
+    if texts is not None:
+        folder = None if base_folder is None else Path(base_folder)
+        found = attack(Path(model), draft, texts, base_folder=folder, public=public, device=device)
+    return AuditReport(plan=draft.plan, taps=taps, attacks=found)
 
 
 def effective_rank(gram: torch.Tensor, width: int) -> tuple[float, int]:

@@ -46,13 +46,15 @@ class FoundTokens:
         return (self.counts >= NAMED).nonzero().squeeze(1)
 
 
-def token_dictionary(opened: OpenModel, layer: str, vocabulary: int) -> Dictionary:
+def token_dictionary(opened: OpenModel, layer: str, vocabulary: int, *, length: int = POSITIONS) -> Dictionary:
     """Compute what each token looks like where `layer` reads it, as a mean over positions; and positions' own part.
+
+    `length` is about how long most texts are, which an attacker guesses.
 
     Raises:
         ArchitectureMismatchError: see `rows_of_tokens`.
     """
-    length = min(POSITIONS, opened.max_tokens(None))
+    length = min(length, opened.max_tokens(None))
     behind_first = max(1, length - 1)
     padded = torch.arange(-(-vocabulary // behind_first) * behind_first) % vocabulary
     mean = torch.zeros(vocabulary, 0)
