@@ -411,5 +411,5 @@ def test_the_file_says_what_it_is_in_its_metadata(tmp_path):
         "collector": {"collector_version": "0", "labels": "sampled"},
         "examples": 2,
         "distinct_examples": 1,
-        "parameters": [{"name": "a", "norm": 2**0.5, "shape": [2], "source": "mixed"}],
+        "parameters": [{"name": "a", "norm": pytest.approx(2**0.5), "shape": [2], "source": "mixed"}],
     }

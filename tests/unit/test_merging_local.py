@@ -158,11 +158,12 @@ def test_what_each_layer_got_is_written_in_words_where_a_report_is_asked_for(wor
     assert text.startswith("# out\n\n## Layers\n")
     assert "gained over the average (2 entries)" in text
     assert "`k.weight` and 1 more" in text
-    assert [line.split(" ")[1] for line in text.split("## Models")[1].splitlines() if line.startswith("| m0")] == [
+    told = [line.split(" ")[1] for line in text.split("## Models")[1].splitlines() if line.startswith("| m0")]
+    assert sorted(told) == [
         "m00",
         "m01",
         "m02",
-    ]
+    ]  # in the order of the statistics' digests, which hang on the CPU's rounding
 
 
 def test_progress_reaches_the_whole(workshop):
