@@ -105,14 +105,14 @@ def token_batch(lengths: tuple[int, ...] = (9, 6, 4), *, seed: int = 0) -> dict[
     return {"input_ids": ids * mask + PAD * (1 - mask), "attention_mask": mask}
 
 
-def example_batch(kind: str, *, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a batch that the architecture takes."""
+def example_batch(kind: str, *, seed: int = 0, target: tuple[int, ...] = (5, 7, 2)) -> dict[str, torch.Tensor]:
+    """Return a batch that the architecture takes; `target` are the lengths of what T5's decoder reads."""
     if kind == "vit":
         return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(seed))}
     batch = token_batch(seed=seed)
     if kind == "t5":
-        target = token_batch((5, 7, 2), seed=seed + 1)
-        batch |= {"decoder_input_ids": target["input_ids"], "decoder_attention_mask": target["attention_mask"]}
+        decoded = token_batch(target, seed=seed + 1)
+        batch |= {"decoder_input_ids": decoded["input_ids"], "decoder_attention_mask": decoded["attention_mask"]}
     return batch
 
 

@@ -88,8 +88,9 @@ def test_debertas_keys_also_read_relative_embeddings_and_its_values_do_not():
     assert key.info.rows > key.info.distinct_rows == value.info.rows
 
 
-def test_an_encoder_decoders_layers_go_by_the_mask_of_what_they_read():
-    model, batch = tiny_model("t5"), example_batch("t5")
+@pytest.mark.parametrize("target", [(5, 7, 2), (2, 9, 5)], ids=["another length", "the same length"])
+def test_an_encoder_decoders_layers_go_by_the_mask_of_what_they_read(target):
+    model, batch = tiny_model("t5"), example_batch("t5", target=target)
 
     def keep(name: str, tensor: torch.Tensor) -> torch.Tensor:
         of_encoder = name.startswith("encoder.") or name.endswith(

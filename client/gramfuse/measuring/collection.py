@@ -158,7 +158,7 @@ class Collector:
         if known and self._differences is None:
             return
         with exact_sums(tensor.device):
-            selection = select(tensor.detach(), frame, drop_padding=self._drop_padding)
+            selection = select(tensor, frame, drop_padding=self._drop_padding)
             if self._differences is not None:
                 selection = with_constant(selection)
                 self._differences.expect(module, layer, selection)

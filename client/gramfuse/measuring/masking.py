@@ -89,9 +89,10 @@ def select(tensor: torch.Tensor, frame: Frame, *, drop_padding: bool) -> Selecti
     """Return the rows of a layer's input that are not padding, without waiting for a device.
 
     [B, T, d] and [B·T, d] go by the mask; [B, d] has a row per example; [B, …, d] without mask counts whole. A tensor
-    of another first dimension (relative embeddings, routed tokens) belongs to no example that could be told.
+    of another first dimension (relative embeddings, routed tokens) belongs to no example that could be told. Takes the
+    very tensor that the layer read, since an encoder's output is told by identity; the rows have no gradient.
     """
-    rows = tensor.reshape(-1, tensor.shape[-1])  # [n, d]
+    rows = tensor.detach().reshape(-1, tensor.shape[-1])  # [n, d]
     batch, total = frame.batch, rows.shape[0]
     if batch is None or tensor.dim() < MATRIX or batch == 0:
         return Selection(rows, RowCount(total))

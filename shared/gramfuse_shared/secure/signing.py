@@ -1,12 +1,11 @@
 """Signs and verifies the messages of a session, and sets of them: the rules that both parties hold messages to."""
 
-import base64
 from collections.abc import Sequence
 from typing import TypeVar
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from gramfuse_shared import signatures
 from gramfuse_shared.contract.secure import SessionMessage, SignedMessage, Stage
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import SecureSessionRefusedError, SignatureInvalidError
@@ -15,9 +14,8 @@ M = TypeVar("M", bound=SessionMessage)
 
 
 def sign(message: SessionMessage, key: Ed25519PrivateKey) -> SignedMessage:
-    """Sign a message's canonical JSON. Ed25519 is deterministic: the same message has the same bytes."""
-    signature = base64.b64encode(key.sign(message.canonical())).decode("ascii")
-    return SignedMessage.model_validate({"message": message, "signature": signature})
+    """Sign a message; the same message has the same bytes."""
+    return SignedMessage.model_validate({"message": message, "signature": signatures.sign(message, key)})
 
 
 def stage_of(kind: type[SessionMessage]) -> Stage:
@@ -50,12 +48,9 @@ def require_message(signed: SignedMessage, session: SessionManifest, kind: type[
     if member is None:
         msg = f"{message.sender} is no member of the session {session.session}"
         raise SecureSessionRefusedError(msg, sender=message.sender)
-    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(member.identity))
-    try:
-        key.verify(base64.b64decode(signed.signature), message.canonical())
-    except InvalidSignature as error:
+    if not signatures.is_signed(message, signed.signature, member.identity):
         msg = f"{message.sender}'s identity key did not sign this message of the stage {signed.message.stage}"
-        raise SignatureInvalidError(msg, sender=message.sender) from error
+        raise SignatureInvalidError(msg, sender=message.sender)
     return message
 
 
