@@ -16,8 +16,8 @@ from gramfuse_shared.merging.execution import MemberReader, execute_task
 from gramfuse_shared.merging.plan import LabelRows, Member
 from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head
 from gramfuse_shared.merging.schedule import tap_of
-from gramfuse_shared.merging.steps import Term
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
+from gramfuse_shared.merging.terms import Term
 from support.merging_cases import CPU, infos
 
 LABELS, WIDTH = 4, 6

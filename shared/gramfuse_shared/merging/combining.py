@@ -21,7 +21,8 @@ from gramfuse_shared.merging import ready_sums
 from gramfuse_shared.merging.reading import Inputs
 from gramfuse_shared.merging.sampling import Sample
 from gramfuse_shared.merging.schedule import element_ranges, row_ranges
-from gramfuse_shared.merging.steps import AverageStep, DeltaStep, DiagonalStep, GramStep, Linear, ReadySum, Source, Term
+from gramfuse_shared.merging.steps import AverageStep, DeltaStep, DiagonalStep, GramStep, Linear
+from gramfuse_shared.merging.terms import ReadySum, Source, Term
 
 _TORCH: Final[Mapping[str, torch.dtype]] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 

@@ -9,7 +9,8 @@ from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.fusion.least_squares import Diagnosis
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.sampling import Sample
-from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, DiagonalStep, GramStep, ReadySum, RowsStep
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, DeltaStep, DiagonalStep, GramStep, RowsStep
+from gramfuse_shared.merging.terms import ReadySum
 
 _MATRIX: Final = 2
 

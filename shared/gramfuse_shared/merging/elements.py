@@ -10,16 +10,8 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.plan import Member
-from gramfuse_shared.merging.steps import (
-    DiagonalStep,
-    FisherTotals,
-    MergeStep,
-    Precision,
-    ReadySum,
-    RowsStep,
-    Term,
-    WholeStep,
-)
+from gramfuse_shared.merging.steps import DiagonalStep, MergeStep, RowsStep, WholeStep
+from gramfuse_shared.merging.terms import FisherTotals, Precision, ReadySum, Term
 
 
 @dataclass(frozen=True, slots=True)

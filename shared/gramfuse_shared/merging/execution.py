@@ -18,6 +18,7 @@ from gramfuse_shared.merging.describing import Described
 from gramfuse_shared.merging.exact_products import exact_products
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.reading import Inputs, MemberReader
+from gramfuse_shared.merging.refit_steps import RefitStep
 from gramfuse_shared.merging.refitting import refit
 from gramfuse_shared.merging.sampling import follow_nothing, rows_of, sample_of
 from gramfuse_shared.merging.schedule import element_ranges
@@ -28,7 +29,6 @@ from gramfuse_shared.merging.steps import (
     DiagonalStep,
     GramStep,
     MergeStep,
-    RefitStep,
     RowsStep,
     Step,
 )

@@ -34,15 +34,12 @@ from gramfuse_shared.merging.steps import (
     GramStep,
     Linear,
     MergeStep,
-    Precision,
     RowPart,
     RowsStep,
-    Source,
-    Term,
     WholeStep,
-    tensor_bytes,
 )
 from gramfuse_shared.merging.taps import Feed, Taps
+from gramfuse_shared.merging.terms import Precision, Source, Term, tensor_bytes
 
 _OUT_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -13,8 +13,9 @@ from gramfuse_shared.errors import CancelledError, FileUnreadableError, Statisti
 from gramfuse_shared.fusion.workspace import is_finite
 from gramfuse_shared.merging.read_ahead import HostMemory, ReadAhead
 from gramfuse_shared.merging.schedule import Read, read_gram, read_product, reads_of
-from gramfuse_shared.merging.steps import GramStep, ReadySum, Source, Task
+from gramfuse_shared.merging.steps import GramStep, Task
 from gramfuse_shared.merging.streaming import TensorReader
+from gramfuse_shared.merging.terms import ReadySum, Source
 
 
 @dataclass(frozen=True, slots=True)

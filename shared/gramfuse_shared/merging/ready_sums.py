@@ -22,17 +22,8 @@ from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import MergePlan
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, method_version
 from gramfuse_shared.merging.sharding import plan_tasks
-from gramfuse_shared.merging.steps import (
-    SUM_BYTES,
-    AverageStep,
-    CopyStep,
-    DiagonalStep,
-    GramStep,
-    Linear,
-    ReadySum,
-    Step,
-    tensor_bytes,
-)
+from gramfuse_shared.merging.steps import AverageStep, CopyStep, DiagonalStep, GramStep, Linear, Step
+from gramfuse_shared.merging.terms import SUM_BYTES, ReadySum, tensor_bytes
 
 __all__ = ["SummedMember", "plan_sums", "precision_name", "product_name", "weighted_name"]
 

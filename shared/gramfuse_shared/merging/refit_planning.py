@@ -13,20 +13,11 @@ from gramfuse_shared.merging.label_rows import sets_of_rows
 from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import Member, MergePlan
 from gramfuse_shared.merging.planning import DEFAULT_SHARD_BYTES, method_version
+from gramfuse_shared.merging.refit_steps import HeadPart, HeadStep, LayersStep, RefitLayer, RefitStep, ShiftStep
 from gramfuse_shared.merging.schedule import tap_of
 from gramfuse_shared.merging.sharding import plan_tasks
-from gramfuse_shared.merging.steps import (
-    CopyStep,
-    HeadPart,
-    HeadStep,
-    LayersStep,
-    Layout,
-    RefitLayer,
-    RefitStep,
-    ShiftStep,
-    Step,
-    Term,
-)
+from gramfuse_shared.merging.steps import CopyStep, Step
+from gramfuse_shared.merging.terms import Layout, Term
 
 
 def plan_head(

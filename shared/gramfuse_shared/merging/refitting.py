@@ -11,8 +11,8 @@ from gramfuse_shared.fusion.head import Head, solve_head
 from gramfuse_shared.fusion.products import ProductTerm
 from gramfuse_shared.fusion.refit import solve_correction
 from gramfuse_shared.merging.reading import Inputs
+from gramfuse_shared.merging.refit_steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep
 from gramfuse_shared.merging.schedule import tap_of
-from gramfuse_shared.merging.steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep
 
 
 def refit(step: RefitStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

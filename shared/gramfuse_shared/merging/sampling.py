@@ -11,7 +11,8 @@ import torch
 
 from gramfuse_shared.digest import seed_of
 from gramfuse_shared.fusion.objective import FOLLOWED_ROWS
-from gramfuse_shared.merging.steps import CopyStep, GramStep, MergeStep, ReadySum, RowsStep
+from gramfuse_shared.merging.steps import CopyStep, GramStep, MergeStep, RowsStep
+from gramfuse_shared.merging.terms import ReadySum
 
 SAMPLED_ELEMENTS: Final = 4096
 """Elements of a step that distances are taken of. A merge moves few weights far, so norms of so few are right to about

@@ -8,23 +8,19 @@ from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length, product_tensor_name
 from gramfuse_shared.merging import ready_sums
+from gramfuse_shared.merging.refit_steps import LayersStep, RefitStep, ShiftStep
 from gramfuse_shared.merging.steps import (
     AverageStep,
     CopyStep,
     DeltaStep,
     DiagonalStep,
     GramStep,
-    LayersStep,
     Linear,
     MergeStep,
-    ReadySum,
-    RefitStep,
     RowsStep,
-    ShiftStep,
-    Source,
     Task,
-    Term,
 )
+from gramfuse_shared.merging.terms import ReadySum, Source, Term
 
 CHUNK_BYTES: Final = 16 * 2**20
 """Bytes of one read where a tensor need not be whole; bounds the memory that weights take."""

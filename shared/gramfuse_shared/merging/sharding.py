@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
-from gramfuse_shared.merging.steps import Step, Task, tensor_bytes
+from gramfuse_shared.merging.steps import Step, Task
+from gramfuse_shared.merging.terms import tensor_bytes
 
 WEIGHTS_FILE_NAME: Final = "model.safetensors"
 INDEX_FILE_NAME: Final = "model.safetensors.index.json"

@@ -11,7 +11,8 @@ from gramfuse_shared.errors import ArchitectureMismatchError, RecipeInvalidError
 from gramfuse_shared.fusion.methods import PrecisionMethod
 from gramfuse_shared.fusion.methods.method import MethodSettings
 from gramfuse_shared.merging.plan import Member
-from gramfuse_shared.merging.steps import GramStep, Layout, Linear, Precision, Source, Term
+from gramfuse_shared.merging.steps import GramStep, Linear
+from gramfuse_shared.merging.terms import Layout, Precision, Source, Term
 
 Feed: TypeAlias = tuple[TapInfo, LayerInfo]
 """The tap that a linear weight reads, and how the weight is stored."""
