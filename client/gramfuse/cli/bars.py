@@ -58,7 +58,10 @@ def reading(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def measurement(title: str = "Measuring") -> Iterator[Callable[["Measured"], None]]:
-    """Show the bar of a pass over texts: share of all tokens, tokens per second, time left."""
+    """Show the bar of a pass over texts: share of all tokens, tokens per second, time left. transformers shows none."""
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - who measures has it
+
+    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own
     columns = (
         rich_progress.TextColumn(title),
         rich_progress.BarColumn(),

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.cli import bars, output, session
+from gramfuse.cli import output, session
 from gramfuse.cli.measuring import (
     BaseOption,
     DeviceOption,
@@ -23,7 +22,7 @@ from gramfuse.cli.measuring import (
     TextsOption,
     TokensOption,
     require_writable,
-    stopping_at_a_batch,
+    watched,
 )
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.privacy.collecting import collect_privately
@@ -95,8 +94,7 @@ def collect_command(
     require_writable(out, overwrite=overwrite)
     terms = _terms(project, scales, epsilon, delta)
     output.note(_announced(terms, len(found)))
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
+    with watched() as run:
         noised = collect_privately(
             model,
             found,
@@ -109,8 +107,7 @@ def collect_command(
             max_length=max_length,
             device=device,
             base_folder=base,
-            on_progress=show_progress,
-            is_cancelled=is_stopped,
+            **run,
         )
     result = {"file": str(out), "bytes": out.stat().st_size, "notice": COVERS, **noised.model_dump(mode="json")}
 
@@ -150,12 +147,11 @@ def curve_command(
         _budget(value, delta)  # before hours are spent
     read = load_scales(scales)
     fields = Fields(text=text_field, tokens=tokens)
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own
     members = []
-    with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
+    with watched() as run:
         for folder, file in zip(model, texts, strict=True):
-            run: dict[str, Any] = {"max_length": max_length, "device": device, "on_progress": show_progress}
-            members.append(measure_member(folder, read_texts(file, fields), read, is_cancelled=is_stopped, **run))
+            found = read_texts(file, fields)
+            members.append(measure_member(folder, found, read, max_length=max_length, device=device, **run))
     points = tuple(privacy_curve(members, delta=delta, epsilons=epsilon or EPSILONS, examples=examples, alpha=alpha))
     counts = [member.clipped.examples if examples is None else examples for member in members]
     rows = [(f"{point.epsilon:g}", f"{point.kept:.0%}") for point in points]

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.cli import bars, output
 from gramfuse.cli.measuring import LabelFieldOption, TagsOption
@@ -59,7 +58,6 @@ def evaluate_command(
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
     label_fields = LabelFields(label=label_field, tags=tags)
     found, labels = read_texts_of_task(task_of(model), texts, fields, label_fields, split=split, limit=examples)
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     with bars.measurement("Evaluating") as show_progress:
         evaluation = evaluate(
             model,

@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.cli import bars, output
+from gramfuse.cli import output
 from gramfuse.cli.measuring import (
     BatchSizeOption,
     CheckpointEveryOption,
@@ -27,7 +26,7 @@ from gramfuse.cli.measuring import (
     TextsOption,
     TokensOption,
     require_writable,
-    stopping_at_a_batch,
+    watched,
 )
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
@@ -93,12 +92,7 @@ def fisher_command(
     checkpoint = out.with_name(f"{out.name}.partial")
     require_writable(out, overwrite=overwrite)
     start = time.monotonic()
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with (
-        _warnings_as_notes(),
-        stopping_at_a_batch() as is_stopped,
-        bars.measurement() as show_progress,
-    ):
+    with _warnings_as_notes(), watched() as run:
         fisher = collect_fisher(
             model,
             found,
@@ -110,8 +104,7 @@ def fisher_command(
             seed=seed,
             checkpoint=checkpoint,
             checkpoint_every=timedelta(seconds=checkpoint_every),
-            on_progress=show_progress,
-            is_cancelled=is_stopped,
+            **run,
         )
     fisher.save(out)
     checkpoint.unlink(missing_ok=True)

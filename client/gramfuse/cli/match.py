@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.cli import bars, output
 from gramfuse.matching.alignment import align_model
@@ -73,7 +72,6 @@ def match_command(
     if texts is not None:
         fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
         found = read_texts(texts, fields, split=split, limit=examples)
-        disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
         with bars.measurement("Comparing") as show_progress:
             matchings.append(
                 match_models(

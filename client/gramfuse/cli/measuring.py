@@ -5,12 +5,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from gramfuse.cli import output
+from gramfuse.cli import bars, output
 from gramfuse_shared.errors import CancelledError, FileUnwritableError
+
+if TYPE_CHECKING:
+    from gramfuse.measuring.inference import Progress
 
 ModelOption = Annotated[
     Path,
@@ -72,12 +75,25 @@ def require_writable(out: Path, *, overwrite: bool) -> None:
         raise FileUnwritableError(msg)
 
 
+class Watched(TypedDict):
+    """What a measurement is called with, so that people see how far it is and can end it."""
+
+    on_progress: Callable[["Progress"], None]
+    is_cancelled: Callable[[], bool]
+
+
 @contextmanager
-def stopping_at_a_batch() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C end the run behind the present batch, so that no text counts half; the second, at once."""
-    with first_interrupt("stopping behind this batch; Ctrl-C again stops at once") as interrupted:
+def watched() -> Iterator[Watched]:
+    """Show how far a measurement is, and let Ctrl-C end it.
+
+    The first one ends it behind the present batch, so that no text counts half; the second, at once.
+    """
+    with (
+        first_interrupt("stopping behind this batch; Ctrl-C again stops at once") as interrupted,
+        bars.measurement() as show_progress,
+    ):
         try:
-            yield interrupted.is_set
+            yield {"on_progress": show_progress, "is_cancelled": interrupted.is_set}
         except CancelledError as error:
             output.note(error.message)
             raise typer.Exit(output.EXIT_INTERRUPTED) from error

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils.logging import disable_progress_bar
 
 from gramfuse.answering.configuration import Participation, read_participation
 from gramfuse.answering.participating import Handled, participate
@@ -55,7 +54,6 @@ def participate_command(
     left alone until the command is started again.
     """
     participation = read_participation(configuration)
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
     if not watch:
         _show(_answer(participation, yes=yes))
         return

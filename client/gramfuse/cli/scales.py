@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.cli import bars, output
+from gramfuse.cli import output
 from gramfuse.cli.measuring import (
     BatchSizeOption,
     DeviceOption,
@@ -19,7 +18,7 @@ from gramfuse.cli.measuring import (
     TextFieldOption,
     TokensOption,
     require_writable,
-    stopping_at_a_batch,
+    watched,
 )
 from gramfuse.measuring.scales import DEFAULT_CLIP_PERCENTILE, collect_scales, save_scales
 from gramfuse.measuring.texts import Fields, read_texts
@@ -63,8 +62,7 @@ def collect_command(
     """
     found = read_texts(texts, Fields(text=text_field, pair=pair_field, tokens=tokens), split=split, limit=examples)
     require_writable(out, overwrite=overwrite)
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
+    with watched() as run:
         scales = collect_scales(
             base,
             found,
@@ -72,8 +70,7 @@ def collect_command(
             batch_size=batch_size,
             max_length=max_length,
             device=device,
-            on_progress=show_progress,
-            is_cancelled=is_stopped,
+            **run,
         )
     save_scales(scales, out)
     output.show(_told(out, scales), _rendering(out, scales))

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
-from gramfuse.cli import bars, output
+from gramfuse.cli import output
 from gramfuse.cli.fisher import EXAMPLES, fisher_command, render_fisher
 from gramfuse.cli.measuring import (
     BaseOption,
@@ -25,7 +24,7 @@ from gramfuse.cli.measuring import (
     TextsOption,
     TokensOption,
     require_writable,
-    stopping_at_a_batch,
+    watched,
 )
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.loading import open_fisher_file, open_statistics_file, read_header
@@ -85,8 +84,7 @@ def collect_command(
     checkpoint = out.with_name(f"{out.name}.partial")
     require_writable(out, overwrite=overwrite)
     start = time.monotonic()
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own, for loading; ours follows
-    with stopping_at_a_batch() as is_stopped, bars.measurement() as show_progress:
+    with watched() as run:
         statistics = collect(
             model,
             found,
@@ -101,8 +99,7 @@ def collect_command(
             seed=seed,
             checkpoint=checkpoint,
             checkpoint_every=timedelta(seconds=checkpoint_every),
-            on_progress=show_progress,
-            is_cancelled=is_stopped,
+            **run,
         )
     statistics.save(out)
     checkpoint.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from gramfuse_shared.contract.fisher_file import FisherMetadata, tensors_of_fish
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, WeightsEncoding
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
-from gramfuse_shared.contract.safetensors_header import format_header
-from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, TensorLayout, tensors_of_taps
+from gramfuse_shared.contract.safetensors_header import TensorLayout, format_header
+from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, tensors_of_taps
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from gramfuse_shared.contract.manifest import FisherDescription, FisherParameter
-from gramfuse_shared.contract.safetensors_header import Header
-from gramfuse_shared.contract.statistics_file import TensorLayout
+from gramfuse_shared.contract.safetensors_header import Header, TensorLayout, odd_tensors
 from gramfuse_shared.errors import DocumentMalformedError, StatisticsMalformedError
 from gramfuse_shared.identifiers import Digest
 
@@ -46,11 +45,9 @@ def parse_fisher_metadata(header: Header) -> FisherMetadata:
         metadata = FisherMetadata.parse(raw)
     except DocumentMalformedError as error:
         raise StatisticsMalformedError(error.message) from error
-    expected = tensors_of_fisher(metadata.parameters)
-    found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
-    if found != expected:
-        odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
-        detail = f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors of {len(expected)}"
+    described = f"of {len(metadata.parameters)}"
+    detail = odd_tensors(header, tensors_of_fisher(metadata.parameters), described)
+    if detail is not None:
         msg = f"the tensors are not the Fisher information of the described parameters: {detail}"
         raise StatisticsMalformedError(msg)
     return metadata

@@ -211,6 +211,15 @@ def kind_of_statistics(labels: int | None, taps: Sequence[TapInfo]) -> Statistic
     return "refit" if any(layer.outputs is not None for tap in taps for layer in tap.layers) else "gram"
 
 
+def require_distinct_taps(taps: Sequence[TapInfo]) -> None:
+    """Require that no tap and no layer is named twice; raises ValueError."""
+    names = [tap.name for tap in taps]
+    weights = [layer.weight for tap in taps for layer in tap.layers]
+    if len(set(names)) != len(names) or len(set(weights)) != len(weights):
+        msg = "a tap or a layer is named twice"
+        raise ValueError(msg)
+
+
 def require_one_kind(labels: int | None, taps: Sequence[TapInfo], encoding: StatisticsEncoding) -> None:
     """Require that a head is one layer, and that either all layers are to be refit or none; raises ValueError."""
     layers = [layer for tap in taps for layer in tap.layers]

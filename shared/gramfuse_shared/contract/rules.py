@@ -20,9 +20,9 @@ from gramfuse_shared.contract.manifest import (
 )
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.privacy import Noised
-from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES, TensorLayout
 from gramfuse_shared.contract.scales_file import ScalesMetadata
-from gramfuse_shared.contract.statistics_file import TensorLayout, tensors_of_statistics
+from gramfuse_shared.contract.statistics_file import tensors_of_statistics
 from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
 CONTRIBUTED_DTYPES: Final = frozenset({"F16", "BF16", "F32"})

@@ -9,7 +9,7 @@ without holes or overlaps.
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Never
@@ -43,6 +43,10 @@ FLOAT_DTYPES: Final = frozenset({"F16", "BF16", "F32", "F64"})
 """The dtypes that are merged; tensors of any other are taken from the base."""
 
 
+TensorLayout = tuple[str, str, tuple[int, ...]]
+"""Name, dtype, shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of a file; `start` and `end` are bytes from the file's beginning."""
@@ -67,6 +71,18 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     header_bytes: int = LENGTH_BYTES
     file_bytes: int = LENGTH_BYTES
+
+
+def odd_tensors(header: Header, expected: Sequence[TensorLayout], described: str) -> str | None:
+    """Say how the tensors of a file are others than those expected; None where they are the same, in the same order.
+
+    `described` ends the sentence where all are the same but some are missing or spare.
+    """
+    found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
+    if found == list(expected):
+        return None
+    odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
+    return f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors {described}"
 
 
 def parse_header_length(prefix: bytes) -> int:

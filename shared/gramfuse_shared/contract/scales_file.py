@@ -12,9 +12,8 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import TapInfo, Taps, kind_of_statistics
-from gramfuse_shared.contract.safetensors_header import Header
-from gramfuse_shared.contract.statistics_file import TensorLayout
+from gramfuse_shared.contract.manifest import TapInfo, Taps, kind_of_statistics, require_distinct_taps
+from gramfuse_shared.contract.safetensors_header import Header, TensorLayout, odd_tensors
 from gramfuse_shared.errors import DocumentMalformedError, ScalesMalformedError
 from gramfuse_shared.identifiers import VERSION_PATTERN, Digest
 
@@ -44,11 +43,7 @@ class ScalesMetadata(Document):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [tap.name for tap in self.taps]
-        weights = [layer.weight for tap in self.taps for layer in tap.layers]
-        if len(set(names)) != len(names) or len(set(weights)) != len(weights):
-            msg = "a tap or a layer is named twice"
-            raise ValueError(msg)
+        require_distinct_taps(self.taps)
         if kind_of_statistics(None, self.taps) != "gram":
             msg = "scales are of what layers read, and no layer of theirs has outputs"
             raise ValueError(msg)
@@ -83,11 +78,8 @@ def parse_scales_metadata(header: Header) -> ScalesMetadata:
         metadata = ScalesMetadata.parse(raw)
     except DocumentMalformedError as error:
         raise ScalesMalformedError(error.message) from error
-    expected = tensors_of_scales(metadata.taps)
-    found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
-    if found != expected:
-        odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
-        detail = f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors for {len(expected)} taps"
+    detail = odd_tensors(header, tensors_of_scales(metadata.taps), f"for {len(metadata.taps)} taps")
+    if detail is not None:
         msg = f"the tensors are not the mean squares of the described taps: {detail}"
         raise ScalesMalformedError(msg)
     return metadata

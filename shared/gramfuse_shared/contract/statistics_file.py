@@ -24,9 +24,10 @@ from gramfuse_shared.contract.manifest import (
     TapInfo,
     Taps,
     kind_of_statistics,
+    require_distinct_taps,
     require_one_kind,
 )
-from gramfuse_shared.contract.safetensors_header import Header
+from gramfuse_shared.contract.safetensors_header import Header, TensorLayout, odd_tensors
 from gramfuse_shared.errors import DocumentMalformedError, StatisticsMalformedError
 from gramfuse_shared.identifiers import Digest
 
@@ -43,9 +44,6 @@ INT16_ONE: Final = 32_767
 
 INT16_MOST_ALPHA: Final = 0.99
 """RegMean's largest α for rounded statistics: above, what the off-diagonal loses is not small beside 1 − α."""
-
-TensorLayout = tuple[str, str, tuple[int, ...]]
-"""Name, dtype, shape."""
 
 
 class StatisticsMetadata(Document):
@@ -64,11 +62,7 @@ class StatisticsMetadata(Document):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [tap.name for tap in self.taps]
-        weights = [layer.weight for tap in self.taps for layer in tap.layers]
-        if len(set(names)) != len(names) or len(set(weights)) != len(weights):
-            msg = "a tap or a layer is named twice"
-            raise ValueError(msg)
+        require_distinct_taps(self.taps)
         return self
 
     @model_validator(mode="after")
@@ -150,15 +144,8 @@ def parse_statistics_metadata(header: Header, *, kind: StatisticsKind = "gram") 
     if metadata.kind != kind:
         msg = f"the file holds statistics of the kind {metadata.kind}, and {kind} is needed here"
         raise StatisticsMalformedError(msg)
-    _require_tensors(header, metadata)
-    return metadata
-
-
-def _require_tensors(header: Header, metadata: StatisticsMetadata) -> None:
-    expected = tensors_of_statistics(metadata)
-    found = [(entry.name, entry.dtype, entry.shape) for entry in header.tensors.values()]
-    if found != expected:
-        odd = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
-        detail = f"found {odd[0]}, expected {odd[1]}" if odd else f"{len(found)} tensors for {len(metadata.taps)} taps"
+    detail = odd_tensors(header, tensors_of_statistics(metadata), f"for {len(metadata.taps)} taps")
+    if detail is not None:
         msg = f"the tensors are not the packed Gram matrices of the described taps: {detail}"
         raise StatisticsMalformedError(msg)
+    return metadata

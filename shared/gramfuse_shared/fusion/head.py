@@ -1,26 +1,13 @@
 """The head that fits a merged trunk: ridge regression of the owners' logits on the features that the trunk gives."""
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
-from gramfuse_shared.fusion.least_squares import Diagnosis, solve
-from gramfuse_shared.fusion.products import ProductTerm, sums_of
-from gramfuse_shared.fusion.workspace import Workspace
+from gramfuse_shared.fusion.products import LinearFit, ProductTerm, fit_linear
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A linear layer: weight [labels, d] and bias [labels], both F64, and how they were found."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    diagnosis: Diagnosis
-
-
-def solve_head(terms: Iterable[ProductTerm], *, ridge: float, with_bias: bool = True) -> Head:
+def solve_head(terms: Iterable[ProductTerm], *, ridge: float, with_bias: bool = True) -> LinearFit:
     """Solve (Σ aᵢGᵢ + λ·(tr/d)·I′) H = Σ aᵢBᵢ in F64; the weight is Hᵀ without its last column, the bias that column.
 
     With λ = 0 it is the least-squares fit of all owners' logits, t ≈ Wz + b, over all rows, each counted aᵢ times. tr
@@ -40,15 +27,9 @@ def solve_head(terms: Iterable[ProductTerm], *, ridge: float, with_bias: bool = 
         ArchitectureMismatchError: no terms, or of different widths or labels.
         ValueError: λ is negative or not finite.
     """
-    if not (math.isfinite(ridge) and ridge >= 0):
-        msg = f"ridge must be finite and at least 0, not {ridge}"
-        raise ValueError(msg)
-    total, products = sums_of(terms)
-    labels, features = products.shape[0], products.shape[1] - 1
-    if not with_bias:
-        total, products = total[:features, :features].contiguous(), products[:, :features].contiguous()
-    energy = total.diagonal()[:features]
-    energy += ridge * float(energy.mean())  # a view: the constant's entry stays
-    solution, diagnosis = solve(total, products, torch.zeros_like(products), Workspace(products.device))
-    bias = solution[:, features] if with_bias else solution.new_zeros(labels)
-    return Head(solution[:, :features].contiguous(), bias.contiguous(), diagnosis)
+
+    def regularize(diagonal: torch.Tensor, features: int) -> None:
+        energy = diagonal[:features]  # a view: the constant's entry stays
+        energy += ridge * float(energy.mean())
+
+    return fit_linear(terms, ridge=ridge, regularize=regularize, with_bias=with_bias)

@@ -1,18 +1,19 @@
 """Carry out refits: solve a merged model's head or layers from its members' statistics, shift biases by histograms."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from gramfuse_shared.fusion.calibration import choose_shifts
-from gramfuse_shared.fusion.head import Head, solve_head
-from gramfuse_shared.fusion.products import ProductTerm
+from gramfuse_shared.fusion.head import solve_head
+from gramfuse_shared.fusion.products import LinearFit, ProductTerm
 from gramfuse_shared.fusion.refit import solve_correction
 from gramfuse_shared.merging.reading import Inputs
 from gramfuse_shared.merging.refit_steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep
 from gramfuse_shared.merging.schedule import tap_of
+from gramfuse_shared.merging.terms import Term
 
 
 def refit(step: RefitStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
@@ -65,17 +66,7 @@ def _refit_layers(step: LayersStep, inputs: Inputs) -> tuple[list[torch.Tensor],
         if layer.has_bias:
             tensors[place + 1] += found.bias[rows]
         place, at = place + len(layer.stored), at + layer.height
-    rows_of = [tap_of(term).rows for term in step.terms]
-    described = {
-        "parameters": [output.name for output in step.outputs],
-        "method": "refit",
-        "width": step.width,
-        "compute": "float64",
-        "members": len(step.terms),
-        "rows": sum(rows_of),
-        "fewest_rows": min(rows_of),
-    }
-    return [tensor.reshape(-1) for tensor in tensors], [described | asdict(found.diagnosis)]
+    return [tensor.reshape(-1) for tensor in tensors], [_describe(step, step.terms, found)]
 
 
 def _terms_of_layers(step: LayersStep, inputs: Inputs) -> Iterator[ProductTerm]:
@@ -117,19 +108,22 @@ def _terms(step: HeadStep, part: HeadPart, inputs: Inputs) -> Iterator[ProductTe
         yield ProductTerm(gram, product[:, list(part.rows)], scale)
 
 
-def _describe_part(step: HeadStep, part: HeadPart, head: Head) -> dict[str, Any]:
-    rows = [tap_of(term).rows for term in part.terms]
-    found = head.diagnosis
+def _describe_part(step: HeadStep, part: HeadPart, head: LinearFit) -> dict[str, Any]:
     if step.reason is not None:
-        reason = step.reason if found.reason is None else f"{found.reason}; {step.reason}"
-        found = replace(found, reason=reason)
-    described = {
+        reason = step.reason if head.diagnosis.reason is None else f"{head.diagnosis.reason}; {step.reason}"
+        head = replace(head, diagnosis=replace(head.diagnosis, reason=reason))
+    described = _describe(step, part.terms, head)
+    return described if len(part.rows) == step.weight.shape[0] else described | {"label_rows": len(part.rows)}
+
+
+def _describe(step: HeadStep | LayersStep, terms: Sequence[Term], found: LinearFit) -> dict[str, Any]:
+    rows = [tap_of(term).rows for term in terms]
+    return {
         "parameters": [output.name for output in step.outputs],
-        "method": "head",
+        "method": "head" if isinstance(step, HeadStep) else "refit",
         "width": step.width,
         "compute": "float64",
-        "members": len(part.terms),
+        "members": len(terms),
         "rows": sum(rows),
         "fewest_rows": min(rows),
-    } | asdict(found)
-    return described if len(part.rows) == step.weight.shape[0] else described | {"label_rows": len(part.rows)}
+    } | asdict(found.diagnosis)
