@@ -21,6 +21,7 @@ from gramfuse_server.app import create_app
 from gramfuse_server.database import Database, open_database
 from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import delete_spent_bytes
+from support.client_world import Site
 from support.server_world import ManualClock, World
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
@@ -160,6 +161,16 @@ def make_world(settings, clock, portal) -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def world(make_world) -> World:
     return make_world()
+
+
+@pytest.fixture
+def acme(world, tmp_path) -> Site:
+    return Site(world, "acme", "coordinator", tmp_path)
+
+
+@pytest.fixture
+def globex(world, tmp_path) -> Site:
+    return Site(world, "globex", "participant", tmp_path)
 
 
 Beginning = Callable[[World, Settings], None]

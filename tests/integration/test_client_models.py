@@ -61,16 +61,6 @@ def project() -> str:
 
 
 @pytest.fixture
-def acme(world, tmp_path) -> Site:
-    return Site(world, "acme", "coordinator", tmp_path)
-
-
-@pytest.fixture
-def globex(world, tmp_path) -> Site:
-    return Site(world, "globex", "participant", tmp_path)
-
-
-@pytest.fixture
 def model() -> str:
     return MODEL
 

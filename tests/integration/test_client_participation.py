@@ -34,16 +34,6 @@ TAPS = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight"),)
 
 
 @pytest.fixture
-def acme(world, tmp_path) -> Site:
-    return Site(world, "acme", "coordinator", tmp_path)
-
-
-@pytest.fixture
-def globex(world, tmp_path) -> Site:
-    return Site(world, "globex", "participant", tmp_path)
-
-
-@pytest.fixture
 def base(tmp_path) -> Path:
     return write_model(tmp_path / "base")
 

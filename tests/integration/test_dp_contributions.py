@@ -12,18 +12,12 @@ from gramfuse_shared.contract.privacy import Noised, PrivacyBudget
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import NotConfirmedError, PrivacyBudgetExceededError, TransportError
 from support.client_models import tap, write_model, write_statistics
-from support.client_world import Site
 from support.scales import scales_bytes, scales_metadata
 from support.server_world import OPEN_POLICY, problem
 
 PROJECT = "acme.tweets"
 LIMIT = PrivacyBudget(epsilon=8, delta=1e-5)
 TAPS = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight", rows=50, distinct_rows=50),)
-
-
-@pytest.fixture
-def acme(world, tmp_path) -> Site:
-    return Site(world, "acme", "coordinator", tmp_path)
 
 
 @pytest.fixture

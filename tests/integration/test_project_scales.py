@@ -17,7 +17,6 @@ from gramfuse_shared.errors import (
     PolicyViolationError,
 )
 from support.client_models import tap, write_model
-from support.client_world import Site
 from support.scales import scales_bytes, scales_metadata
 from support.server_world import OPEN_POLICY, entry, make_base, problem
 from support.worker_world import InProcessWorker
@@ -25,16 +24,6 @@ from support.worker_world import InProcessWorker
 PROJECT = "acme.tweets"
 PATH = f"/v1/projects/{PROJECT}"
 TAPS = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight"),)
-
-
-@pytest.fixture
-def acme(world, tmp_path) -> Site:
-    return Site(world, "acme", "coordinator", tmp_path)
-
-
-@pytest.fixture
-def globex(world, tmp_path) -> Site:
-    return Site(world, "globex", "participant", tmp_path)
 
 
 @pytest.fixture

@@ -8,14 +8,19 @@ from transformers import PreTrainedTokenizerFast
 WORDS = ["[PAD]", "[CLS]", "[unused]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
 
 
-def save_word_tokenizer(folder: Path, *, frame: bool = True) -> None:
-    """Write a tokenizer to a model's folder; with `frame`, texts stand between [CLS] and [SEP]."""
+def word_tokenizer(*, frame: bool = True) -> PreTrainedTokenizerFast:
+    """Return the tokenizer; with `frame`, texts stand between [CLS] and [SEP]."""
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if frame:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 3)]
         )
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    ).save_pretrained(folder)
+    )
+
+
+def save_word_tokenizer(folder: Path, *, frame: bool = True) -> None:
+    """Write the tokenizer to a model's folder."""
+    word_tokenizer(frame=frame).save_pretrained(folder)

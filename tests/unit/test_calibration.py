@@ -11,26 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification
 
 from gramfuse.evaluating.calibration import collect_calibration, count_scores, scores_of
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms, ClassHistogram, bin_edge
 from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError
 from gramfuse_shared.fusion.calibration import add_histograms, choose_shifts
 from support.tiny_models import tiny_bert, tiny_model
+from support.tokenizing import WORDS
+from support.tokenizing import word_tokenizer as tokenizer
 
 EDGES = [bin_edge(number) for number in range(BINS + 1)]
-WORDS = ["[PAD]", "[CLS]", "[unused]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
 
 
 def counted(logits: torch.Tensor, true: torch.Tensor, *, kind: Any = "logit", least: int = 1) -> CalibrationHistograms:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -15,7 +14,6 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -32,9 +30,9 @@ from gramfuse_shared.errors import (
     FileUnreadableError,
     WeightsInvalidError,
 )
+from support.tokenizing import WORDS
+from support.tokenizing import word_tokenizer as tokenizer
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = ["[PAD]", "[CLS]", "[unused]", "[SEP]", "[UNK]", *LETTERS]
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
 SMALL: dict[str, Any] = {
     "vocab_size": len(WORDS),
@@ -46,18 +44,6 @@ SMALL: dict[str, Any] = {
     "initializer_range": 0.5,  # so that predictions differ from text to text
 }
 TEXTS = ["a b c", "d e", "f g h i j k", "l", "a b c", "m n o p"]
-
-
-def tokenizer(*, special: bool = True) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    if special:
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 3)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    )
 
 
 def classifier(**options: Any) -> BertForSequenceClassification:

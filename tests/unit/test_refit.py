@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gramfuse.contributing.loading import open_statistics_file
@@ -38,20 +37,15 @@ from gramfuse_shared.merging.inspection import inspect_statistics
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from support.refits import layer_statistics
 from support.tiny_models import tiny_bert, tiny_model
+from support.tokenizing import word_tokenizer
 
-WORDS = ["[PAD]", "[CLS]", "[unused]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
 TEXTS = ["a b c", "d e", "f g h i j k", "l", "a b c", "m n o p", "q r"]
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    return word_tokenizer()
 
 
 def watch(model: Any) -> tuple[dict[str, list[torch.Tensor]], dict[str, list[torch.Tensor]]]:
