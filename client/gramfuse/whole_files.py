@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders for their owner only."""
 
 import os
 import secrets
@@ -29,3 +29,18 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise FileUnwritableError(msg) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, and the one that it is in, for its owner only, where they are not there yet; return it.
+
+    Raises:
+        FileUnwritableError: one cannot be made.
+    """
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        msg = f"{folder} cannot be made: {error.strerror}"
+        raise FileUnwritableError(msg) from error
+    return folder

@@ -1,7 +1,5 @@
 """An Ed25519 private key in a file of its own, readable by its owner only: a server's receipt key, an identity."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,6 +10,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gramfuse_shared.creating import create_once
+
 
 def create_key(path: Path) -> bool:
     """Create a key unless there is one; tell whether it is new. Two processes at once agree on one key.
@@ -19,21 +19,9 @@ def create_key(path: Path) -> bool:
     Raises:
         OSError: the folder is missing or cannot be written.
     """
-    if path.exists():
-        return False
-    content = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(beside, path)  # complete at once, and never over a key that is there
-    except FileExistsError:
-        return False
-    finally:
-        Path(beside).unlink()
-    return True
+    return create_once(
+        path, lambda: Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:

@@ -10,7 +10,7 @@ from torch import nn
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.measuring.batching import tokenize
-from gramfuse.measuring.example_moments import joint_norm
+from gramfuse.measuring.example_moments import joint_norm, scaled
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.inference import open_model
 from gramfuse.measuring.scales import collect_scales, save_scales
@@ -137,7 +137,7 @@ def test_a_text_without_a_token_brings_no_rows(tmp_path):
     empty, full = seen(tmp_path, [" ", "a b c"], taps)
     assert {len(rows) for rows in empty.values()} == {0}
     assert {len(rows) for rows in full.values()} == {3}
-    assert joint_norm(empty, {tap.name: torch.ones(tap.width) for tap in taps}) == 0
+    assert joint_norm(scaled(empty, {tap.name: torch.ones(tap.width) for tap in taps})) == 0
 
 
 def test_taps_of_another_model_are_refused(base):

@@ -10,9 +10,9 @@ from typing import Final
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.transfer.downloads import PARTIAL_SUFFIX
-from gramfuse.whole_files import written_whole
+from gramfuse.whole_files import private_folder, written_whole
 from gramfuse_shared.contract.requests import Answer
-from gramfuse_shared.errors import DocumentMalformedError, FileUnwritableError
+from gramfuse_shared.errors import DocumentMalformedError
 
 _ANSWER: Final = "answer.json"
 _STAYS: Final = "stays.json"
@@ -27,14 +27,7 @@ class KeptAnswers:
 
     def place(self, request: str) -> Path:
         """Return the folder of a request, which is made if needed; raises FileUnwritableError."""
-        place = self.folder / request
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            msg = f"{place} cannot be made: {error.strerror}"
-            raise FileUnwritableError(msg) from error
-        return place
+        return private_folder(self.folder / request)
 
     def model(self, model: str) -> Path:
         """Return where a pulled model lies, or will."""

@@ -19,16 +19,20 @@ def scaled_rows(rows: torch.Tensor, root_mean_square: torch.Tensor) -> torch.Ten
     return rows.double() / scale
 
 
-def joint_norm(rows: Rows, root_mean_squares: Mapping[str, torch.Tensor]) -> float:
+def scaled(rows: Rows, root_mean_squares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return z of an example's rows by tap, as above."""
+    return {tap: scaled_rows(read, root_mean_squares[tap]) for tap, read in rows.items()}
+
+
+def joint_norm(scaled: Mapping[str, torch.Tensor]) -> float:
     """Return √Σ‖M‖² over taps, M = mean over the example's rows of z zᵀ, Frobenius norm, float64.
 
     ‖ZᵀZ‖ = ‖ZZᵀ‖, so that the smaller of the two products is taken.
     """
     total = 0.0
-    for tap, read in rows.items():
-        count = read.shape[0]
+    for z in scaled.values():  # [n, d]
+        count = z.shape[0]
         if count:
-            z = scaled_rows(read, root_mean_squares[tap])  # [n, d]
             product = z @ z.T if count < z.shape[1] else z.T @ z
             total += float(product.square().sum()) / count**2
     return math.sqrt(total)

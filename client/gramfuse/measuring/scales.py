@@ -9,7 +9,7 @@ import torch
 
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.measuring.batching import tokenize
-from gramfuse.measuring.example_moments import joint_norm
+from gramfuse.measuring.example_moments import joint_norm, scaled
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.inference import Progress, open_model
 from gramfuse.measuring.single_examples import Rows, visit_examples
@@ -81,7 +81,7 @@ def collect_scales(
     norms: list[float] = []
 
     def note(rows: Rows) -> None:
-        norms.append(joint_norm(rows, roots))
+        norms.append(joint_norm(scaled(rows, roots)))
 
     read = [text for text in tokenized if text.ids]
     visit_examples(opened, read, taps, note, on_progress=on_progress, is_cancelled=is_cancelled)

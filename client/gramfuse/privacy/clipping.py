@@ -6,12 +6,13 @@ semi-definite, so ⟨A, B⟩ ≥ 0 and ‖A − B‖² ≤ ‖A‖² + ‖B‖²
 by √2·C/n at most, not 2C/n.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
-from gramfuse.measuring.example_moments import joint_norm, scaled_rows
+from gramfuse.measuring.example_moments import joint_norm, scaled
 from gramfuse.measuring.single_examples import Rows
 from gramfuse_shared.errors import StatisticsInvalidError
 from gramfuse_shared.fusion import packing
@@ -37,6 +38,10 @@ class ClippedSum:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     _waiting: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     _waiting_rows: int = 0
+    _roots: Mapping[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._roots = {tap.name: self.scales.root_mean_squares(tap.name) for tap in self.scales.metadata.taps}
 
     def add(self, rows: Rows) -> None:
         """Take in one text's rows; one without any counts, and adds nothing.
@@ -44,8 +49,8 @@ class ClippedSum:
         Raises:
             StatisticsInvalidError: a row holds NaN or infinity.
         """
-        roots = {tap.name: self.scales.root_mean_squares(tap.name) for tap in self.scales.metadata.taps}
-        norm = joint_norm(rows, roots)
+        read = scaled(rows, self._roots)
+        norm = joint_norm(read)
         if not norm < float("inf"):
             msg = "a text's inputs of a layer hold NaN or infinity: did the training diverge?"
             raise StatisticsInvalidError(msg)
@@ -53,10 +58,9 @@ class ClippedSum:
         shrunk = min(1.0, bound / norm) if norm > 0 else 1.0
         self.examples += 1
         self.clipped += shrunk < 1
-        for tap, read in rows.items():
-            if read.shape[0]:
-                weight = (shrunk / read.shape[0]) ** 0.5
-                self._waiting.setdefault(tap, []).append(scaled_rows(read, roots[tap]) * weight)
+        for tap, z in read.items():
+            if z.shape[0]:
+                self._waiting.setdefault(tap, []).append(z * (shrunk / z.shape[0]) ** 0.5)
         self._waiting_rows += max((read.shape[0] for read in rows.values()), default=0)
         if self._waiting_rows >= _ROWS_AT_ONCE:
             self._settle()

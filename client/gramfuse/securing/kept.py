@@ -4,7 +4,6 @@ A folder for each session, named by the manifest's digest: its secret, and for e
 answered. No file is ever replaced: of two processes, or of two tries with a crash between them, the first decides.
 """
 
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from gramfuse.whole_files import private_folder
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.policy import MergeMethod
 from gramfuse_shared.contract.recipe import MethodParameters, Overridable
 from gramfuse_shared.contract.secure import SignedMessage, Stage
+from gramfuse_shared.creating import create_once, sync_folder
 from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
 from gramfuse_shared.identifiers import Digest, OrganizationName
 
@@ -51,7 +52,7 @@ class KeptSession:
 
     def secret(self, length: int) -> bytes:
         """Return the session's secret, which is drawn when it is first asked for."""
-        return create_once(self.folder / _ROOT, lambda: secrets.token_bytes(length))
+        return _kept(self.folder / _ROOT, lambda: secrets.token_bytes(length))
 
     def step(self, stage: Stage) -> Step | None:
         """Return what was kept of a stage; None where it was not answered."""
@@ -60,7 +61,7 @@ class KeptSession:
 
     def keep(self, stage: Stage, step: Step) -> Step:
         """Keep the answer to a stage, unless there is one; return the one that is kept."""
-        return Step.parse(create_once(self._place(stage), step.canonical))
+        return Step.parse(_kept(self._place(stage), step.canonical))
 
     def words(self, sha256: str) -> Path:
         """Return where a file of masked words lies, or will."""
@@ -78,7 +79,7 @@ class KeptSessions:
 
     def session(self, digest: str) -> KeptSession:
         """Return the session's folder, which is made if needed; raises FileUnwritableError."""
-        return KeptSession(_made(self.folder / digest))
+        return KeptSession(private_folder(self.folder / digest))
 
     def completed(self) -> tuple[Completed, ...]:
         """List the sessions that were completed."""
@@ -87,8 +88,8 @@ class KeptSessions:
 
     def complete(self, claim: str, completed: Completed) -> Completed:
         """Record under a claim which session was completed, unless one was; return the one that was."""
-        place = _made(self.folder / _COMPLETED) / f"{claim}.json"
-        return Completed.parse(create_once(place, completed.canonical))
+        place = private_folder(self.folder / _COMPLETED) / f"{claim}.json"
+        return Completed.parse(_kept(place, completed.canonical))
 
     def completed_under(self, claim: str) -> Completed | None:
         """Return the session that was completed under a claim; None where none was."""
@@ -96,8 +97,8 @@ class KeptSessions:
         return None if raw is None else Completed.parse(raw)
 
 
-def create_once(path: Path, content: Callable[[], bytes]) -> bytes:
-    """Return a file's bytes; where there is none, create it, 0600, whole and on the disk before this returns.
+def _kept(path: Path, content: Callable[[], bytes]) -> bytes:
+    """Return a file's bytes; where there is none, create it, and have it on the disk before this returns.
 
     Raises:
         FileUnwritableError: the folder cannot be written.
@@ -106,42 +107,13 @@ def create_once(path: Path, content: Callable[[], bytes]) -> bytes:
     found = _read(path)
     if found is not None:
         return found
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(beside, path)  # complete at once, and never over a file that is there
-        except FileExistsError:
-            pass  # somebody was first: what they wrote counts
-        finally:
-            beside.unlink()
-        sync_folder(path.parent)
+        create_once(path, content)
+        sync_folder(path.parent)  # also where another process created it, whose folder may not be there yet
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror or error}"
         raise FileUnwritableError(msg) from error
     return path.read_bytes()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"{folder} cannot be made: {error.strerror}"
-        raise FileUnwritableError(msg) from error
-    return folder
 
 
 def _read(path: Path) -> bytes | None:

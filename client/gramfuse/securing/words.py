@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from gramfuse.securing.kept import KeptSession, sync_folder
+from gramfuse.securing.kept import KeptSession
 from gramfuse.securing.participant import WriteWords
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.secure_session import SessionManifest
+from gramfuse_shared.creating import sync_folder
 from gramfuse_shared.secure.masks import Mask
 from gramfuse_shared.secure.summands import Summands
 from gramfuse_shared.secure.words import write_words
