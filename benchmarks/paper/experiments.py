@@ -15,6 +15,7 @@ from benchmarks.paper.merges import (
     FISHER,
     MAIN,
     PAIRED,
+    REFITS,
     REGMEAN,
     SIMPLE,
     WEIGHTED,
@@ -139,6 +140,7 @@ TASKS: Final = Experiment(
 )
 FULL: Final = (
     DOMAINS,
+    Experiment("btc-refit", "domains", "btc.refit", REFITS, references=True),
     Experiment("btc-deltas", "domains", "btc.deltas", DELTAS),
     Experiment("btc-alpha", "domains", "btc.alpha", BY_ALPHA),
     Experiment("btc-batches", "domains", "btc.batches", BY_BATCHES),

@@ -78,10 +78,8 @@ TIES: Final = Merge(
     "TIES", tuple(recipe("ties", **{"lambda": value, "density": 0.2}) for value in (0.5, 1.0, 1.5, 2.0))
 )
 
-MAIN: Final = (
-    *(SIMPLE, FISHER, REGMEAN, WEIGHTED, CALIBRATED, PLUS_PLUS, WEIGHTED_PLUS_PLUS, HEAD, CALIBRATION),
-    *(REFIT, REFIT_HEAD),
-)
+MAIN: Final = (*(SIMPLE, FISHER, REGMEAN, WEIGHTED, CALIBRATED, PLUS_PLUS, WEIGHTED_PLUS_PLUS, HEAD, CALIBRATION),)
+REFITS: Final = (SIMPLE, REGMEAN, REFIT, REFIT_HEAD)
 DELTAS: Final = (SIMPLE, TASK_ARITHMETIC, TIES)
 BY_ALPHA: Final = tuple(Merge(f"α = {alpha:g}", (recipe("regmean", alpha=alpha),)) for alpha in ALPHAS)
 BY_BATCHES: Final = tuple(
