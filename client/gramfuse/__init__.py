@@ -22,7 +22,8 @@ from gramfuse_shared.errors import ExtraMissingError, GramfuseError
 from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
-    from gramfuse.adapters.exporting import ExportedAdapter, export_adapter
+    from gramfuse.adapters.exported import ExportedAdapter
+    from gramfuse.adapters.exporting import export_adapter
     from gramfuse.answering.configuration import LocalTexts, Participation, read_participation
     from gramfuse.answering.participating import participate
     from gramfuse.contributing.base_model import build_base_manifest
@@ -107,7 +108,7 @@ _HOMES: Final = {
     "Client": "gramfuse.participation",
     "Collector": "gramfuse.measuring.collection",
     "ContributionPlan": "gramfuse.contributing.plan",
-    "ExportedAdapter": "gramfuse.adapters.exporting",
+    "ExportedAdapter": "gramfuse.adapters.exported",
     "Evaluation": "gramfuse.evaluating.evaluation",
     "Fisher": "gramfuse.measuring.fisher",
     "GreedySearch": "gramfuse.searching.strategies",

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import gramfuse
 from gramfuse.adapters.adapter import open_adapter
-from gramfuse.adapters.exporting import _Draft, _targets, export_adapter
+from gramfuse.adapters.drafting import target_modules
+from gramfuse.adapters.exporting import export_adapter
 from gramfuse.adapters.factorizing import factorize
 from gramfuse.adapters.structure import Structure
 from gramfuse.cli.main import main
@@ -192,8 +193,8 @@ def test_a_layer_that_alone_was_changed_is_adapted_alone(tmp_path):
 
 def test_modules_are_named_by_an_expression_where_a_path_is_the_end_of_anothers():
     structure = Structure({}, {}, {}, {"a": "dense", "b": "inner.dense"}, frozenset())
-    assert _targets(_Draft(structure), {"inner.dense"}) == ["inner.dense"]
-    expression = _targets(_Draft(structure), {"dense"})
+    assert target_modules(structure, {"inner.dense"}) == ["inner.dense"]
+    expression = target_modules(structure, {"dense"})
     assert isinstance(expression, str)  # PEFT matches a whole path with it, and the end of one with a list
     assert re.fullmatch(expression, "dense")
     assert not re.fullmatch(expression, "inner.dense")

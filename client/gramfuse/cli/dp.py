@@ -16,6 +16,8 @@ from gramfuse.cli.measuring import (
     ExamplesOption,
     MaxLengthOption,
     ModelOption,
+    OutOption,
+    OverwriteOption,
     PairFieldOption,
     SplitOption,
     TextFieldOption,
@@ -66,7 +68,7 @@ class _Terms:
 def collect_command(
     model: ModelOption,
     texts: TextsOption,
-    out: Annotated[Path, typer.Option(help="The statistics file to write.")] = Path("statistics.safetensors"),
+    out: OutOption = Path("statistics.safetensors"),
     project: Annotated[
         str | None, typer.Option(help="Take scales and budget from this project; its releases are counted together.")
     ] = None,
@@ -83,7 +85,7 @@ def collect_command(
     tokens: TokensOption = None,
     split: SplitOption = None,
     base: BaseOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a statistics file that is there.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure a model's layer inputs, and write them with noise. Every run spends from the budget.
 

@@ -8,7 +8,18 @@ import typer
 from rich.console import Console
 
 from gramfuse.cli import bars, output
-from gramfuse.cli.measuring import LabelFieldOption, TagsOption
+from gramfuse.cli.measuring import (
+    BatchSizeOption,
+    DeviceOption,
+    ExamplesOption,
+    LabelFieldOption,
+    MaxLengthOption,
+    PairFieldOption,
+    SplitOption,
+    TagsOption,
+    TextFieldOption,
+    TokensOption,
+)
 from gramfuse.evaluating.evaluation import evaluate
 from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
 from gramfuse.evaluating.tasks import task_of
@@ -37,21 +48,15 @@ def evaluate_command(
         ),
     ],
     label_field: LabelFieldOption = None,
-    tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
+    tokens: TokensOption = None,
     tags: TagsOption = None,
-    text_field: Annotated[str | None, typer.Option(help="Field with the text; default: text, sentence, …")] = None,
-    pair_field: Annotated[
-        str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Use the first N texts only.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=4096, help="Texts per forward pass; it does not change the result.")
-    ] = 32,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per text; default: what the model takes, at most 512.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    text_field: TextFieldOption = None,
+    pair_field: PairFieldOption = None,
+    split: SplitOption = None,
+    examples: ExamplesOption = None,
+    batch_size: BatchSizeOption = 32,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Score a model on your own held-out texts. Nothing leaves this machine."""
     start = time.monotonic()

@@ -9,6 +9,16 @@ import typer
 from rich.console import Console
 
 from gramfuse.cli import bars, output
+from gramfuse.cli.measuring import (
+    BatchSizeOption,
+    DeviceOption,
+    ExamplesOption,
+    MaxLengthOption,
+    PairFieldOption,
+    SplitOption,
+    TextFieldOption,
+    TokensOption,
+)
 from gramfuse.matching.alignment import align_model
 from gramfuse.matching.matching import GroupMatching, Matching, match_models
 from gramfuse.measuring.texts import Fields, read_texts
@@ -46,18 +56,14 @@ def match_command(
         Path | None, typer.Option("--out", help="Write MODEL here with its units in OTHER's order; the same function.")
     ] = None,
     by: Annotated[By, typer.Option(help="What --out goes by.")] = By.WEIGHTS,
-    text_field: Annotated[str | None, typer.Option(help="Field with the text; default: text, sentence, …")] = None,
-    pair_field: Annotated[
-        str | None, typer.Option(help="Field with the second text of a pair; of a generating model, the target.")
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Field with a list of words instead of a text.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved DatasetDict.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Use the first N texts only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Texts per forward pass.")] = 32,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per text; default: what the models take, at most 512.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the models run: auto, cpu, cuda, cuda:1, …")] = "auto",
+    text_field: TextFieldOption = None,
+    pair_field: PairFieldOption = None,
+    tokens: TokensOption = None,
+    split: SplitOption = None,
+    examples: ExamplesOption = None,
+    batch_size: BatchSizeOption = 32,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Tell whether MODEL's hidden units are in OTHER's order. Nothing leaves this machine.
 

@@ -53,6 +53,8 @@ CheckpointEveryOption = Annotated[
         "--checkpoint-every", min=0, help="Seconds between checkpoints; the same command resumes from the last one."
     ),
 ]
+OutOption = Annotated[Path, typer.Option("--out", help="The statistics file to write.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a statistics file that is there.")]
 BaseOption = Annotated[
     Path | None,
     typer.Option(

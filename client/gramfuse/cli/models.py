@@ -17,7 +17,7 @@ from gramfuse_shared.extras import requiring_extras
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gramfuse.adapters.exporting import ExportedAdapter
+    from gramfuse.adapters.exported import ExportedAdapter
     from gramfuse.heads.attaching import PersonalModel
     from gramfuse.participation import Client
     from gramfuse_shared.contract.policy import Policy

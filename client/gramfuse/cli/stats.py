@@ -18,6 +18,8 @@ from gramfuse.cli.measuring import (
     ExamplesOption,
     MaxLengthOption,
     ModelOption,
+    OutOption,
+    OverwriteOption,
     PairFieldOption,
     SplitOption,
     TextFieldOption,
@@ -54,7 +56,7 @@ gramfuse stats collect --model nli --texts folder-of-datasets --split train --te
 def collect_command(
     model: ModelOption,
     texts: TextsOption,
-    out: Annotated[Path, typer.Option(help="The statistics file to write.")] = Path("statistics.safetensors"),
+    out: OutOption = Path("statistics.safetensors"),
     examples: ExamplesOption = None,
     batch_size: BatchSizeOption = 32,
     max_length: MaxLengthOption = None,
@@ -67,7 +69,7 @@ def collect_command(
     count_padding: Annotated[
         bool, typer.Option("--count-padding", help="Count padded rows, as the published RegMean code does.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a statistics file that is there.")] = False,
+    overwrite: OverwriteOption = False,
     share_inputs: Annotated[
         bool, typer.Option(help="One sum for layers that read the same input; off: one for each layer.")
     ] = True,
