@@ -22,6 +22,7 @@ class OutputDifferences:
 
     Attributes:
         products: R [d+1, outputs] by the layer's weight, fp32 on the model's device.
+        layers: those of the other model.
     """
 
     def __init__(self, other: nn.Module, layers: Collection[str]) -> None:
@@ -36,7 +37,7 @@ class OutputDifferences:
             msg = f"{missing[0]} is no linear layer of your own model, so the merged model's cannot be refit to it"
             raise ArchitectureMismatchError(msg, layers=missing[:20])
         self.products: dict[str, torch.Tensor] = {}
-        self._layers = tuple(found[weight] for weight in layers)
+        self.layers = tuple(found[weight] for weight in layers)
         self._outputs: dict[str, deque[torch.Tensor]] = {weight: deque() for weight in layers}
         self._expected: dict[nn.Module, tuple[Layer, Selection]] = {}
 
@@ -49,7 +50,7 @@ class OutputDifferences:
 
         hooks = [
             module.register_forward_hook(lambda _, __, output, weight=layer.weight: note(weight, output))
-            for layer in self._layers
+            for layer in self.layers
             for module in layer.modules
         ]
         try:

@@ -1,7 +1,7 @@
 """Runs a model over texts and measures it: what `gramfuse stats collect` and `gramfuse.collect` do."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_
 from gramfuse.measuring.layers import require_saved_layers
 from gramfuse.measuring.resuming import ResumableRun, run_digest
 from gramfuse.measuring.sampled_loss import sampled_loss
+from gramfuse.measuring.sparing import Sparing, compute_nothing, output_layer
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.statistics_checkpoint import keep_statistics, restore_statistics
 from gramfuse.measuring.texts import Text
@@ -102,7 +103,9 @@ def collect(
         require_saved_layers(collector.layers, folder)
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     gradients = weighting != "none"
-    with collector as statistics, ready_to_measure(opened, gradients=gradients):
+    # gradients come from the loss, for which everything is computed
+    spared = nullcontext() if gradients or layers is None else Sparing(loaded, collector.layers).sparing()
+    with collector as statistics, spared, ready_to_measure(opened, gradients=gradients):
         for number, batch in run.over(
             batches,
             [sum(example.tokens for example in batch) for batch in batches],
@@ -160,12 +163,10 @@ def ready_to_measure(opened: OpenModel, *, gradients: bool) -> Iterator[None]:
     Gradients flow through the layers' outputs and stop at the embeddings: no parameter gets one.
     """
     model = opened.model
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator] # transformers' method
-    spared = output if isinstance(output, nn.Linear) and not gradients else None
+    spared = None if gradients else output_layer(model)
     with ready_to_run(opened), _gradients_of_layers(model) if gradients else torch.no_grad():
         if spared is not None:
-            # Its input is measured by a hook; what it would compute is thrown away.
-            spared.forward = _computing_nothing  # type: ignore[method-assign] # for this pass
+            compute_nothing(spared, outputs=1)  # its input is measured by a hook; what it would compute is thrown away
         try:
             yield
         finally:
@@ -195,7 +196,3 @@ def _gradients_of_layers(model: nn.Module) -> Iterator[None]:
 
 def _ask_for_gradient(_module: nn.Module, _arguments: object, embedded: torch.Tensor) -> torch.Tensor:
     return embedded.detach().requires_grad_().clone()  # a copy: models write into what they embedded
-
-
-def _computing_nothing(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's own name for it
-    return input.new_zeros(*input.shape[:-1], 1)

@@ -128,6 +128,11 @@ def _reverted(model: nn.Module, tensors: dict[str, torch.Tensor]) -> Mapping[str
     return reverted
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is an nn.Linear or Conv1D that computes with its weight as it is."""
+    return _layout(module) is not None
+
+
 def _layout(module: nn.Module) -> Literal["out_in", "in_out"] | None:
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():  # noqa: PLR2004 - a matrix

@@ -17,6 +17,7 @@ from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.differences import OutputDifferences
 from gramfuse.measuring.inference import Progress, open_model, ready_to_run, run
 from gramfuse.measuring.layers import choose_layers, find_layers, require_saved_layers
+from gramfuse.measuring.sparing import Sparing
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.statistics_io import write_values
 from gramfuse.measuring.texts import Text
@@ -135,7 +136,14 @@ def collect_refit(
     weights = [layer.weight for layer in chosen]
     differences = OutputDifferences(owned.model, weights)
     collector = Collector(opened.model, base=base, layers=weights, differences=differences)
-    with collector as statistics, ready_to_run(opened), differences.watching():
+    spared = Sparing(opened.model, chosen), Sparing(owned.model, differences.layers)
+    with (
+        collector as statistics,
+        spared[0].sparing(),
+        ready_to_run(opened),
+        differences.watching(),
+        spared[1].sparing(),
+    ):
         batches = run(owned, tokenized, batch_size=batch_size, on_progress=on_progress, is_cancelled=is_cancelled)
         for batch in batches:
             with torch.no_grad():
