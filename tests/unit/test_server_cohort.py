@@ -53,6 +53,32 @@ def test_a_frozen_member_keeps_its_trained_labels_because_a_row_too_has_a_cohort
     require_allowed(recipe(), cohort, OPEN, [release])
 
 
+def holding(**tensors):
+    """What each organization sent, one letter a parameter."""
+    found = {organization: frozenset(names) for organization, names in tensors.items()}
+    cohort = [replace(member, tensors=found[member.organization]) for member in resolve_cohort(recipe(), CANDIDATES)]
+    return cohort, replace(released(recipe()), tensors=found)
+
+
+def test_a_parameter_that_enough_members_sent_is_merged_of_the_same_members_only():
+    everything = {"acme": "kv", "globex": "kv", "initech": "kv"}
+    (_, before), (fewer, release) = holding(**everything), holding(**everything | {"initech": "k"})
+    with pytest.raises(CohortFrozenError, match=r"v of acme, globex, initech; .* differs there by initech"):
+        require_allowed(recipe(), fewer, FROZEN, [before])
+    with pytest.raises(CohortFrozenError, match=r"v of acme, globex; .* differs there by initech"):
+        require_allowed(recipe(), holding(**everything)[0], FROZEN, [release])
+    require_allowed(recipe(), fewer, FROZEN, [release])
+    require_allowed(recipe(), fewer, OPEN, [before])
+
+
+@pytest.mark.parametrize("before", ["", "v"])
+def test_one_that_fewer_than_the_minimum_sent_was_the_bases_and_may_come_or_go(before):
+    _, release = holding(acme="k" + before, globex="k", initech="k")
+    everybody, later = holding(acme="kv", globex="kv", initech="kv")
+    require_allowed(recipe(), everybody, FROZEN, [release])
+    require_allowed(recipe(), holding(acme="k" + before, globex="k", initech="k")[0], FROZEN, [later])
+
+
 def test_no_models_mean_everybody():
     cohort = resolve_cohort(recipe(), CANDIDATES)
     assert cohort == (CohortMember(A, "acme", 1.0), CohortMember(B, "globex", 1.0), CohortMember(C, "initech", 1.0))

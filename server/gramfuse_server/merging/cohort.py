@@ -26,22 +26,34 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class CohortMember:
-    """A contribution that a job merges, with its weight, and the label ids that it trained (None: all)."""
+    """A contribution that a job merges, with its weight, and what its manifest says.
+
+    Attributes:
+        contribution: its id.
+        organization: whose it is.
+        weight: the recipe's.
+        labels: ids of the labels that it trained; None: all.
+        tensors: names of the parameters that it holds.
+    """
 
     contribution: str
     organization: str
     weight: Overridable
     labels: tuple[int, ...] | None = None
+    tensors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A job of the project that published a model or still may; `weights` and trained `labels` by organization."""
+    """A job of the project that published a model or still may; `weights`, trained `labels` and the names of the
+    `tensors` that were sent, by organization.
+    """
 
     job: str
     recipe: Recipe
     weights: Mapping[str, Overridable]
     labels: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    tensors: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def resolve_cohort(recipe: Recipe, candidates: Sequence[Candidate]) -> tuple[CohortMember, ...]:
@@ -103,6 +115,8 @@ def require_allowed(
         for release in releases:
             _require_same_cohort(recipe, weights, release)
             _require_same_labels(cohort, release)
+            if not weights.keys().isdisjoint(release.weights):
+                _require_same_holders(cohort, release, minimum=policy.minimum_cohort)
 
 
 def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
@@ -170,6 +184,30 @@ def _require_same_labels(cohort: Sequence[CohortMember], release: Release) -> No
             "would reveal single members. Push with the labels as they were, or agree on a policy with `cohorts: open`"
         )
         raise CohortFrozenError(msg, job=release.job, differs=changed)
+
+
+def _require_same_holders(cohort: Sequence[CohortMember], release: Release, *, minimum: int) -> None:
+    """A parameter is merged of those that sent it, so it has a cohort too: beside the one before, another reveals who
+    came or went. Of fewer than the minimum it is the base's, which says nothing of anybody.
+    """
+    now = {member.organization: member.tensors for member in cohort}
+    same = [names for organization, names in now.items() if names == release.tensors.get(organization)]
+    if len(same) == len(now):
+        return
+    for name in sorted(frozenset[str]().union(*now.values())):
+        holders, before = _holders(name, now), _holders(name, release.tensors)
+        if min(len(holders), len(before)) >= minimum and holders != before:
+            changed = sorted(holders ^ before)
+            msg = (
+                f"job {release.job} merges {name} of {', '.join(sorted(before))}; a merge that differs there by "
+                f"{', '.join(changed)} would reveal them. Push with the same parameters, or agree on a policy with "
+                "`cohorts: open`"
+            )
+            raise CohortFrozenError(msg, job=release.job, differs=changed)
+
+
+def _holders(name: str, tensors: Mapping[str, frozenset[str]]) -> set[str]:
+    return {organization for organization, names in tensors.items() if name in names}
 
 
 def _values(weight: Overridable) -> list[float]:

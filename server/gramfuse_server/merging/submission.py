@@ -95,7 +95,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     if row.policy_version != project.policy_version:
         msg = f"job {row.id} was submitted under version {row.policy_version} of the policy; submit it under a new id"
         raise StateError(msg, version=project.policy_version)
-    cohort = _with_labels(session, cohort_of(session, row))
+    cohort = _with_contents(session, cohort_of(session, row))
     usable = {candidate.contribution for candidate in _candidates(session, project)}
     gone = sorted(member.organization for member in cohort if member.contribution not in usable)
     if gone:
@@ -129,7 +129,7 @@ def _decide_cohort(
         found = resolve_cohort(recipe, candidates)
     else:
         found = answered_cohort(session, project, recipe, recipe.request, candidates, now=now)
-    cohort = _with_labels(session, found)
+    cohort = _with_contents(session, found)
     require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
     return cohort
 
@@ -150,27 +150,45 @@ def _releases(session: Session, project: ProjectRow, *, besides: str) -> list[Re
         .order_by(JobRow.created_at, JobRow.id)
     )
     releases = []
+    known: dict[str, _Contents] = {}
     for row in rows:
-        cohort = _with_labels(session, cohort_of(session, row))
+        cohort = _with_contents(session, cohort_of(session, row), known)
         releases.append(
             Release(
                 job=row.id,
                 recipe=Recipe.parse(row.recipe),
                 weights={member.organization: member.weight for member in cohort},
                 labels={member.organization: member.labels for member in cohort},
+                tensors={member.organization: member.tensors for member in cohort},
             )
         )
     return releases
 
 
-def _with_labels(session: Session, cohort: Sequence[CohortMember]) -> tuple[CohortMember, ...]:
-    """Add what the contributions' manifests say of trained labels; of a manifest nothing else is looked at."""
-    return tuple(replace(member, labels=_trained_labels(session, member.contribution)) for member in cohort)
+_Contents = tuple[tuple[int, ...] | None, frozenset[str]]
+"""Trained labels, and names of tensors."""
 
 
-def _trained_labels(session: Session, contribution: str) -> tuple[int, ...] | None:
-    labels = json.loads(session.get_one(ContributionRow, contribution).manifest).get("labels")
-    return None if labels is None else tuple(labels["trained"])
+def _with_contents(
+    session: Session, cohort: Sequence[CohortMember], known: dict[str, _Contents] | None = None
+) -> tuple[CohortMember, ...]:
+    """Add what the contributions' manifests say of trained labels and tensors; `known` keeps what was read."""
+    read = {} if known is None else known
+    for member in cohort:
+        if member.contribution not in read:
+            read[member.contribution] = _contents(session, member.contribution)
+    contents = [read[member.contribution] for member in cohort]
+    return tuple(
+        replace(member, labels=labels, tensors=tensors)
+        for member, (labels, tensors) in zip(cohort, contents, strict=True)
+    )
+
+
+def _contents(session: Session, contribution: str) -> _Contents:
+    manifest = json.loads(session.get_one(ContributionRow, contribution).manifest)
+    labels = manifest.get("labels")
+    trained = None if labels is None else tuple(labels["trained"])
+    return trained, frozenset(tensor["name"] for tensor in manifest["weights"]["tensors"])
 
 
 def _enqueue(session: Session, row: JobRow, queue: JobQueue, now: datetime) -> None:
