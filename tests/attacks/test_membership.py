@@ -90,3 +90,24 @@ def test_a_cohorts_sum_tells_less_and_the_estimate_of_it_holds(mixed_rows, depth
     real = membership_auc([whole.measure(own) for own in part], [whole.measure(own) for own in rows.others])
     assert membership_auc(measured, times=5) == pytest.approx(real, abs=0.1)
     assert membership_auc(measured, times=5) < membership_auc(measured) - 0.1
+
+
+@DEPTHS
+@pytest.mark.parametrize(("members", "least"), [(3, 0.6), (5, 0.54)])
+def test_a_sum_of_members_of_two_hundred_texts_each_still_tells_single_texts(mixed_rows, depth, members, least):
+    """What secure sums reveal by their result alone; of one member the same texts are told with AUC .9 and more."""
+    rows = mixed_rows[depth]
+    meter = LeverageMeter(gram_of(rows.mine[: 200 * members]), gram_of(rows.public))
+    measured = [meter.measure(own) for own in rows.mine[:200]]
+    told = membership_auc(measured, [meter.measure(own) for own in rows.others])
+    assert least < told < attacked(rows, 200)[0] - 0.1
+
+
+def test_members_that_collude_take_their_own_off_the_sum_and_attack_the_last_alone(mixed_rows):
+    rows = mixed_rows[5]
+    own = gram_of(rows.mine[:200])
+    left = gram_of(rows.mine[:600]) - gram_of(rows.mine[200:400]) - gram_of(rows.mine[400:600])
+    assert float((left - own).norm() / own.norm()) < 1e-4
+    meter = LeverageMeter(left, gram_of(rows.public))
+    told = membership_auc([meter.measure(own) for own in rows.mine[:200]], [meter.measure(own) for own in rows.others])
+    assert told == pytest.approx(attacked(rows, 200)[0], abs=0.02)
