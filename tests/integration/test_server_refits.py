@@ -338,9 +338,15 @@ def test_who_missed_the_deadline_is_left_out_where_cohorts_are_open_and_nothing_
     changes = {"missed_deadline": "leave_out", "minimum_cohort": 2}
     begin(world, worker, POLICY.model_copy(update=changes))
     ask(world, "head", seconds=3600)
+    ask(world, "calibration", seconds=3600)
     answer_heads(world, worker, tmp_path, members=MEMBERS[:2])
+    for member in MEMBERS[:2]:
+        given = give(world, document(world, member, "calibration", histograms=histograms(0, least=20)))
+        assert given.status_code == 201, given.text
     world.clock.advance(hours=2)
-    assert "initech" in problem(submit(world), 409, "cohort-frozen")["detail"]
+    for kind in ("head", "calibration"):
+        refused = problem(submit(world, merge_method=kind, request=kind), 409, "cohort-frozen")
+        assert refused["facts"]["differs"] == ["initech"]
 
 
 def test_an_answer_of_a_member_who_withdrew_is_merged_no_more(world, worker, project, tmp_path):
