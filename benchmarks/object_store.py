@@ -14,7 +14,7 @@ import torch
 from timing import Effort
 
 from gramfuse_server.blobs import Blobs, blob_key, open_blobs
-from gramfuse_server.merging.inputs import BlobSource
+from gramfuse_server.merging.blob_source import BlobSource
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
@@ -46,7 +46,8 @@ def merge(blobs: Blobs, members: list[Any], target: Path) -> None:
     planned, readers = [], {}
     for weights_blob, statistics_blob in members:
         weights, statistics = (
-            TensorFile.open(BlobSource(blobs, digest, size)) for digest, size in (weights_blob, statistics_blob)
+            TensorFile.open(BlobSource(blobs, blob_key(digest), size))
+            for digest, size in (weights_blob, statistics_blob)
         )
         tensors = {name: TensorInfo(name=name, dtype=t.dtype, shape=t.shape) for name, t in weights.tensors.items()}
         taps = parse_statistics_metadata(statistics.header).taps

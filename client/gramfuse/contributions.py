@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gramfuse.contributing.packaging import Package
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.extras import EXTRAS
 from gramfuse.progress import OnProgress, begin_check
@@ -84,6 +85,26 @@ class Contributions(Projects):
             sleep=self._sleep,
         )
         return pushing.require_accepted_by_server(checked)
+
+    def package(
+        self,
+        project: str,
+        *,
+        model: StrPath,
+        statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
+        base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> Package:
+        """Read what a push would send, and write its manifest; nothing is sent. Raises as `push` before it asks."""
+        return self._prepare(project, model, statistics, fisher, base, labels).package()
+
+    def contribution(self, project: str, contribution: str) -> ContributionDetail:
+        """Return a contribution by its id; the manifest is shown of one's own alone."""
+        identifier = self._resolve_contribution(project, contribution)
+        return ContributionDetail.parse(
+            self._transport.call("GET", f"{self._path(project)}/contributions/{identifier}")
+        )
 
     def contributions(
         self, project: str, *, organization: str | None = None, state: str | None = None

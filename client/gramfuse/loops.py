@@ -10,10 +10,12 @@ from gramfuse.searching.judging import Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST, Search
 from gramfuse.searching.strategies import Strategy
+from gramfuse.securing.summing import Summation, SumProgress
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import DEFAULT_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
@@ -86,6 +88,46 @@ class Loops(Contributions, Merges):
             alpha=alpha,
             seconds=seconds,
             keep=keep,
+            on_request=on_request,
+            on_progress=on_progress,
+        ).run()
+
+    def sum(
+        self,
+        project: str,
+        recipe: Recipe,
+        *,
+        result: str,
+        seconds: int = DEFAULT_SECONDS,
+        on_request: Callable[[RequestInfo], None] = lambda _: None,
+        on_progress: Callable[[SumProgress], None] = lambda _: None,
+    ) -> Job:
+        """Merge contributions of which the server sees their sum alone, where the policy says `aggregation: secure`.
+
+        Five requests, one after the other, to everybody whose contribution counts, and the job that merges the sum. All
+        names follow from `result`, so the same call after an interruption goes on where it was; a stage that somebody
+        missed is asked anew, and whoever spoke in it says the same again.
+
+        Args:
+            project: the project.
+            recipe: `linear`, `regmean` or `fisher`, with organizations as models, or none for all.
+            result: the id of the model that comes out.
+            seconds: until the deadline of each stage.
+            on_request: told each open request before it is waited for, as `refine` does.
+            on_progress: told how far it is.
+
+        Raises:
+            PolicyViolationError, CohortFrozenError: the policy does not sum in secret, or not this.
+            RecipeInvalidError: what the recipe merges cannot be summed.
+            RequestFailedError, CancelledError, JobFailedError: a stage or the job ended; the same call tries it anew.
+            ConflictError: `result` stands for something else.
+        """
+        return Summation(
+            client=self,
+            project=project,
+            recipe=recipe,
+            result=result,
+            seconds=seconds,
             on_request=on_request,
             on_progress=on_progress,
         ).run()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gramfuse.loops import Loops
 
 LONGEST_RETRY: Final = "-retry-99"
-_QUESTION: Final = RequestCreate.model_fields.keys() - {"seconds"}
+_QUESTION: Final = RequestCreate.model_fields.keys() & RequestInfo.model_fields.keys()
 _ENDED_BADLY: Final = frozenset({"failed", "cancelled"})
 
 
@@ -52,16 +52,7 @@ def find_or_ask(
         try:
             found = client.request(project, candidate)
         except NotFoundError:
-            return client.ask(
-                project,
-                body.kind,
-                body.models,
-                layers=body.layers,
-                block=body.block,
-                weighting=body.weighting,
-                seconds=body.seconds,
-                request=candidate,
-            )
+            return client.pose(project, body, request=candidate)
         if any(getattr(found, key) != getattr(body, key) for key in _QUESTION):
             msg = f"request {candidate} asks something else than this loop would; choose another id"
             raise ConflictError(msg)

@@ -11,7 +11,7 @@ from gramfuse.progress import OnProgress
 from gramfuse.transfer import answering, pushing
 from gramfuse.transfer.watching import Deadline, poll
 from gramfuse_shared.contract.document import describe_validation
-from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion
+from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion, StageMessages
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import (
@@ -21,6 +21,8 @@ from gramfuse_shared.contract.requests import (
     RequestInfo,
     require_answer_allowed,
 )
+from gramfuse_shared.contract.secure import SignedMessage
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import CancelledError, NotConfirmedError, RequestFailedError, RequestMalformedError
 from gramfuse_shared.identifiers import JOB_PATTERN
 
@@ -67,8 +69,21 @@ class Rounds(Connection):
             )
         except ValidationError as error:
             raise RequestMalformedError(describe_validation("request", error.errors())) from error
-        path = self._request_path(project, request or f"{kind}-{secrets.token_hex(3)}")
+        return self.pose(project, body, request=request or f"{kind}-{secrets.token_hex(3)}")
+
+    def pose(self, project: str, body: RequestCreate, *, request: str) -> RequestInfo:
+        """Make a request that is written out, or find it; raises as `ask` and, of a secure sum, as `sum`."""
+        path = self._request_path(project, request)
         return RequestInfo.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
+
+    def session(self, project: str, request: str) -> SessionManifest:
+        """Return the manifest of the secure sum that a request is a stage of."""
+        return SessionManifest.parse(self._transport.call("GET", f"{self._request_path(project, request)}/session"))
+
+    def stage_messages(self, project: str, request: str) -> tuple[SignedMessage, ...]:
+        """Return the signed messages that a stage of a secure sum shows."""
+        path = f"{self._request_path(project, request)}/messages"
+        return StageMessages.parse(self._transport.call("GET", path)).messages
 
     def requests(self, project: str) -> list[RequestInfo]:
         """List a project's requests, the newest first."""

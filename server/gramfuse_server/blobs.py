@@ -31,6 +31,15 @@ def blob_key(sha256: str) -> str:
     return f"sha256/{sha256}"
 
 
+SUMS: Final = "sums/"
+"""Where the sums lie that unfinished jobs merge in place of contributions."""
+
+
+def sums_key(project: str, job: str, attempt: int) -> str:
+    """Where the sums lie that an attempt of a job merges."""
+    return f"{SUMS}{project}/{job}/{attempt}"
+
+
 def part_key(upload: str, file: str, number: int, sha256: str) -> str:
     """Where a part lies until its file is assembled."""
     return f"uploads/{upload}/{file}/{number}.{sha256}"

@@ -10,7 +10,7 @@ import obstore
 from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server.blobs import SUMS, Blobs, blob_key, sums_key
 from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, TaskRow, UploadFileRow, UploadRow
@@ -23,7 +23,26 @@ _LONGEST_WRITE: Final = timedelta(hours=24)
 def delete_spent_bytes(database: Database, blobs: Blobs, now: datetime) -> int:
     """Delete what is due; return how many files. Safe to repeat and to race."""
     unfinished = blobs.delete_unfinished(now - _LONGEST_WRITE)
-    return _delete_parts(database, blobs) + _delete_files(database, blobs, now) + unfinished
+    return (
+        _delete_parts(database, blobs)
+        + _delete_files(database, blobs, now)
+        + _delete_sums(database, blobs)
+        + unfinished
+    )
+
+
+def _delete_sums(database: Database, blobs: Blobs) -> int:
+    """Delete the sums of attempts that are over: the model is published, or another attempt makes them anew."""
+    keys = list(blobs.keys(SUMS))
+    with reading(database) as session:
+        needed = {
+            sums_key(row.project, row.id, row.attempt)
+            for row in session.scalars(select(JobRow).where(JobRow.state.in_(UNFINISHED)))
+        }
+    spent = [key for key in keys if key not in needed]
+    for key in spent:
+        blobs.delete(key)
+    return len(spent)
 
 
 def _delete_parts(database: Database, blobs: Blobs) -> int:

@@ -401,7 +401,10 @@ class ModelFileRow(Row):
 
 
 class RequestRow(Row):
-    """What is asked of the organizations of a cohort. Its state follows from answers, deadline and policy."""
+    """What is asked of the organizations of a cohort. Its state follows from answers, deadline and policy.
+
+    `session` is the manifest of a secure sum, in the row of its first stage; `opened_by` names that row in the others.
+    """
 
     __tablename__ = "requests"
     __table_args__ = (ForeignKeyConstraint(["project", "policy_version"], ["policies.project", "policies.version"]),)
@@ -409,6 +412,8 @@ class RequestRow(Row):
     project: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     id: Mapped[str] = mapped_column(primary_key=True)
     document: Mapped[str] = mapped_column(Text)
+    session: Mapped[str | None] = mapped_column(Text)
+    opened_by: Mapped[str | None]
     policy_version: Mapped[int]
     asked_by: Mapped[str] = mapped_column(ForeignKey("tokens.id"))
     created_at: Mapped[datetime]

@@ -29,9 +29,9 @@ from gramfuse.measuring.own_blocks import put_own_blocks
 from gramfuse.measuring.refit import collect_refit
 from gramfuse.measuring.texts import Fields, Text, read_texts
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
-from gramfuse_shared.contract.policy import Policy, RequestKind
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import WHY_NOT_REFIT, layers_that_may_be_refit, require_histograms_may_leave
-from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo, require_request_allowed
+from gramfuse_shared.contract.requests import Answer, AskedKind, ModelScore, RequestInfo, require_request_allowed
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
 
 _MEASURED: Final = "measured.safetensors"
@@ -202,7 +202,7 @@ def _calibrate(assignment: Assignment, participation: Participation, run: Mappin
     return PreparedAnswer(_document(assignment, histograms=counted))
 
 
-_ANSWERS: Final[Mapping[RequestKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
+_ANSWERS: Final[Mapping[AskedKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
     "evaluate": _evaluate,
     "gram": _measure,
     "head": _measure_head,

@@ -1,7 +1,7 @@
 """The configuration of `gramfuse participate`: which project, which local data, and what is answered without asking."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -10,7 +10,7 @@ from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
 from gramfuse_shared.contract.policy import RequestKind
-from gramfuse_shared.contract.requests import RequestInfo
+from gramfuse_shared.contract.requests import RequestInfo, stage_named
 from gramfuse_shared.errors import ConfigurationError
 
 DEFAULT_FOLDER: Final = Path("answers")
@@ -36,12 +36,15 @@ class Participation(Document):
         project: the project whose requests are answered.
         model: the organization's own fine-tuned folder, as it was contributed; an evaluation scores it, too, a `gram`
             request about own blocks takes these from it, a `head` request its logits, a `refit` request what its layers
-            give.
+            give, and a secure sum its weights.
+        statistics: the statistics file that was contributed, for secure sums.
+        fisher: the file of Fisher information that was contributed, for secure sums.
         held_out: labelled texts that nothing was trained on, for `evaluate`.
         measured: the texts that statistics are measured on, for `gram`, `head` and `refit`.
         calibrated: labelled texts whose scores are counted, for `calibration`; default: `held_out`. On texts that a
             model was calibrated on it scores a little too well: name others than `held_out` to evaluate afterwards.
-        allow: kinds that are answered without showing each answer first. What leaves is noted all the same.
+        allow: kinds that are answered without showing each answer first; `sum` lets secure sums be joined. What leaves
+            is noted all the same.
         folder: where pulled models and answers are kept, so that a retry sends the same bytes.
         batch_size: texts per forward pass.
         max_length: tokens per text; default: what the model takes, at most 512.
@@ -50,10 +53,12 @@ class Participation(Document):
 
     project: str
     model: Path | None = None
+    statistics: Path | None = None
+    fisher: Path | None = None
     held_out: LocalTexts | None = None
     measured: LocalTexts | None = None
     calibrated: LocalTexts | None = None
-    allow: tuple[RequestKind, ...] = ()
+    allow: tuple[RequestKind | Literal["sum"], ...] = ()
     folder: Path = DEFAULT_FOLDER
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     max_length: Annotated[int, Field(ge=1)] | None = None
@@ -61,7 +66,7 @@ class Participation(Document):
 
     @property
     def kinds(self) -> frozenset[RequestKind]:
-        """The kinds that there is local data for."""
+        """The kinds of questions about merged models that there is local data for."""
         texts: dict[RequestKind, LocalTexts | None] = {
             "evaluate": self.held_out,
             "gram": self.measured,
@@ -73,7 +78,14 @@ class Participation(Document):
 
     def can_answer(self, request: RequestInfo) -> bool:
         """Tell whether there is all that a request would be answered from."""
+        if stage_named(request.kind) is not None:
+            return self.model is not None
         return request.kind in self.kinds and (request.block == "merged" or self.model is not None)
+
+    def allows(self, request: RequestInfo) -> bool:
+        """Tell whether a request is answered without asking; of a secure sum whoever joined goes on."""
+        stage = stage_named(request.kind)
+        return request.kind in self.allow if stage is None else "sum" in self.allow or stage != "keys"
 
 
 def read_participation(path: Path) -> Participation:
@@ -100,7 +112,7 @@ def _resolved(parsed: Participation, start: Path) -> Participation:
 
     return parsed.model_copy(
         update={
-            "model": None if parsed.model is None else start / parsed.model,
+            **{name: start / path for name in ("model", "statistics", "fisher") if (path := getattr(parsed, name))},
             "held_out": texts(parsed.held_out),
             "measured": texts(parsed.measured),
             "calibrated": texts(parsed.calibrated),

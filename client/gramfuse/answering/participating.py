@@ -12,8 +12,9 @@ from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.measuring.inference import Progress as Measured
 from gramfuse.participation import Client
 from gramfuse.progress import OnProgress
+from gramfuse.securing.stages import Stages, kept_sessions
 from gramfuse.transfer.reusing import take_known_files
-from gramfuse_shared.contract.requests import AnswerState, RequestInfo
+from gramfuse_shared.contract.requests import AnswerState, RequestInfo, stage_named
 from gramfuse_shared.errors import CancelledError, GramfuseError
 
 _UNANSWERED: frozenset[AnswerState] = frozenset({"awaited", "open", "rejected", "expired"})
@@ -101,6 +102,10 @@ class _OneAnswer:
     def give(self, request: RequestInfo) -> Outcome:
         if not self.participation.can_answer(request):
             return "no local data"
+        if stage_named(request.kind) is not None:
+            with self.measuring(request):
+                spoken = Stages(self.client, self.participation).answer(request)
+            return self._send(request, spoken)
         prepared = self.kept.find(request.id)
         if prepared is None or not _is_current(self.client, request, prepared):
             assignment = _assign(self.client, request, self.kept, self.transferring)
@@ -109,14 +114,18 @@ class _OneAnswer:
                     assignment, self.participation, on_progress=on_progress, is_cancelled=self.is_cancelled
                 )
             self.kept.keep(prepared)
-        prepared = replace(prepared, asked=request)
-        if request.kind in self.participation.allow:
+        return self._send(request, replace(prepared, asked=request))
+
+    def _send(self, request: RequestInfo, prepared: PreparedAnswer) -> Outcome:
+        if self.participation.allows(request):
             self.on_allowed(prepared)
         elif self.confirm(prepared) is not True:
             return "declined"
         with self.transferring() as on_transfer:
             self.client.answer(prepared, confirm=lambda _: True, on_progress=on_transfer)
         self.kept.forget(request.id)
+        if prepared.session is not None and request.kind == "unmask":
+            kept_sessions(self.client, request.project).session(prepared.session.digest).forget_secrets()
         return "answered"
 
 

@@ -10,6 +10,7 @@ from gramfuse.contributing.packaging import file_of_taps
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.naming import name_patterns
+from gramfuse.securing.describing import describe_stage
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
@@ -18,6 +19,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import PolicyViolationError
 
 if TYPE_CHECKING:
@@ -27,17 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreparedAnswer:
-    """An answer, its statistics file, taps that stay at home with the reasons, and the request that it answers."""
+    """An answer, its file, taps that stay at home with the reasons, the request that it answers, of which session."""
 
     answer: Answer
-    statistics: Path | None = None
+    file: Path | None = None
     stays: tuple[tuple[str, str], ...] = ()
     asked: RequestInfo | None = None
+    session: SessionManifest | None = None
 
     @property
     def files(self) -> tuple[VirtualFile, ...]:
         """The files that leave, in the document's order."""
-        return () if self.statistics is None else (VirtualFile.of_path(self.statistics, STATISTICS_FILE_NAME),)
+        return () if self.file is None else (VirtualFile.of_path(self.file, self.answer.files[0].name),)
 
     def __str__(self) -> str:
         """Tell people what is answered, all of what leaves, who will see it, and what stays."""
@@ -50,6 +53,8 @@ class PreparedAnswer:
             lines += [f"  {line}" for line in _describe_statistics(self.answer.statistics)]
         if self.answer.histograms is not None:
             lines += [f"  {line}" for line in _describe_histograms(self.answer.histograms)]
+        if self.answer.message is not None and self.session is not None:
+            return "\n".join([*lines, *describe_stage(self.answer.message.message, self.session)])
         lines.append("Stays here: your texts" + ("" if self.stays else ", and nothing else was measured"))
         for reason in dict.fromkeys(reason for _, reason in self.stays):
             names = [name for name, because in self.stays if because == reason]
@@ -194,7 +199,7 @@ def _describe_question(asked: RequestInfo) -> str:
         "refit": f"what linear layers of {models} would be refit from, to give what your own model's give",
         "calibration": f"which scores {models} gives your labelled texts",
     }
-    question = questions[asked.kind]
+    question = questions.get(asked.kind, f"the stage {asked.kind} of a secure sum")
     if asked.block == "own":
         question += ", the measured blocks being your own model's"
     if asked.weighting != "none":

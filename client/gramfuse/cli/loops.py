@@ -1,13 +1,21 @@
-"""What commands that run a loop of requests and jobs have in common: a bar, and what Ctrl-C says of an open request."""
+"""What commands of requests have in common: their options, how answers are counted, the bar of a loop, and Ctrl-C."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated, cast, get_args
 
 import typer
 
 from gramfuse.cli import bars, output
-from gramfuse_shared.contract.requests import RequestInfo
+from gramfuse_shared.contract.manifest import Weighting
+from gramfuse_shared.contract.requests import DAY_SECONDS, MeasuredBlock, RequestInfo
+from gramfuse_shared.errors import ConfigurationError
+
+WeightingOption = Annotated[
+    Weighting, typer.Option(help="Of gram: output_gradient counts a row by the loss's gradient at its layer's output.")
+]
+DaysOption = Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline of a request.")]
 
 
 @dataclass(slots=True)
@@ -39,3 +47,26 @@ def shown_loop(project: str, title: str) -> Iterator[ShownLoop]:
                 way_back = f"`gramfuse request cancel {project} {shown.waited.id}` takes it back"
                 output.note(f"request {shown.waited.id} stays open for answers; {way_back}")
             raise typer.Exit(output.EXIT_INTERRUPTED) from None
+
+
+def seconds_of(days: float) -> int:
+    """Return the seconds until a deadline that is given in days."""
+    return max(60, round(days * DAY_SECONDS))
+
+
+def describe_answers(request: RequestInfo) -> str:
+    """Write how many have answered."""
+    return f"{count_answers(request)} of {len(request.asked)} have answered"
+
+
+def count_answers(request: RequestInfo) -> int:
+    """Return how many have answered."""
+    return sum(place.state == "accepted" for place in request.asked)
+
+
+def chosen_block(block: str | None) -> MeasuredBlock | None:
+    """Return whose weights a block has while it is measured; raises ConfigurationError for another word."""
+    if block is not None and block not in get_args(MeasuredBlock):
+        msg = f"--block is {block!r}; it is one of {', '.join(get_args(MeasuredBlock))}"
+        raise ConfigurationError(msg)
+    return cast("MeasuredBlock | None", block)

@@ -14,6 +14,11 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.privacy import COVERS, PrivacyBudget
 from gramfuse_shared.errors import DocumentMalformedError
 
+_AGGREGATION: Final = {
+    "plain": "The server sees each organization's weights and statistics (aggregation: plain); it never sees texts.",
+    "secure": "The server sees sums over all members alone (aggregation: secure), and of each names, sizes, row counts "
+    "and when it answers. The sum is not hidden, nor is a member from all the others together.",
+}
 _EMBEDDINGS: Final = {
     "base": "Embeddings, and output weights tied to them, never leave; the merged model has the base's.",
     "average": "UNSAFE: embeddings leave and are averaged. They reveal which tokens your text holds.",
@@ -89,7 +94,7 @@ def read_policy(path: Path) -> Policy:
 def describe_policy(policy: Policy) -> list[str]:
     """Tell a policy in sentences, one a rule."""
     return [
-        "The server sees each organization's weights and statistics (aggregation: plain); it never sees texts.",
+        _AGGREGATION[policy.aggregation],
         f"Models are merged by {' or '.join(policy.methods)}.",
         _EMBEDDINGS[policy.embeddings],
         _TAPS[policy.embedding_taps],
@@ -121,9 +126,14 @@ def _private_by_noise(budget: PrivacyBudget) -> str:
 
 
 def _describe_requests(policy: Policy) -> list[str]:
-    if not policy.requests:
+    summed = (
+        ["A merge is a sum that you are asked to join; who joins answers four stages more."]
+        if policy.aggregation == "secure"
+        else []
+    )
+    if not policy.requests and not summed:
         return ["Nothing is asked of you after your contribution."]
-    sentences = [
+    sentences = summed + [
         f"Later you may be asked to {_REQUESTS[kind]}. Nothing is answered unseen." for kind in policy.requests
     ]
     if "evaluate" in policy.requests:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.loops import DaysOption, WeightingOption, chosen_block, count_answers, seconds_of
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse.refining.planning import RefiningMethod
-from gramfuse.refining.running import RefinementProgress
-from gramfuse_shared.contract.manifest import Weighting
+from gramfuse.cli.request_loops import refine, sum_command
 from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.policy import RequestKind
-from gramfuse_shared.contract.requests import DAY_SECONDS, MeasuredBlock, RequestInfo
+from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,14 +19,12 @@ if TYPE_CHECKING:
 
 RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="The request's id.")]
 
-WeightingOption = Annotated[
-    Weighting, typer.Option(help="Of gram: output_gradient counts a row by the loss's gradient at its layer's output.")
-]
-DaysOption = Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline of a request.")]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Ask participants to evaluate or measure merged models."
 )
+app.command()(refine)
+app.command("sum")(sum_command)
 
 
 @app.command()
@@ -65,7 +62,7 @@ def create(
     if kind not in get_args(RequestKind):
         msg = f"{kind!r} is no kind of request; there are {', '.join(get_args(RequestKind))}"
         raise ConfigurationError(msg)
-    chosen = _chosen_block(block) or "merged"
+    chosen = chosen_block(block) or "merged"
     with session.open_client() as client:
         made = client.ask(
             project,
@@ -94,7 +91,7 @@ def list_(project: ProjectArgument) -> None:
             request.kind,
             ", ".join(request.models),
             request.state,
-            f"{_answered(request)} of {len(request.asked)}",
+            f"{count_answers(request)} of {len(request.asked)}",
             f"{request.deadline:%Y-%m-%d %H:%M}",
         )
         for request in requests
@@ -135,90 +132,6 @@ def cancel(project: ProjectArgument, request: RequestArgument) -> None:
         _show(client.cancel_request(project, request))
 
 
-@app.command()
-def refine(
-    project: ProjectArgument,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The merged model to begin with.")],
-    identifier: Annotated[
-        str | None, typer.Option("--id", help="The new model's id; default: MODEL-refined. The same id again goes on.")
-    ] = None,
-    blocks_at_once: Annotated[int, typer.Option("--blocks-at-once", min=1, help="Blocks per step.")] = 1,
-    all_at_once: Annotated[
-        bool, typer.Option("--all-at-once", help="One step for all layers: an iteration of RegMean, not RegMean++.")
-    ] = False,
-    block: Annotated[
-        str | None,
-        typer.Option(
-            "--block", help="own or merged: whose weights a block has while it is measured. Default: own, as published."
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", min=0, max=1, help="Of the merges; default: as MODEL was merged.")
-    ] = None,
-    weighting: WeightingOption = "none",
-    method: Annotated[
-        RefiningMethod, typer.Option(help="refit: fit the layers to what everybody's own give, group by group.")
-    ] = "regmean",
-    ridge: Annotated[float | None, typer.Option("--ridge", min=0, help="Of --method refit; default 0.01.")] = None,
-    days: DaysOption = 7.0,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the models in between; default: delete them.")] = False,
-) -> None:
-    """Merge a model anew block by block (RegMean++, coordinator): ask everybody to measure, merge, go on.
-
-    Participants answer best by `gramfuse participate --watch`. Ctrl-C leaves the open request open; the same command
-    again goes on where it was, asks anew what failed, and retries a job that did.
-
-    With --method refit each step fits a group of layers to what everybody's own give, in forward order, four groups a
-    block.
-
-    Examples: gramfuse request refine acme.tweets regmean-1 --id regmean-pp · gramfuse request refine acme.tweets
-    regmean-1 --method refit --id regmean-refit
-    """
-    from gramfuse.cli.loops import shown_loop  # noqa: PLC0415 - only where this command runs
-
-    with session.open_client() as client, shown_loop(project, "Refining") as shown:
-        job = client.refine(
-            project,
-            model,
-            result=identifier,
-            blocks_at_once=None if all_at_once else blocks_at_once,
-            block=_chosen_block(block),
-            weighting=weighting,
-            alpha=alpha,
-            method=method,
-            ridge=ridge,
-            seconds=seconds_of(days),
-            keep=keep,
-            on_request=shown.wait_for,
-            on_progress=lambda seen: shown.show(seen.share, _describe_refinement(seen), seen.request),
-        )
-    rows = [
-        ("model", job.id),
-        ("begun with", model),
-        ("organizations", ", ".join(member.organization for member in job.cohort)),
-    ]
-    output.show(job, output.table(("", ""), rows))
-
-
-def _describe_refinement(progress: RefinementProgress) -> str:
-    step = f"step {progress.step.number} of {progress.step.total}"
-    if progress.request is not None:
-        return f"{step} · {describe_answers(progress.request)}"
-    return f"{step} · merging" if progress.job is not None else step
-
-
-def _chosen_block(block: str | None) -> MeasuredBlock | None:
-    if block is not None and block not in get_args(MeasuredBlock):
-        msg = f"--block is {block!r}; it is one of {', '.join(get_args(MeasuredBlock))}"
-        raise ConfigurationError(msg)
-    return cast("MeasuredBlock | None", block)
-
-
-def seconds_of(days: float) -> int:
-    """Return the seconds until a deadline that is given in days."""
-    return max(60, round(days * DAY_SECONDS))
-
-
 def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
     told: set[str] = set()
 
@@ -226,19 +139,10 @@ def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
         for place in seen.asked:
             if place.state == "accepted" and place.organization not in told:
                 told.add(place.organization)
-                output.note(f"{place.organization} has answered ({_answered(seen)} of {len(seen.asked)})")
+                output.note(f"{place.organization} has answered ({count_answers(seen)} of {len(seen.asked)})")
 
     with session.open_client() as client:
         return client.wait_for_request(project, request, on_progress=tell, timeout=timeout)
-
-
-def describe_answers(request: RequestInfo) -> str:
-    """Write how many have answered."""
-    return f"{_answered(request)} of {len(request.asked)} have answered"
-
-
-def _answered(request: RequestInfo) -> int:
-    return sum(place.state == "accepted" for place in request.asked)
 
 
 def _show(request: RequestInfo) -> None:
@@ -248,7 +152,7 @@ def _show(request: RequestInfo) -> None:
 def _render(request: RequestInfo, console: "Console") -> None:
     state = request.state + (f": {request.reason}" if request.reason else "")
     facts = [
-        ("request", f"{request.id} ({request.kind} of {', '.join(request.models)})"),
+        ("request", f"{request.id} ({_what(request)})"),
         ("state", state),
         ("deadline", f"{request.deadline:%Y-%m-%d %H:%M} UTC"),
     ]
@@ -256,6 +160,12 @@ def _render(request: RequestInfo, console: "Console") -> None:
     columns, rows = _scores(request) if request.kind == "evaluate" else _places(request)
     console.print()
     output.table(columns, rows, right=range(1, len(columns)) if request.kind == "evaluate" else ())(console)
+
+
+def _what(request: RequestInfo) -> str:
+    if request.session is None:
+        return f"{request.kind} of {', '.join(request.models)}"
+    return f"{request.kind}, a stage of the secure sum {request.session[:12]}"
 
 
 def _places(request: RequestInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -7,8 +7,8 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.jobs import choose_recipe
+from gramfuse.cli.loops import DaysOption, describe_answers, seconds_of
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse.cli.requests import DaysOption, describe_answers, seconds_of
 from gramfuse.searching.judging import LOWER_IS_BETTER, Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult, Trial
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST

@@ -91,7 +91,8 @@ class ContributionPlan:
     """What a push will send and what stays at home, decided before a byte is read.
 
     `left_out` is "base" for an adapter, and `untouched` counts the base's tensors that it does not change. `noised`
-    says how the statistics were noised, if they were.
+    says how the statistics were noised, if they were. With `summed` only the manifest leaves, and the rest is later
+    summed in secret.
     """
 
     weights: tuple[TensorDecision, ...]
@@ -102,6 +103,7 @@ class ContributionPlan:
     untouched: int = 0
     fisher: tuple[FisherDecision, ...] = ()
     noised: Noised | None = None
+    summed: bool = False
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -152,6 +154,11 @@ class ContributionPlan:
     def __str__(self) -> str:
         """Tell the plan to people: every group that leaves, what stays with the reason, every warning."""
         lines = [f"Leaves this machine ({format_bytes(self.leaving_bytes)}):"]
+        if self.summed:
+            lines = [
+                "Leaves this machine: the manifest, with names, shapes, row counts and digests of what follows",
+                f"Summed in secret, in a sum that you join later ({format_bytes(self.leaving_bytes)}):",
+            ]
         for name, groups in _files(self.leaving()):
             lines.append(f"  {name}, {format_bytes(sum(group.bytes for group in groups))}")
             for group in groups:
@@ -197,6 +204,7 @@ class ContributionPlan:
                 "left_out": self.left_out,
                 "warnings": list(self.warnings),
                 "bytes": self.leaving_bytes,
+                **({"summed": True} if self.summed else {}),
             }
         )
 

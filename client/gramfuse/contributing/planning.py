@@ -102,6 +102,7 @@ def plan_contribution(
         untouched=others,
         fisher=decided,
         noised=noised,
+        summed=policy.aggregation == "secure",
     )
 
 

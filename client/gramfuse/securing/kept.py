@@ -67,6 +67,11 @@ class KeptSession:
         """Return where a file of masked words lies, or will."""
         return self.folder / f"{sha256}.safetensors"
 
+    def forget_secrets(self) -> None:
+        """Remove the secret and the masked words of a session whose last answer was taken; what was said stays."""
+        for path in (self.folder / _ROOT, *self.folder.glob("*.safetensors")):
+            path.unlink(missing_ok=True)
+
     def _place(self, stage: Stage) -> Path:
         return self.folder / f"{stage}.json"
 

@@ -24,14 +24,20 @@ from gramfuse_server.auth import Caller, require_accepted_policy, visible_projec
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, sealing
 from gramfuse_server.intake.parts import PartedFile
+from gramfuse_server.merging.sessions import plan_secure_session
+from gramfuse_server.merging.submission import decide_cohort
 from gramfuse_server.requests import answering, asking
 from gramfuse_server.requests.documents import answer_document, find_request, request_documents
+from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
 from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.contract.http_api import AnswerInfo, Page, Part, PartList
+from gramfuse_shared.contract.http_api import AnswerInfo, Page, Part, PartList, StageMessages
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, RequestCreate, RequestInfo
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
+    CohortFrozenError,
     ConflictError,
     DocumentMalformedError,
     HeaderMalformedError,
@@ -41,6 +47,9 @@ from gramfuse_shared.errors import (
     PolicyNotAcceptedError,
     PolicyViolationError,
     QuotaExceededError,
+    RecipeInvalidError,
+    SecureSessionRefusedError,
+    SignatureInvalidError,
     StateError,
     StatisticsMalformedError,
 )
@@ -55,7 +64,9 @@ _ANSWER = "/{request}/answers/{organization}"
 @router.put(
     "/{request}",
     status_code=201,
-    responses=declares(ConflictError, PolicyViolationError, PolicyNotAcceptedError)
+    responses=declares(
+        ConflictError, PolicyViolationError, PolicyNotAcceptedError, RecipeInvalidError, CohortFrozenError, StateError
+    )
     | {200: {"model": RequestInfo, "description": "It was made before, with the same body"}},
 )
 def create_request(
@@ -66,13 +77,24 @@ def create_request(
     services: ServicesOf,
     caller: CallerOf,
 ) -> RequestInfo:
-    """Ask every organization of the models' cohorts (coordinator)."""
+    """Ask every organization of the models' cohorts, or those in a secure sum (coordinator)."""
     now = services.clock()
     with transaction(services.database) as session:
         owner = visible_project(session, caller, project, lock=True)
         caller.require_coordinator(owner.coordinator)
         require_accepted_policy(session, caller, owner)
-        row, new = asking.ask(session, owner, caller, identifier=request, body=body, now=now)
+
+        def plan(recipe: Recipe) -> SessionManifest:
+            return plan_secure_session(
+                session,
+                owner,
+                request,
+                recipe,
+                decide_cohort=lambda found: decide_cohort(session, owner, found, besides="", now=now),
+                blobs=services.blobs,
+            )
+
+        row, new = asking.ask(session, owner, caller, identifier=request, body=body, plan_session=plan, now=now)
         response.status_code = 201 if new else 200
         return request_documents(session, [row], caller.organization, now)[0]
 
@@ -94,6 +116,23 @@ def get_request(project: ProjectPath, request: RequestPath, services: ServicesOf
     with reading(services.database) as session:
         row = find_request(session, visible_project(session, caller, project).id, request)
         return request_documents(session, [row], caller.organization, services.clock())[0]
+
+
+@router.get("/{request}/session", responses=declares())
+def get_session(project: ProjectPath, request: RequestPath, services: ServicesOf, caller: CallerOf) -> SessionManifest:
+    """The manifest of the secure sum that a stage belongs to: who sums what, and how numbers become words."""
+    with reading(services.database) as session:
+        row = find_request(session, visible_project(session, caller, project).id, request)
+        return session_of(session, row)
+
+
+@router.get("/{request}/messages", responses=declares())
+def get_messages(project: ProjectPath, request: RequestPath, services: ServicesOf, caller: CallerOf) -> StageMessages:
+    """The signed messages that a stage of a secure sum shows: those of the stage before."""
+    with reading(services.database) as session:
+        row = find_request(session, visible_project(session, caller, project).id, request)
+        stage_of_request(row)
+        return StageMessages(messages=shown_in(session, row))
 
 
 @router.post("/{request}/cancel", responses=declares(StateError))
@@ -122,6 +161,8 @@ def cancel_request(project: ProjectPath, request: RequestPath, services: Service
         ArchitectureMismatchError,
         HeaderMalformedError,
         QuotaExceededError,
+        SecureSessionRefusedError,
+        SignatureInvalidError,
     )
     | {200: {"model": AnswerInfo, "description": "It was given before"}},
 )
@@ -224,12 +265,16 @@ def seal_answer(
         upload = _upload(session, place)
         if upload.state == "open":
             answering.require_in_time(find_request(session, project, request), services.clock())
+        row = find_request(session, project, request)
+        secured = None if row.opened_by is None else session_of(session, row)
         base = visible_project(session, caller, project).base_digest
     statistics = answering.answer_of(place).statistics
 
     def check(files: Mapping[str, PartedFile]) -> None:
         if statistics is not None:
             sealing.require_statistics_file(statistics, base, files)
+        if secured is not None:
+            sealing.require_words_file(secured, files)
 
     seal_upload(services, caller, upload.id, SealNotes("answer", f"{project}/{request}"), check)
     with reading(services.database) as session:

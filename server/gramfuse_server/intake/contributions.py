@@ -25,6 +25,7 @@ from gramfuse_shared.errors import (
     DigestMismatchError,
     NotFoundError,
     PolicyNotAcceptedError,
+    PolicyViolationError,
     RequestMalformedError,
     RoleRequiredError,
     StateError,
@@ -50,14 +51,15 @@ def create_contribution(
       4. the current policy is accepted, and the manifest was made under it,
       5. names, shapes, dtypes and widths fit the base,
       6. the policy allows all of it to leave,
-      7. the quota has room.
+      7. what is summed in secret was never sent in the open, nor the other way round,
+      8. the quota has room. Where the policy sums in secret the manifest is all: it is accepted at once.
 
     Raises:
         DigestMismatchError, RequestMalformedError: 1.
         StateError, ArchitectureMismatchError: 3, and 5.
         PolicyNotAcceptedError: 4.
-        PolicyViolationError: 6.
-        QuotaExceededError, TooLargeError: 7.
+        PolicyViolationError: 6, 7.
+        QuotaExceededError, TooLargeError: 8.
     """
     # 1.
     if manifest.content_digest() != digest:
@@ -86,11 +88,16 @@ def create_contribution(
     base = base_of(project)
     require_architecture(manifest, base)
     # 6.
-    require_policy(manifest, base, Policy.parse(policy.document))
+    rules = Policy.parse(policy.document)
+    require_policy(manifest, base, rules)
     # 7.
-    upload = create_upload(
-        session, kind="contribution", project=project.id, files=manifest.files, settings=settings, now=now
-    )
+    secret = rules.aggregation == "secure"
+    _require_other_weights(session, manifest, secret=secret)
+    # 8.
+    files = () if secret else manifest.files
+    upload = create_upload(session, kind="contribution", project=project.id, files=files, settings=settings, now=now)
+    if secret:
+        upload.state, upload.sealed_at, upload.decided_at = "accepted", now, now
     row = ContributionRow(
         id=digest,
         project=project.id,
@@ -111,6 +118,26 @@ def create_contribution(
         details={"contribution": digest, "bytes": upload.bytes},
     )
     return row, True
+
+
+def _require_other_weights(session: Session, manifest: ContributionManifest, *, secret: bool) -> None:
+    """Sums hide nothing of weights that are known: the sums of their products tell the Gram matrices (threat model)."""
+    rows = session.scalars(
+        select(ContributionRow).where(
+            ContributionRow.organization == manifest.organization,
+            ContributionRow.manifest.contains(manifest.weights.file.sha256),
+        )
+    )
+    for row in rows:
+        before = Policy.parse(find_policy(session, row.project, row.policy_version).document).aggregation
+        same = ContributionManifest.parse(row.manifest).weights.file.sha256 == manifest.weights.file.sha256
+        if same and (before == "secure") != secret:
+            how = "sent in the open" if secret else "summed in secret"
+            msg = (
+                f"these weights were {how} in {row.project}: with the weights known, sums hide nothing of the "
+                "statistics. Contribute a model that was trained anew"
+            )
+            raise PolicyViolationError(msg, contribution=row.id)
 
 
 def find_contribution(session: Session, project: ProjectRow, contribution: str) -> ContributionRow:

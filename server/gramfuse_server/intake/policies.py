@@ -33,7 +33,7 @@ def publish_policy(
     Raises:
         RoleRequiredError: the caller does not coordinate the project.
         ConflictError: the version exists with another content, is not the next, or names scales that are not there.
-        PolicyViolationError: it wants differential privacy and names no scales.
+        PolicyViolationError: it wants differential privacy, or RegMean of secret sums, and names no scales.
     """
     caller.require_coordinator(project.coordinator)
     existing = session.get(PolicyRow, (project.id, version))
@@ -50,9 +50,7 @@ def publish_policy(
         has = f"has the scales file {scales}" if scales else "was created without a scales file"
         msg = f"{project.id} {has}, and a policy can name no other; create a project with other scales"
         raise ConflictError(msg)
-    if policy.differential_privacy is not None and policy.scales is None:
-        msg = "differential_privacy needs the project's scales file, which bounds what one text may weigh (scales)"
-        raise PolicyViolationError(msg)
+    require_scales(policy)
     row = add_policy(session, project.id, version, policy, now)
     project.policy_version = version
     audit_log.append_for(
@@ -64,6 +62,21 @@ def publish_policy(
         details={"version": version, "digest": row.digest},
     )
     return row, True
+
+
+def require_scales(policy: Policy) -> None:
+    """Require that a policy names the scales that it needs; raises PolicyViolationError."""
+    if policy.scales is not None:
+        return
+    if policy.differential_privacy is not None:
+        msg = "differential_privacy needs the project's scales file, which bounds what one text may weigh (scales)"
+        raise PolicyViolationError(msg)
+    if policy.aggregation == "secure" and "regmean" in policy.methods:
+        msg = (
+            "regmean with aggregation: secure needs the project's scales file, by which precisions are divided before "
+            "they are summed: `gramfuse scales collect`, then `project create --scales FILE`; or leave regmean out"
+        )
+        raise PolicyViolationError(msg)
 
 
 def find_policy(session: Session, project: str, version: int) -> PolicyRow:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import insert_if_absent
-from gramfuse_server.intake.policies import add_policy, find_policy
+from gramfuse_server.intake.policies import add_policy, find_policy, require_scales
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, scales_of, shown_state
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import (
@@ -67,6 +67,7 @@ def create_project(
     row = session.get_one(ProjectRow, project)
     if existing is None:
         session.add(ParticipantRow(project=project, organization=coordinator, invited_at=now))
+        require_scales(request.policy)
         add_policy(session, project, 1, request.policy, now)
     else:
         _replace_policy(session, row, request.policy, now)
@@ -208,5 +209,6 @@ def _replace_policy(session: Session, project: ProjectRow, policy: Policy, now: 
     """A project that starts again with another policy gets it as its next version; acceptances stay as recorded."""
     current = find_policy(session, project.id, project.policy_version)
     if current.digest != policy.content_digest():
+        require_scales(policy)
         project.policy_version += 1
         add_policy(session, project.id, project.policy_version, policy, now)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -27,6 +27,8 @@ from gramfuse_shared.contract.manifest import (
 from gramfuse_shared.contract.rules import require_scales_architecture, vocabulary_size
 from gramfuse_shared.contract.safetensors_header import LENGTH_BYTES, Header, parse_header, parse_header_length
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME, parse_scales_metadata
+from gramfuse_shared.contract.secure import WORDS_FILE_NAME
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -62,7 +64,18 @@ def complete_files(session: Session, blobs: Blobs, upload: UploadRow) -> dict[st
     return files
 
 
-def read_header(file: PartedFile) -> Header:
+class Readable(Protocol):
+    """Bytes of a known length, read by ranges."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes [start, end)."""
+
+
+def read_header(file: Readable) -> Header:
     """Parse the safetensors header at a file's beginning; raises HeaderMalformedError, HeaderTooLargeError."""
     prefix = file.read(0, LENGTH_BYTES)
     length = parse_header_length(prefix)
@@ -102,6 +115,19 @@ def require_statistics_file(announced: StatisticsSection, base: str, files: Mapp
     if metadata.base not in {None, base}:
         msg = "the statistics were measured for another base model; collect them with the project's base"
         raise ArchitectureMismatchError(msg)
+
+
+def require_words_file(session: SessionManifest, files: Mapping[str, PartedFile]) -> None:
+    """Require that a file of masked words holds the tensors that the session sums, and no text.
+
+    Raises:
+        HeaderMalformedError, HeaderTooLargeError: not a well-formed file.
+        ArchitectureMismatchError: it holds other tensors.
+        PolicyViolationError: it carries text.
+    """
+    header = read_header(files[WORDS_FILE_NAME])
+    _require_metadata(WORDS_FILE_NAME, header, frozenset())
+    _require_tensors(WORDS_FILE_NAME, header, session.words)
 
 
 def require_base_files(manifest: BaseManifest, files: Mapping[str, PartedFile]) -> None:

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import obstore
-from obstore.exceptions import BaseError
 from sqlalchemy.orm import Session
 
 from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.merging.attempts import Attempt
+from gramfuse_server.merging.blob_source import BlobSource
 from gramfuse_server.merging.cohort import CohortMember
 from gramfuse_server.merging.members import cohort_of
 from gramfuse_server.merging.refinement import Refined, find_refined
+from gramfuse_server.merging.summing import KEY, Summed, find_summed, open_sums
 from gramfuse_server.tables import ContributionRow, JobRow, PolicyRow, ProjectRow
 from gramfuse_shared.contract.labels import label_parameters
 from gramfuse_shared.contract.manifest import (
@@ -26,49 +26,16 @@ from gramfuse_shared.contract.manifest import (
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.contract.refits import bias_of_labels
-from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.parameters import output_tensor
 from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
+from gramfuse_shared.merging.ready_sums import plan_sums
 from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head, plan_layers
-from gramfuse_shared.merging.streaming import LOCAL_READS, TensorFile, TensorFiles
+from gramfuse_shared.merging.streaming import TensorFile, TensorFiles
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
-_REMOTE_READS: Final = 8
-"""Ranges of an object store asked for at once: each waits for the network, none for a core."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobSource:
-    """A blob as the engine's `ByteSource`."""
-
-    blobs: Blobs
-    sha256: str
-    size: int
-
-    @property
-    def parallel(self) -> int:
-        """Reads that are worth having on their way at once."""
-        return LOCAL_READS if self.blobs.is_local else _REMOTE_READS
-
-    def read_into(self, start: int, target: memoryview) -> None:
-        """Fill `target` with the bytes from `start` on.
-
-        Raises:
-            FileUnreadableError: the blob is gone, or the store does not answer, or with other bytes.
-        """
-        try:
-            end = start + len(target)
-            content = memoryview(obstore.get_range(self.blobs.store, blob_key(self.sha256), start=start, end=end))
-        except (BaseError, OSError) as error:
-            msg = f"blob {self.sha256} cannot be read: {str(error).partition(chr(10))[0]}"
-            raise FileUnreadableError(msg) from error
-        if len(content) != len(target):
-            msg = f"blob {self.sha256}: {len(content)} bytes came of {len(target)}"
-            raise FileUnreadableError(msg)
-        target[:] = content
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +43,11 @@ class MergeInputs:
     """Everything that decides an attempt's result.
 
     `recipe` is the submitted one made explicit: the base by its digest, the cohort by contribution ids with weights.
-    `refined` is the model that is merged anew; None where the project's base is merged around.
+    `refined` is the model that is merged anew; None where the project's base is merged around. `summed` is the session
+    whose sum is merged in place of contributions.
     """
+
+    attempt: Attempt
 
     recipe: Recipe
     base_digest: str
@@ -87,6 +57,7 @@ class MergeInputs:
     manifests: Mapping[str, ContributionManifest]
     plan: MergePlan
     refined: Refined | None = None
+    summed: Summed | None = None
 
     @property
     def companions(self) -> tuple[FileEntry, ...]:
@@ -121,8 +92,10 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
     }
     recipe = Recipe.parse(job.recipe)
     refined = find_refined(session, job, recipe, cohort)
+    summed = find_summed(session, job, recipe)
     explicit = recipe.model_copy(
         update={
+            "request": None if summed is not None else recipe.request,
             "base_model": project.base_digest if refined is None else refined.model,
             "models": tuple(
                 ModelEntry(model=member.contribution, parameters=ModelParameters(weight=member.weight))
@@ -142,14 +115,20 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         for member in cohort
     ]
     return MergeInputs(
+        attempt=attempt,
         recipe=explicit,
         base_digest=project.base_digest,
         base=base,
         policy=PolicyReference(version=policy.version, digest=policy.digest),
         cohort=cohort,
         manifests=manifests,
-        plan=_plan(members, recipe, base, rules, refined, shard_bytes),
+        plan=(
+            _plan(members, recipe, base, rules, refined, shard_bytes)
+            if summed is None
+            else plan_sums(summed.member(base), _origin_tensors(base, None), recipe, shard_bytes=shard_bytes)
+        ),
         refined=refined,
+        summed=summed,
     )
 
 
@@ -166,7 +145,9 @@ def open_origin(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> TensorF
 
 
 def open_members(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> dict[str, MemberReader]:
-    """Open every contribution's weights, and the statistics of both kinds; raises FileUnreadableError."""
+    """Open every contribution's weights and statistics of both kinds, or their sums; raises FileUnreadableError."""
+    if inputs.summed is not None:
+        return {KEY: MemberReader(open_sums(inputs.attempt, blobs), None)}
     readers = {}
     for contribution, manifest in inputs.manifests.items():
         section = manifest.weights
@@ -225,7 +206,7 @@ def _origin_tensors(base: BaseManifest, refined: Refined | None) -> dict[str, Te
 
 
 def _open(blobs: Blobs, file: FileEntry) -> TensorFile:
-    return TensorFile.open(BlobSource(blobs, file.sha256, file.bytes))
+    return TensorFile.open(BlobSource(blobs, blob_key(file.sha256), file.bytes))
 
 
 def _member(

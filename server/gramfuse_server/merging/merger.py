@@ -16,6 +16,8 @@ from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.merging import attempts, publication
 from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskSize
 from gramfuse_server.merging.inputs import load_inputs, open_base, open_members, open_origin
+from gramfuse_server.merging.summing import put_sums
+from gramfuse_server.requests.sessions import forget_words
 from gramfuse_shared.errors import CancelledError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
 
@@ -42,7 +44,10 @@ class Merger:
         with reading(self.database) as session:
             if not attempts.is_running(session, attempt):
                 return None
-            plan = load_inputs(session, attempt, shard_bytes=shard_bytes).plan
+            inputs = load_inputs(session, attempt, shard_bytes=shard_bytes)
+        if inputs.summed is not None:
+            put_sums(inputs.summed, attempt, self.blobs, self.scratch)
+        plan = inputs.plan
         layers = plan.layers
         size = PlanSize(
             tasks=tuple(TaskSize(task.file_name, task.input_bytes) for task in plan.tasks),
@@ -112,6 +117,8 @@ class Merger:
         prepared = publication.prepare(inputs, attempt, tasks, blobs=self.blobs, key=self.key, now=self.clock())
         with transaction(self.database) as session:
             published = publication.publish(session, attempt, prepared, now=self.clock())
+            if published and inputs.summed is not None:
+                forget_words(session, attempt.project, inputs.summed.request, now=self.clock())
         _log.info("published" if published else "not published", attempt=str(attempt))
         return published
 

@@ -81,6 +81,7 @@ def prepare(
             MergedAnswer(organization=answer.organization, answer=answer.content_digest())
             for answer in (inputs.refined.answers.values() if inputs.refined else ())
         ),
+        session=None if inputs.summed is None else inputs.summed.session.digest,
         outputs=tuple(sorted((*shards, *written, *taken), key=lambda file: file.name)),
         created=now,
         software=SOFTWARE,

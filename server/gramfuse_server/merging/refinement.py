@@ -11,7 +11,7 @@ from gramfuse_server.merging.cohort import Candidate, CohortMember
 from gramfuse_server.merging.documents import find_model
 from gramfuse_server.merging.members import cohort_of
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress, request_of
-from gramfuse_server.tables import JobRow, ModelFileRow, ModelRow, ProjectRow
+from gramfuse_server.tables import JobRow, ModelFileRow, ModelRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
@@ -42,7 +42,7 @@ def answered_cohort(
     session: Session,
     project: ProjectRow,
     recipe: Recipe,
-    request: str,
+    row: RequestRow,
     candidates: Sequence[Candidate],
     *,
     now: datetime,
@@ -50,11 +50,10 @@ def answered_cohort(
     """Return those members of the model's cohort who answered the request that a recipe names, with their weights.
 
     Raises:
-        NotFoundError: there is no such request or model.
+        NotFoundError: there is no such model.
         RecipeInvalidError: the recipe asks for what the request's answers cannot give.
         StateError: the request is not complete, or a contribution of the cohort was withdrawn or replaced.
     """
-    row = find_request(session, project.id, request)
     asked = request_of(row)
     method = MERGED_BY.get(asked.kind)
     if recipe.merge_method != method:

@@ -14,6 +14,8 @@ from gramfuse_server.jobs import UNFINISHED, JobQueue, write_log
 from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, require_allowed, resolve_cohort
 from gramfuse_server.merging.members import cohort_of, write_weight
 from gramfuse_server.merging.refinement import answered_cohort
+from gramfuse_server.merging.sessions import summed_cohort
+from gramfuse_server.requests.documents import find_request, request_of
 from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
@@ -26,7 +28,8 @@ from gramfuse_server.tables import (
 )
 from gramfuse_shared.contract.http_api import JobCreate
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.errors import ConflictError, RecipeInvalidError, StateError
+from gramfuse_shared.contract.requests import stage_named
+from gramfuse_shared.errors import ConflictError, PolicyViolationError, RecipeInvalidError, StateError
 
 
 def submit(
@@ -45,7 +48,12 @@ def submit(
             msg = f"job {job} was submitted with another recipe; choose another id"
             raise ConflictError(msg)
         return known, False
-    cohort = _decide_cohort(session, project, body.recipe, besides=job, now=now)
+    if body.recipe.request is None and current_policy(session, project).aggregation == "secure":
+        msg = (
+            "the policy says aggregation: secure, so nothing but sums is merged; begin one with `gramfuse request sum`"
+        )
+        raise PolicyViolationError(msg, aggregation="secure")
+    cohort = decide_cohort(session, project, body.recipe, besides=job, now=now)
     row = JobRow(
         project=project.id,
         id=job,
@@ -114,9 +122,16 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     return True
 
 
-def _decide_cohort(
+def decide_cohort(
     session: Session, project: ProjectRow, recipe: Recipe, *, besides: str, now: datetime
 ) -> tuple[CohortMember, ...]:
+    """Find the contributions that a recipe merges, if the policy allows it beside all releases but one job's.
+
+    Raises:
+        StateError: the project's base model is not ready.
+        RecipeInvalidError, PolicyViolationError, CohortFrozenError: see `cohort`.
+        GramfuseError: see `answered_cohort` and `summed_cohort`.
+    """
     state = session.get_one(UploadRow, project.base_upload).state
     if state != "accepted":
         msg = f"the base model of {project.id} is not ready ({state}); wait until it is checked"
@@ -125,10 +140,13 @@ def _decide_cohort(
         msg = f"base_model is {recipe.base_model}; a project's jobs merge around its own base, so leave it out"
         raise RecipeInvalidError(msg)
     candidates = _candidates(session, project)
-    if recipe.request is None:
+    row = None if recipe.request is None else find_request(session, project.id, recipe.request)
+    if row is None:
         found = resolve_cohort(recipe, candidates)
+    elif stage_named(request_of(row).kind) is not None:
+        found = summed_cohort(session, row, recipe, candidates, now=now)
     else:
-        found = answered_cohort(session, project, recipe, recipe.request, candidates, now=now)
+        found = answered_cohort(session, project, recipe, row, candidates, now=now)
     cohort = _with_contents(session, found)
     require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
     return cohort

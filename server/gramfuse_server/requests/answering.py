@@ -10,6 +10,7 @@ from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.uploads import create_upload, shown_state
 from gramfuse_server.requests.documents import progress, request_of
+from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import AskedRow, ProjectRow, RequestRow, UploadRow
 from gramfuse_shared.contract.requests import Answer, require_answer_allowed
@@ -22,6 +23,7 @@ from gramfuse_shared.errors import (
     RoleRequiredError,
     StateError,
 )
+from gramfuse_shared.secure.chain import require_next
 
 _FAILED = frozenset({"rejected", "expired"})
 
@@ -80,7 +82,7 @@ def answer_request(
       3. the request is open,
       4. the current policy is accepted, and the answer was made under it,
       5. it answers what was asked, and the policy allows all of it to leave,
-      6. its statistics fit the base,
+      6. its statistics fit the base; a message of a secure sum is signed, and answers the ones of the stage before,
       7. the quota has room.
 
     Raises:
@@ -89,6 +91,7 @@ def answer_request(
         StateError: 3.
         PolicyNotAcceptedError: 4.
         PolicyViolationError, RequestMalformedError, ArchitectureMismatchError: 5, 6.
+        SecureSessionRefusedError, SignatureInvalidError: 6.
         QuotaExceededError: 7.
     """
     # 1.
@@ -123,6 +126,9 @@ def answer_request(
     # 6.
     if answer.statistics is not None:
         require_statistics_architecture(answer.statistics, base)
+    if answer.message is not None:
+        secured, stage = session_of(session, row), stage_of_request(row)
+        require_next(answer.message, secured, stage, place.organization, shown_in(session, row))
     # 7.
     place.upload = None
     if answer.files:

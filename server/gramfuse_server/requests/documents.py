@@ -21,6 +21,7 @@ from gramfuse_shared.contract.requests import (
     RequestCreate,
     RequestInfo,
 )
+from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import NotFoundError
 
 
@@ -74,6 +75,8 @@ def request_documents(
                 layers=asked.layers,
                 block=asked.block,
                 weighting=asked.weighting,
+                after=asked.after,
+                session=_session_digest(session, row),
                 state=seen.state,
                 reason=seen.reason,
                 policy=PolicyReference(version=row.policy_version, digest=_policy(session, row).content_digest()),
@@ -128,13 +131,26 @@ def _state(upload: UploadRow | None, place: AskedRow, now: datetime) -> AnswerSt
 
 
 def _progress(session: Session, row: RequestRow, states: dict[str, AnswerState], now: datetime) -> Progress:
+    policy = _policy(session, row)
     return progress_of(
         states,
         deadline=row.deadline,
         cancelled=row.cancelled_at is not None,
         now=now,
-        policy=_policy(session, row),
+        policy=policy,
+        fewest=max(policy.minimum_cohort, _threshold(session, row)),
     )
+
+
+def _threshold(session: Session, row: RequestRow) -> int:
+    """How many members a secure sum needs; 0 of what is none."""
+    opened = row if row.opened_by is None else session.get_one(RequestRow, (row.project, row.opened_by))
+    return 0 if opened.session is None else SessionManifest.parse(opened.session).threshold
+
+
+def _session_digest(session: Session, row: RequestRow) -> str | None:
+    opened = row if row.opened_by is None else session.get_one(RequestRow, (row.project, row.opened_by))
+    return None if opened.session is None else SessionManifest.parse(opened.session).digest
 
 
 def _policy(session: Session, row: RequestRow) -> Policy:

@@ -20,9 +20,15 @@ class Progress:
 
 
 def progress_of(
-    answers: Mapping[str, AnswerState], *, deadline: datetime, cancelled: bool, now: datetime, policy: Policy
+    answers: Mapping[str, AnswerState],
+    *,
+    deadline: datetime,
+    cancelled: bool,
+    now: datetime,
+    policy: Policy,
+    fewest: int,
 ) -> Progress:
-    """Decide a request's state from its answers by organization.
+    """Decide a request's state from its answers by organization; with `fewest` of them it may go on without the others.
 
     What was sealed before the deadline counts once a worker accepted it, so a request stays open while one waits for
     that.
@@ -35,7 +41,7 @@ def progress_of(
     if now < deadline or "sealed" in answers.values():
         return Progress("open")
     missing = ", ".join(sorted(answers.keys() - set(accepted)))
-    if policy.missed_deadline == "leave_out" and len(accepted) >= policy.minimum_cohort:
+    if policy.missed_deadline == "leave_out" and len(accepted) >= fewest:
         return Progress("complete", f"without {missing}, who missed the deadline")
-    few = "" if policy.missed_deadline == "fail" else f"; {len(accepted)} answers are fewer than the smallest cohort"
+    few = "" if policy.missed_deadline == "fail" else f"; {len(accepted)} answers are fewer than {fewest}"
     return Progress("failed", f"{missing} missed the deadline{few}")

@@ -13,6 +13,7 @@ from gramfuse_shared.contract.receipt import Base64, SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, AnswerState
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
+from gramfuse_shared.contract.secure import SignedMessage
 from gramfuse_shared.identifiers import Digest, FileName, JobId, Key, OrganizationName, ProjectId, Signature
 
 Role = Literal["operator", "coordinator", "participant"]
@@ -242,6 +243,12 @@ class ContributionDetail(Contribution):
 
 
 # --- requests ------------------------------------------------------------------------------------------------------
+
+
+class StageMessages(Document):
+    """The signed messages that a stage of a secure sum shows."""
+
+    messages: Annotated[tuple[SignedMessage, ...], Field(max_length=limits.MAX_SECURE_COHORT)] = ()
 
 
 class AnswerInfo(Document):

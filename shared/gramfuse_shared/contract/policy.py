@@ -30,6 +30,7 @@ MergeMethod = Literal[
 MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
 RequestKind = Literal["evaluate", "gram", "head", "refit", "calibration"]
+Aggregation = Literal["plain", "secure"]
 
 DEFAULT_EVALUATION_EXAMPLES: Final = 100
 
@@ -65,6 +66,13 @@ _METHODS_WITH_NOISE: Final = frozenset(
 _REQUESTS_WITH_NOISE: Final = frozenset({"evaluate"})
 """What differential privacy goes with: whatever else there is, and comes, asks for statistics that nothing noises."""
 
+SUMMED_METHODS: Final[frozenset[MergeMethod]] = frozenset({"linear", "regmean", "fisher"})
+_UNSUMMED_REQUESTS: Final = frozenset({"evaluate"})
+"""What secure sums go with: methods that need sums alone, and questions whose answers are no statistics."""
+
+MINIMUM_SUMMED: Final = 3
+"""A sum of two is each one's own, to the other."""
+
 
 class Policy(Document):
     """The rules of one project; every participant accepts a version of it by its digest.
@@ -74,9 +82,12 @@ class Policy(Document):
     """
 
     format: Literal["gramfuse/policy/1"] = "gramfuse/policy/1"
-    aggregation: Literal["plain"] = Field(
+    aggregation: Aggregation = Field(
         default="plain",
-        description="plain: the server sees each organization's weights and statistics, and says so",
+        description="plain: the server sees each organization's weights and statistics. secure: it sees sums over all "
+        "members, and of each alone names, shapes, sizes, row counts and when it answers. What the sum itself tells is "
+        "not hidden, nor is a member from all others together. Allows what sums are enough for: linear, regmean (which "
+        "needs scales), fisher, and evaluate requests",
     )
     methods: tuple[MergeMethod, ...] = Field(default=("linear", "regmean"), min_length=1)
     embeddings: Literal["base", "average"] = Field(
@@ -172,6 +183,27 @@ class Policy(Document):
                     f"with differential_privacy neither methods nor requests hold {bare[0]}, of which nothing is noised"
                 )
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _everything_is_summed(self) -> Self:
+        if self.aggregation != "secure":
+            return self
+        bare: list[str] = [method for method in self.methods if method not in SUMMED_METHODS]
+        bare += [request for request in self.requests if request not in _UNSUMMED_REQUESTS]
+        if bare:
+            msg = f"with aggregation: secure neither methods nor requests hold {bare[0]}, which is not summed"
+            raise ValueError(msg)
+        if self.minimum_cohort < MINIMUM_SUMMED:
+            msg = (
+                f"with aggregation: secure minimum_cohort is at least {MINIMUM_SUMMED}: of two, each knows the other's"
+            )
+            raise ValueError(msg)
+        if self.missing_statistics == "estimate":
+            msg = (
+                "with aggregation: secure nobody's precision can be estimated, since the server sees no single weights"
+            )
+            raise ValueError(msg)
         return self
 
     def role_of(self, name: str, shape: Sequence[int], vocabulary_size: int | None) -> TensorRole:

@@ -38,7 +38,11 @@ class MergedAnswer(Document):
 
 
 class Receipt(Document):
-    """What the server declares about one model. `answers` are of a model that was merged anew with a request's."""
+    """What the server declares about one model.
+
+    `answers` are of a model that was merged anew with a request's; `session` is the digest of the manifest of the
+    secure sum that the model was merged from.
+    """
 
     format: Literal["gramfuse/receipt/1"] = "gramfuse/receipt/1"
     project: ProjectId
@@ -52,6 +56,7 @@ class Receipt(Document):
     answers: Annotated[tuple[MergedAnswer, ...], Field(max_length=limits.MAX_COHORT)] = Field(
         default=(), exclude_if=lambda value: not value
     )
+    session: Digest | None = Field(default=None, exclude_if=lambda value: value is None)
     outputs: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=limits.MAX_FILES_PER_UPLOAD)]
     created: datetime
     software: Annotated[str, Field(max_length=128)]

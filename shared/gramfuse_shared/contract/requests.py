@@ -2,7 +2,8 @@
 
 A request names a kind that the client knows. `evaluate` asks for metrics of merged models on held-out data, `gram` for
 the Gram matrices of layers as a merged model computes them (RegMean++), `head` and `refit` for what a merged model's
-head, or its linear layers, are refit from, `calibration` for histograms of its scores by label.
+head, or its linear layers, are refit from, `calibration` for histograms of its scores by label. The five stages of a
+secure sum are requests, too, each `after` the one before; the first brings the recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.refits import (
     WHY_NOT_REFIT,
     bias_of_labels,
@@ -26,8 +28,9 @@ from gramfuse_shared.contract.refits import (
     require_shared_head,
 )
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
+from gramfuse_shared.contract.secure import STAGES, MaskedMessage, SignedMessage, Stage
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
-from gramfuse_shared.identifiers import JobId, OrganizationName, ProjectId, TensorName
+from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId, TensorName
 
 RequestState = Literal["open", "complete", "failed", "cancelled"]
 AnswerState = Literal["awaited", "open", "sealed", "accepted", "rejected", "expired", "withdrawn"]
@@ -39,37 +42,67 @@ DEFAULT_SECONDS: Final = 7 * DAY_SECONDS
 MeasuredBlock = Literal["merged", "own"]
 """Whose weights a block has while its layers are measured: the merged model's, or the organization's own."""
 
-EVALUATION_KINDS: Final[frozenset[RequestKind]] = frozenset({"evaluate"})
+AskedKind = RequestKind | Stage
+"""What is asked about merged models, and the stages of a secure sum."""
+
+EVALUATION_KINDS: Final[frozenset[AskedKind]] = frozenset({"evaluate"})
 """Kinds that may be about several models, and whose answers all members of the project see."""
 
-MERGED_BY: Final[Mapping[RequestKind, MergeMethod]] = MappingProxyType(
+MERGED_BY: Final[Mapping[AskedKind, MergeMethod]] = MappingProxyType(
     {"gram": "regmean", "head": "head", "refit": "refit", "calibration": "calibration"}
 )
 """By which method a model is merged anew with the answers to a request about it."""
 
-_OF_LAYERS: Final[frozenset[RequestKind]] = frozenset({"gram", "refit"})
+_OF_LAYERS: Final[frozenset[AskedKind]] = frozenset({"gram", "refit"})
+
+
+def stage_named(kind: AskedKind) -> Stage | None:
+    """Return the stage of a secure sum that a kind is; None where it is none."""
+    return next((stage for stage in STAGES if stage == kind), None)
+
+
+def stage_before(stage: Stage) -> Stage | None:
+    """Return the stage whose messages are shown in this one; None of the first."""
+    place = STAGES.index(stage)
+    return STAGES[place - 1] if place else None
 
 
 class RequestCreate(Document):
-    """Asks every organization of the models' cohorts.
+    """Asks every organization of the models' cohorts; a stage of a secure sum those that are in it still.
 
     Attributes:
         kind: what is asked for.
-        models: merged models of the project; one, except for `evaluate`.
+        models: merged models of the project; one, except for `evaluate`; of a stage none.
         layers: of `gram`, the linear weights whose inputs are measured, of `refit` those that are refit; none: all.
         block: of `gram`, `own` puts the blocks that hold these layers in the merged model as the organization has them,
             every parameter of them, and measures there: the inputs of a block are the merged model's, what its inner
             layers read is the organization's own work (RegMean++ as published).
         weighting: of `gram`, what a row of the matrices counts by.
+        recipe: of `keys`, what is summed of whom.
+        after: of the stages behind it, the request of the stage before.
         seconds: until the deadline.
     """
 
-    kind: RequestKind
-    models: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=limits.MAX_REQUEST_MODELS)]
+    kind: AskedKind
+    models: Annotated[tuple[JobId, ...], Field(max_length=limits.MAX_REQUEST_MODELS)] = ()
     layers: Annotated[tuple[TensorName, ...], Field(max_length=limits.MAX_TAPS)] = ()
     block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
     weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
+    recipe: Recipe | None = Field(default=None, exclude_if=lambda value: value is None)
+    after: JobId | None = Field(default=None, exclude_if=lambda value: value is None)
     seconds: Annotated[int, Field(ge=60, le=365 * DAY_SECONDS)] = DEFAULT_SECONDS
+
+    @model_validator(mode="after")
+    def _a_stage_has_a_recipe_or_one_before(self) -> Self:
+        is_stage = self.kind in STAGES
+        wanted = (self.kind == "keys", is_stage and self.kind != "keys")
+        if (self.recipe is not None, self.after is not None) != wanted:
+            msg = "a request of the kind keys has a recipe, the stages behind it say after which request, no other does"
+            raise ValueError(msg)
+        if bool(self.models) == is_stage:
+            msg = "a stage of a secure sum names no models" if self.models else "a request names the models it is about"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
@@ -106,7 +139,8 @@ class Answer(Document):
     """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
 
     `scores` answer `evaluate`, `statistics` (a file beside this document) `gram`, `head` and `refit`, each of its own
-    kind, and `histograms` answer `calibration`.
+    kind, `histograms` answer `calibration`, and a signed `message` a stage of a secure sum; masked words are a file
+    beside it.
     """
 
     format: Literal["gramfuse/answer/1"] = "gramfuse/answer/1"
@@ -119,10 +153,13 @@ class Answer(Document):
     )
     statistics: StatisticsSection | None = Field(default=None, exclude_if=lambda value: value is None)
     histograms: CalibrationHistograms | None = Field(default=None, exclude_if=lambda value: value is None)
+    message: SignedMessage | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """The files that travel beside the document."""
+        if self.message is not None and isinstance(self.message.message, MaskedMessage):
+            return (self.message.message.body.words,)
         return () if self.statistics is None else (self.statistics.file,)
 
 
@@ -138,16 +175,19 @@ class Asked(Document):
 class RequestInfo(Document):
     """A request as the project's members see it.
 
-    `complete` once everybody answered, or at the deadline where the policy leaves out who missed it.
+    `complete` once everybody answered, or at the deadline where the policy leaves out who missed it. `session` is the
+    digest of the manifest of a secure sum, of which a stage is asked.
     """
 
     id: JobId
     project: ProjectId
-    kind: RequestKind
-    models: tuple[JobId, ...]
+    kind: AskedKind
+    models: tuple[JobId, ...] = ()
     layers: tuple[TensorName, ...] = ()
     block: MeasuredBlock = Field(default="merged", exclude_if=lambda value: value == "merged")
     weighting: Weighting = Field(default="none", exclude_if=lambda value: value == "none")
+    after: JobId | None = Field(default=None, exclude_if=lambda value: value is None)
+    session: Digest | None = Field(default=None, exclude_if=lambda value: value is None)
     state: RequestState
     reason: str | None = None
     policy: PolicyReference
@@ -156,12 +196,17 @@ class RequestInfo(Document):
     asked: tuple[Asked, ...]
 
 
-def require_request_allowed(kind: RequestKind, policy: Policy) -> None:
+def require_request_allowed(kind: AskedKind, policy: Policy) -> None:
     """Require that the policy lets participants be asked this, and what is made of the answers.
 
     Raises:
         PolicyViolationError: it does not.
     """
+    if stage_named(kind) is not None:
+        if policy.aggregation != "secure":
+            msg = f"the policy says aggregation: {policy.aggregation}, so nothing is summed in secret; submit a job"
+            raise PolicyViolationError(msg, kind=kind)
+        return
     if kind not in policy.requests:
         allowed = ", ".join(policy.requests) or "no requests"
         msg = f"the policy allows {allowed}, not {kind} (requests); have the coordinator publish another policy"
@@ -199,7 +244,7 @@ def require_answer_allowed(
         bias_of_labels(base, policy, answer.histograms.labels)
 
 
-def _require_parts(answer: Answer, kind: RequestKind) -> None:
+def _require_parts(answer: Answer, kind: AskedKind) -> None:
     """Require that an answer consists of what its kind is answered by, and of nothing else."""
     found = {
         "scores": bool(answer.scores),
@@ -207,8 +252,11 @@ def _require_parts(answer: Answer, kind: RequestKind) -> None:
         "head statistics": answer.statistics is not None and answer.statistics.kind == "head",
         "refit statistics": answer.statistics is not None and answer.statistics.kind == "refit",
         "histograms": answer.histograms is not None,
+        f"a message of the stage {kind}": answer.message is not None and answer.message.message.stage == kind,
+        "another message": answer.message is not None and answer.message.message.stage != kind,
     }
-    parts: dict[RequestKind, str] = {
+    parts: dict[AskedKind, str] = {
+        **dict.fromkeys(STAGES, f"a message of the stage {kind}"),
         "evaluate": "scores",
         "gram": "Gram matrices",
         "head": "head statistics",

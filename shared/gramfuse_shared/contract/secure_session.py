@@ -12,15 +12,12 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import LayerInfo, PolicyReference, Size
-from gramfuse_shared.contract.policy import MergeMethod
+from gramfuse_shared.contract.manifest import LayerInfo, PolicyReference, Size, TensorInfo
+from gramfuse_shared.contract.policy import MINIMUM_SUMMED, MergeMethod
 from gramfuse_shared.contract.recipe import DEFAULT_ALPHA, DEFAULT_WEIGHT, Overridable, Recipe, resolve
 from gramfuse_shared.identifiers import Digest, JobId, Key, OrganizationName, ProjectId, TensorName
 
 WORD_BITS: Final = 64
-MINIMUM_SURVIVORS: Final = 3
-"""A sum of two is each one's own, to the other."""
-
 MAX_SECURE_ALPHA: Final = 0.95
 """Up to here the scaled sum's smallest eigenvalue is at least 0.05, so that rounding to words stays below 1e-10."""
 
@@ -123,9 +120,7 @@ class SessionManifest(Document):
     base: Digest
     recipe: Recipe
     scales: Digest | None = None
-    members: Annotated[
-        tuple[SessionMember, ...], Field(min_length=MINIMUM_SURVIVORS, max_length=limits.MAX_SECURE_COHORT)
-    ]
+    members: Annotated[tuple[SessionMember, ...], Field(min_length=MINIMUM_SUMMED, max_length=limits.MAX_SECURE_COHORT)]
     threshold: int
     taps: Annotated[tuple[SessionTap, ...], Field(max_length=limits.MAX_TAPS)] = ()
     sums: Annotated[tuple[SummedTensor, ...], Field(min_length=1, max_length=limits.MAX_TENSORS_PER_FILE)]
@@ -158,6 +153,11 @@ class SessionManifest(Document):
             return ()
         prefix = precision_name("")
         return tuple(tensor.name.removeprefix(prefix) for tensor in self.sums if tensor.name.startswith(prefix))
+
+    @property
+    def words(self) -> tuple[TensorInfo, ...]:
+        """The tensors of a file of masked words, in file order."""
+        return tuple(TensorInfo(name=tensor.name, dtype="I64", shape=tensor.shape) for tensor in self.sums)
 
     def member(self, organization: str) -> SessionMember | None:
         """Return a member; None where the organization is none."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
+from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.secure import WORDS_FILE_NAME
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import HeaderMalformedError
@@ -17,11 +17,6 @@ from gramfuse_shared.secure.ring import encode
 from gramfuse_shared.secure.summands import Summands
 
 
-def words_layout(session: SessionManifest) -> list[TensorInfo]:
-    """List the tensors of a file of masked words, in file order."""
-    return [TensorInfo(name=tensor.name, dtype="I64", shape=tensor.shape) for tensor in session.sums]
-
-
 def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], summands: Summands) -> FileEntry:
     """Encode, mask and write one tensor after the other; the file appears when it is complete and on the disk.
 
@@ -29,7 +24,7 @@ def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], s
         ValueOutOfBoundsError: a value may not be sent; nothing is left behind.
         FileUnreadableError, FileUnwritableError: weights, statistics or the disk.
     """
-    with ShardWriter(target, words_layout(session)) as shard:
+    with ShardWriter(target, list(session.words)) as shard:
         for number, tensor in enumerate(session.sums):
             tensor_masks = TensorMasks(masks, number)
             for values in summands.chunks(tensor):
@@ -46,7 +41,7 @@ def require_words(file: TensorReader, session: SessionManifest) -> None:
         HeaderMalformedError: it holds other tensors, or in another order.
     """
     found = [(entry.name, entry.dtype, entry.shape) for entry in file.tensors.values()]
-    if found != [(info.name, info.dtype, info.shape) for info in words_layout(session)]:
+    if found != [(info.name, info.dtype, info.shape) for info in session.words]:
         msg = f"the file does not hold the {len(session.sums)} tensors of words that the session {session.session} sums"
         raise HeaderMalformedError(msg)
 
