@@ -86,11 +86,11 @@ def test_a_head_is_answered_by_the_merged_trunks_features_and_ones_own_logits(de
     section = prepared.answer.statistics
     assert (section.labels, section.taps[0].width, section.taps[0].rows) == (3, 33, 60)
     expected = collect_head(desk / "merged", desk / "tuned", texts_of(desk), device="cpu")
-    found = HeadStatistics.load(prepared.statistics)
+    found = HeadStatistics.load(prepared.file)
     assert torch.equal(found.gram, expected.gram.float().double())
     assert torch.equal(found.product, expected.product.float().double())
     assert found.base == given.base.content_digest()
-    assert section.file.bytes == prepared.statistics.stat().st_size
+    assert section.file.bytes == prepared.file.stat().st_size
 
 
 def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, tmp_path):
@@ -102,7 +102,7 @@ def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, t
         compute(given, own)
     prepared = compute(replace(given, base_folder=desk / "base"), own)
     expected = collect_head(desk / "merged", tmp_path / "whole", texts_of(desk), device="cpu")
-    torch.testing.assert_close(HeadStatistics.load(prepared.statistics).product, expected.product, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(HeadStatistics.load(prepared.file).product, expected.product, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adapter_is_scored_as_the_whole_model_that_it_makes_of_the_base(desk, tmp_path):
@@ -146,10 +146,10 @@ def test_layers_are_answered_by_what_the_merged_model_reads_and_what_it_lacks_to
     section = prepared.answer.statistics
     found = [(tap.width, tap.rows, [(layer.weight, layer.outputs) for layer in tap.layers]) for tap in section.taps]
     assert found == [(129, 60 * 8, [(DENSE, 32)]), (33, 60 * 8, [(QUERY.format(1), 32)])]
-    assert (section.kind, section.file.bytes) == ("refit", prepared.statistics.stat().st_size)
+    assert (section.kind, section.file.bytes) == ("refit", prepared.file.stat().st_size)
     layers = [DENSE, QUERY.format(1)]
     expected = collect_refit(desk / "merged", desk / "tuned", texts_of(desk), layers=layers, device="cpu")
-    stored = load_file(prepared.statistics)
+    stored = load_file(prepared.file)
     for weight, product in expected.products.items():
         assert torch.equal(stored[f"product.{weight}"], product)
     for tap in expected.statistics.taps:
@@ -164,7 +164,7 @@ def test_of_an_adapter_the_layers_are_those_of_the_base_with_the_adapter_added(d
     prepared = compute(replace(given, base_folder=desk / "base"), own)
     expected = collect_refit(desk / "merged", tmp_path / "whole", texts_of(desk), layers=[DENSE], device="cpu")
     torch.testing.assert_close(
-        load_file(prepared.statistics)[f"product.{DENSE}"], expected.products[DENSE], atol=1e-4, rtol=1e-4
+        load_file(prepared.file)[f"product.{DENSE}"], expected.products[DENSE], atol=1e-4, rtol=1e-4
     )
 
 

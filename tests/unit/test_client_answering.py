@@ -164,7 +164,7 @@ def test_half_an_answer_counts_as_none(tmp_path, measured):
     place = kept.place("eval-1")
     section, _ = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY, BASE)
     kept.keep(PreparedAnswer(answer(scores=(), statistics=section)))
-    assert kept.find("eval-1").statistics == place / "statistics.safetensors"
+    assert kept.find("eval-1").file == place / "statistics.safetensors"
     (place / "statistics.safetensors").unlink()
     assert kept.find("eval-1") is None
     (place / "answer.json").write_bytes(b'{"half": ')
