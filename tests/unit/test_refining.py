@@ -263,11 +263,8 @@ class Coordinator:
             raise NotFoundError(request)
         return self.asked[request]
 
-    def ask(
-        self, project: str, kind: Any, models: tuple[str, ...], *, request: str, seconds: int, **more: Any
-    ) -> RequestInfo:
-        self.calls.append(f"ask {request} of {models[0]}")
-        body = RequestCreate(kind=kind, models=models, seconds=seconds, **more)
+    def pose(self, project: str, body: RequestCreate, *, request: str) -> RequestInfo:
+        self.calls.append(f"ask {request} of {body.models[0]}")
         self.asked[request] = RequestInfo(
             id=request,
             project=project,

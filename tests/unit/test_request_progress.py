@@ -21,7 +21,7 @@ answers = st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from(STATES), m
 
 def progress(states, *, now=BEFORE, policy=FAIL, cancelled=False) -> Progress:
     named = dict(zip("abcdefg", states, strict=False)) if isinstance(states, tuple) else states
-    return progress_of(named, deadline=DEADLINE, cancelled=cancelled, now=now, policy=policy)
+    return progress_of(named, deadline=DEADLINE, cancelled=cancelled, now=now, policy=policy, fewest=3)
 
 
 @pytest.mark.parametrize("now", [BEFORE, AFTER])
@@ -50,7 +50,7 @@ def test_at_the_deadline_it_goes_on_without_the_others_where_the_policy_leaves_t
 def test_fewer_answers_than_the_smallest_cohort_are_not_enough_to_go_on():
     found = progress(("accepted", "accepted", "awaited"), now=AFTER, policy=LEAVE_OUT)
     assert found.state == "failed"
-    assert "2 answers are fewer than the smallest cohort" in found.reason
+    assert "2 answers are fewer than 3" in found.reason
 
 
 @pytest.mark.parametrize("policy", [FAIL, LEAVE_OUT])

@@ -138,8 +138,8 @@ class Coordinator:
             raise NotFoundError(name)
         return self.asked[name]
 
-    def ask(self, _project: str, kind: Any, models: tuple[str, ...], *, request: str, **more: Any) -> RequestInfo:
-        body = RequestCreate(kind=kind, models=models, **more)
+    def pose(self, _project: str, body: RequestCreate, *, request: str) -> RequestInfo:
+        models = body.models
         gone = [model for model in models if model in self.deleted]
         if gone:
             msg = f"there is no model {gone[0]}"
