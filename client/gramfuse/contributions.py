@@ -67,13 +67,21 @@ class Contributions(Projects):
             PrivacyBudgetExceededError: with these statistics the project's releases would exceed the policy's budget.
             ContributionRejectedError: the server's checks refused it.
         """
+        from gramfuse.identity import load_identity  # noqa: PLC0415 - cryptography takes its time to load
+
         prepared = self._prepare(project, model, statistics, fisher, base, labels)
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
         package = prepared.package(on_progress)
         self._count_release(prepared)
-        sent = pushing.send(self._transport, package, parallel=self._parallel, on_progress=on_progress)
+        sent = pushing.send(
+            self._transport,
+            package,
+            identity=load_identity(self.home),
+            parallel=self._parallel,
+            on_progress=on_progress,
+        )
         path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
         if sent.state == "sealed":
             begin_check(on_progress)

@@ -10,6 +10,7 @@ from gramfuse.projects import StrPath
 from gramfuse.rounds import Rounds
 from gramfuse.transfer import pulling
 from gramfuse.transfer.watching import Deadline, watch_job
+from gramfuse.verification import require_statements
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page
 from gramfuse_shared.contract.recipe import Recipe
@@ -106,6 +107,7 @@ class Merges(Rounds):
         if (found.project, found.id) != (asked, model):
             msg = f"asked for {asked}/{model}, the server answered {found.project}/{found.id}"
             raise ReceiptInvalidError(msg)
+        require_statements(found.receipt.receipt, self.home, self.url)
         pulling.pull_model(self._transport, found, Path(folder), trusted_keys=trusted, on_progress=on_progress)
         return Path(folder)
 

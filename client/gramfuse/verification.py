@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from gramfuse.companions import HEAD_NOTE_FILE
 from gramfuse.config import Home
 from gramfuse.contributing.loading import read_document
+from gramfuse.identity import identity_path, load_identity
+from gramfuse.trust import Trust
 from gramfuse_shared import limits
+from gramfuse_shared.contract.identity import ContributionStatement
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import (
     PUBLIC_KEY_BYTES,
@@ -24,18 +27,24 @@ from gramfuse_shared.contract.receipt import (
     SignedReceipt,
 )
 from gramfuse_shared.errors import DigestMismatchError, DocumentMalformedError, FileUnreadableError, ReceiptInvalidError
+from gramfuse_shared.signatures import is_signed
 
 _BLOCK_BYTES: Final = limits.MIB
 
 
+Compared = Literal["own", "verified", "not compared", "not signed"]
+"""Whose a contribution's signature is: this home's key's, one's that people compared, one's that they did not, none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found out: the receipt, whose key signed it, and how many bytes it covers."""
+    """What was found out: the receipt, whose key signed it, how many bytes it covers, and who signed contributions."""
 
     receipt: Receipt
     signer: str
     files: int
     bytes: int
+    contributions: Mapping[str, Compared]
 
 
 def verify(
@@ -47,8 +56,9 @@ def verify(
       1. `receipt.json` is there and is a signed receipt,
       2. its key is trusted,
       3. the signature is right,
-      4. every file that it names is there with its length and digest,
-      5. nothing else is there.
+      4. every contribution is signed by its organization's identity key, and by no other than people compared,
+      5. every file that it names is there with its length and digest,
+      6. nothing else is there.
 
     Args:
         folder: the model's folder.
@@ -57,8 +67,8 @@ def verify(
 
     Raises:
         FileUnreadableError: the folder or a file is missing.
-        ReceiptInvalidError: steps 1 to 3 and 5.
-        DigestMismatchError: step 4.
+        ReceiptInvalidError: steps 1 to 4 and 6.
+        DigestMismatchError: step 5.
     """
     folder = Path(folder)
     keys = (home or Home.default()).pinned_keys() if trusted_keys is None else trusted_keys
@@ -79,10 +89,51 @@ def verify(
         raise ReceiptInvalidError(msg) from error
     # 2. and 3.
     signer = require_signed(signed, keys)
-    # 4. and 5.
+    # 4.
+    compared = require_statements(signed.receipt, home or Home.default(), signer)
+    # 5. and 6.
     require_files(folder, signed.receipt)
     outputs = signed.receipt.outputs
-    return Verification(signed.receipt, signer, len(outputs), sum(entry.bytes for entry in outputs))
+    return Verification(signed.receipt, signer, len(outputs), sum(entry.bytes for entry in outputs), compared)
+
+
+def require_statements(receipt: Receipt, home: Home, server: str) -> dict[str, Compared]:
+    """Require that contributions were signed by those whose they are; say whose keys people compared.
+
+    A contribution without a signature is one of before there were any, or a server's that left it out: it is told.
+
+    Raises:
+        ReceiptInvalidError: a signature is wrong, or of another key than the one that people compared or one's own.
+    """
+    known = Trust.of(home, server, receipt.project).known.identities
+    own = load_identity(home).public if identity_path(home).exists() else None
+    found: dict[str, Compared] = {}
+    for member in receipt.contributions:
+        if member.identity is None or member.signature is None:
+            found[member.organization] = "not signed"
+            continue
+        statement = ContributionStatement(
+            project=receipt.project,
+            organization=member.organization,
+            policy=receipt.policy,
+            manifest=member.manifest,
+            identity=member.identity,
+        )
+        if not is_signed(statement, member.signature, member.identity):
+            msg = f"the contribution of {member.organization} in the receipt is not signed by the key that it names"
+            raise ReceiptInvalidError(msg, organization=member.organization)
+        expected = known.get(member.organization)
+        if expected not in {None, member.identity}:
+            msg = (
+                f"the contribution of {member.organization} is signed by another identity key than the one that you "
+                "verified; ask its people, and do not use the model"
+            )
+            raise ReceiptInvalidError(msg, organization=member.organization)
+        if member.identity == own:
+            found[member.organization] = "own"
+        else:
+            found[member.organization] = "not compared" if expected is None else "verified"
+    return found
 
 
 def require_signed(signed: SignedReceipt, trusted_keys: Mapping[str, str]) -> str:

@@ -234,7 +234,10 @@ class AcceptanceRow(Row):
 
 
 class ContributionRow(Row):
-    """One participant's immutable upload; its id is its manifest's digest, its state its upload's."""
+    """One participant's immutable upload; its id is its manifest's digest, its state its upload's.
+
+    `signature` is that of its statement by the key `identity`; contributions of before there were any have neither.
+    """
 
     __tablename__ = "contributions"
     __table_args__ = (
@@ -248,6 +251,8 @@ class ContributionRow(Row):
     upload: Mapped[str] = mapped_column(ForeignKey("uploads.id"), unique=True)
     manifest: Mapped[str] = mapped_column(Text)
     policy_version: Mapped[int]
+    identity: Mapped[str | None]
+    signature: Mapped[str | None]
     created_at: Mapped[datetime]
 
 

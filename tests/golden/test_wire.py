@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.identity import SignedAcceptance
+from gramfuse_shared.contract.identity import ContributionStatement, SignedAcceptance
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
@@ -50,6 +50,10 @@ DOCUMENTS: dict[str, type[Document]] = {
     "recipe-head.json": Recipe,
     "answer-head.json": Answer,
     "answer-calibration.json": Answer,
+    "contribution-statement.json": ContributionStatement,
+    "policy-secure.json": Policy,
+    "request-keys.json": RequestCreate,
+    "request-shares.json": RequestCreate,
     "secure-session.json": SessionManifest,
     "secure-keys.json": SignedMessage,
     "secure-shares.json": SignedMessage,

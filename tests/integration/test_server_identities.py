@@ -7,12 +7,14 @@ from gramfuse_server import schema
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.tables import AcceptanceRow, ParticipantRow
 from gramfuse_shared.contract.http_api import Participant
-from gramfuse_shared.contract.identity import PolicyAcceptance
+from gramfuse_shared.contract.identity import SIGNATURE_HEADER, ContributionStatement, PolicyAcceptance, statement_of
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.signatures import is_signed
+from gramfuse_shared.contract.receipt import SignedReceipt
+from gramfuse_shared.signatures import is_signed, public_key, sign
 from support.identities import signed_acceptance
 from support.secure_sessions import identity_of, public_identity
-from support.server_world import problem
+from support.server_world import OPEN_POLICY, make_contribution, problem
+from support.worker_world import MEMBERS, merge_everybody
 
 PROJECT = "acme.tweets"
 
@@ -115,3 +117,36 @@ def test_what_was_accepted_before_there_were_keys_stays_on_record_and_everybody_
     with transaction(database) as session:
         assert session.query(AcceptanceRow).filter_by(organization="globex").count() == 2  # the old one, and the signed
     assert participant(world, "globex").identity == public_identity("globex")
+
+
+def test_a_contribution_is_signed_by_who_accepted_the_policy(world):
+    project = world.project(*MEMBERS, policy=OPEN_POLICY)
+    made, other = make_contribution(project, "globex"), make_contribution(project, "globex", seed=5)
+    member, path = world.participant("globex"), f"/v1/projects/{PROJECT}/contributions/{made.id}"
+    content, kind = made.manifest.model_dump_json(), {"content-type": "application/json"}
+    for signer, signed in (("initech", made.manifest), ("globex", other.manifest)):
+        key = identity_of(signer)
+        signature = sign(statement_of(signed, public_key(key)), key)
+        answer = member.put(path, content=content, headers=kind | {SIGNATURE_HEADER: signature})
+        problem(answer, 422, "signature-invalid")
+    problem(member.put(path, content=content, headers=kind), 422, "signature-invalid")
+    malformed = member.put(path, content=content, headers=kind | {SIGNATURE_HEADER: "no base64"})
+    problem(malformed, 422, "request-malformed")
+    assert member.put_document(path, made.manifest).status_code == 201
+    assert member.put_document(path, made.manifest).status_code == 200
+
+
+def test_the_receipt_carries_everybodys_signature(world, settings):
+    merge_everybody(world, settings)
+    model = world.participant("globex").get(f"/v1/projects/{PROJECT}/models/regmean-1").json()
+    receipt = SignedReceipt.model_validate(model["receipt"]).receipt
+    assert len(receipt.contributions) == len(MEMBERS)
+    for member in receipt.contributions:
+        statement = ContributionStatement(
+            project=PROJECT,
+            organization=member.organization,
+            policy=receipt.policy,
+            manifest=member.manifest,
+            identity=member.identity,
+        )
+        assert is_signed(statement, member.signature, public_identity(member.organization))

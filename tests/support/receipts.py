@@ -15,7 +15,7 @@ def public(key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
-def receipt_of(files: Mapping[str, bytes]) -> Receipt:
+def receipt_of(files: Mapping[str, bytes], **contribution: str) -> Receipt:
     return Receipt.model_validate(
         {
             "project": "acme.tweets",
@@ -25,7 +25,7 @@ def receipt_of(files: Mapping[str, bytes]) -> Receipt:
             "policy": {"version": 1, "digest": "cd" * 32},
             "recipe": {"merge_method": "regmean"},
             "method_version": "regmean/1",
-            "contributions": [{"organization": "globex", "manifest": "ef" * 32, "weight": 1.0}],
+            "contributions": [{"organization": "globex", "manifest": "ef" * 32, "weight": 1.0} | contribution],
             "outputs": [{"name": n, "bytes": len(b), "sha256": sha256_hex(b)} for n, b in files.items()],
             "created": "2026-01-02T03:04:05Z",
             "software": "gramfuse 0.1.0",

@@ -18,6 +18,7 @@ from gramfuse_server.intake.parts import parted_file
 from gramfuse_server.tables import BlobRow, ContributionRow, ProjectRow, UploadFileRow, UploadRow
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.fisher_file import FisherMetadata, tensors_of_fisher
+from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
 from gramfuse_shared.contract.manifest import (
     BaseManifest,
     CollectorSettings,
@@ -33,7 +34,9 @@ from gramfuse_shared.contract.statistics_file import (
     packed_length,
 )
 from gramfuse_shared.digest import format_content_digest, sha256_hex
+from gramfuse_shared.signatures import public_key, sign
 from support.identities import signed_acceptance
+from support.secure_sessions import identity_of
 
 Tensor = tuple[str, str, tuple[int, ...]]
 
@@ -203,7 +206,11 @@ class Client(httpx.Client):
     """An HTTP client with a token."""
 
     def put_document(self, path: str, document: Any) -> httpx.Response:
-        return self.put(path, content=document.model_dump_json(), headers={"content-type": "application/json"})
+        headers = {"content-type": "application/json"}
+        if isinstance(document, ContributionManifest):
+            key = identity_of(document.organization)
+            headers[SIGNATURE_HEADER] = sign(statement_of(document, public_key(key)), key)
+        return self.put(path, content=document.model_dump_json(), headers=headers)
 
     def put_part(self, path: str, number: int, content: bytes, **headers: str) -> httpx.Response:
         announced = {"content-digest": format_content_digest(sha256_hex(content))}

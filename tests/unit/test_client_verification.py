@@ -9,9 +9,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gramfuse.config import Home
+from gramfuse.trust import Trust
 from gramfuse.verification import verify
+from gramfuse_shared.contract.identity import ContributionStatement
 from gramfuse_shared.errors import DigestMismatchError, FileUnreadableError, ReceiptInvalidError
+from gramfuse_shared.signatures import public_key, sign
+from support.identities import keep_identity
 from support.receipts import KEY, public, receipt_of, signed
+from support.secure_sessions import identity_of
 
 URL = "https://merge.example.org"
 FILES = {"config.json": b'{"model_type": "bert"}', "model.safetensors": bytes(range(200))}
@@ -44,6 +49,53 @@ def test_by_default_the_keys_pinned_at_first_use_are_trusted(model, tmp_path):
         verify(model, home=home)
     home.pin_receipt_key(URL, public(KEY))
     assert verify(model, home=home).signer == URL
+
+
+def contributed(*, key=None, **changes):
+    """The identity and signature that a receipt gives of globex's contribution."""
+    key = key or identity_of("globex")
+    told = {"project": "acme.tweets", "organization": "globex", "policy": {"version": 1, "digest": "cd" * 32}}
+    statement = ContributionStatement.model_validate(
+        told | {"manifest": "ef" * 32, "identity": public_key(key)} | changes
+    )
+    return {"identity": public_key(key), "signature": sign(statement, key)}
+
+
+def verified(model, home, **contribution):
+    (model / "receipt.json").write_bytes(signed(receipt_of(FILES, **contribution)).canonical())
+    return verify(model, trusted_keys={public(KEY): URL}, home=home).contributions
+
+
+def test_who_signed_a_contribution_is_told_and_whether_people_compared_the_key(model, tmp_path):
+    home = Home(tmp_path / "home")
+    assert verified(model, home) == {"globex": "not signed"}
+    assert verified(model, home, **contributed()) == {"globex": "not compared"}
+    keep_identity("globex", home.path)
+    assert verified(model, home, **contributed()) == {"globex": "own"}
+    other = Home(tmp_path / "other")
+    Trust.of(other, URL, "acme.tweets").verify({"globex": public_key(identity_of("globex"))})
+    assert verified(model, other, **contributed()) == {"globex": "verified"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"manifest": "00" * 32},  # another contribution
+        {"organization": "initech"},
+        {"project": "acme.other"},
+        {"policy": {"version": 2, "digest": "cd" * 32}},
+    ],
+)
+def test_a_server_that_swaps_or_invents_a_contribution_is_found_out(model, tmp_path, changes):
+    with pytest.raises(ReceiptInvalidError, match="contribution of globex in the receipt is not signed"):
+        verified(model, Home(tmp_path / "home"), **contributed(**changes))
+
+
+def test_a_server_that_signs_for_a_member_whose_key_people_compared_is_found_out(model, tmp_path):
+    home = Home(tmp_path / "home")
+    Trust.of(home, URL, "acme.tweets").verify({"globex": public_key(identity_of("globex"))})
+    with pytest.raises(ReceiptInvalidError, match="another identity key than the one that you verified"):
+        verified(model, home, **contributed(key=OTHER_KEY))
 
 
 @pytest.mark.parametrize("position", [0, 77, 199])

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 RECEIPT_FILE: Final = "receipt.json"
 
+_SIGNED: Final = {
+    "own": "you",
+    "verified": "signed, key verified",
+    "not compared": "signed, key not compared",
+    "not signed": "not signed",
+}
+
 HeadOption = Annotated[
     Path | None,
     typer.Option("--head-from", help="Your own fine-tuned from_pretrained folder, whose task head is attached."),
@@ -177,16 +184,25 @@ def verify(
         typer.Option("--key", help="The server's receipt key, base64. Default: the keys pinned at first use."),
     ] = None,
 ) -> None:
-    """Verify a pulled model offline: signature, digests of all files, nothing missing, nothing spare.
+    """Verify a pulled model offline: signatures, digests of all files, nothing missing, nothing spare.
+
+    The server signed the receipt, each organization its contribution; whose key nobody compared is told
+    (`gramfuse roster verify`).
 
     Example: gramfuse model verify merged
     """
     from gramfuse.verification import verify as verify_folder  # noqa: PLC0415 - only where this command runs
 
     found = verify_folder(folder, trusted_keys=None if key is None else {key: "the given key"})
-    members = ", ".join(sorted(member.organization for member in found.receipt.contributions))
+    members = ", ".join(f"{name} ({_SIGNED[how]})" for name, how in sorted(found.contributions.items()))
     output.show(
-        {"receipt": found.receipt, "signer": found.signer, "files": found.files, "bytes": found.bytes},
+        {
+            "receipt": found.receipt,
+            "signer": found.signer,
+            "files": found.files,
+            "bytes": found.bytes,
+            "contributions": found.contributions,
+        },
         lambda console: console.print(
             f"verified: {found.receipt.project}/{found.receipt.model}, {found.files} files, "
             f"{format_bytes(found.bytes)}, signed by {found.signer}, merged from {members}",

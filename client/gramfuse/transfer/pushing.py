@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import Draft, draft_contribution
@@ -13,6 +13,7 @@ from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.http_api import ContributionDetail, Project
+from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
@@ -23,6 +24,9 @@ from gramfuse_shared.errors import (
     PolicyNotAcceptedError,
     StateError,
 )
+
+if TYPE_CHECKING:
+    from gramfuse.identity import Identity
 
 _GONE: Final = frozenset({"expired", "withdrawn"})
 _MAX_GENERATIONS: Final = 1_000
@@ -104,10 +108,11 @@ def send(
     transport: Transport,
     package: Package,
     *,
+    identity: "Identity",
     parallel: int,
     on_progress: OnProgress | None = None,
 ) -> ContributionDetail:
-    """Announce the contribution, send the parts that are missing, and seal it.
+    """Announce the contribution, signed, send the parts that are missing, and seal it.
 
     A contribution that expired, was withdrawn or was replaced by a newer one is sent again under the next generation;
     one that is sealed already, or counts, is returned as it is.
@@ -116,7 +121,7 @@ def send(
         ContributionRejectedError: the server's checks refused this same content before.
         GramfuseError: what the server answers.
     """
-    contribution, path = _announce(transport, package)
+    contribution, path = _announce(transport, package, identity)
     if contribution.state == "open":
         send_missing_parts(
             transport, path, package.files, contribution.files, parallel=parallel, on_progress=on_progress
@@ -195,12 +200,14 @@ def _require_base_folder(folder: Path, base: BaseManifest) -> None:
         raise ArchitectureMismatchError(msg)
 
 
-def _announce(transport: Transport, package: Package) -> tuple[ContributionDetail, str]:
+def _announce(transport: Transport, package: Package, identity: "Identity") -> tuple[ContributionDetail, str]:
     manifest = package.manifest
     for generation in range(1, _MAX_GENERATIONS):
         manifest = manifest.model_copy(update={"generation": generation})
         path = f"v1/projects/{manifest.project}/contributions/{manifest.content_digest()}"
-        contribution = ContributionDetail.parse(transport.call("PUT", path, json=manifest.model_dump(mode="json")))
+        signed = {SIGNATURE_HEADER: identity.sign(statement_of(manifest, identity.public))}
+        document = manifest.model_dump(mode="json")
+        contribution = ContributionDetail.parse(transport.call("PUT", path, json=document, headers=signed))
         replaced = contribution.state == "accepted" and not contribution.counts
         if contribution.state not in _GONE and not replaced:
             return require_accepted_by_server(contribution), path

@@ -135,6 +135,7 @@ class Transport:
         *,
         json: Any = None,  # noqa: ANN401 - any JSON value
         query: Mapping[str, str | int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """Send a request and return the answer's JSON text.
 
@@ -145,7 +146,7 @@ class Transport:
         parameters = {key: value for key, value in (query or {}).items() if value is not None}
 
         def attempt() -> bytes:
-            with self._sent(method, path, json=json, params=parameters) as response:
+            with self._sent(method, path, json=json, params=parameters, headers=headers) as response:
                 return _read_bounded(response)
 
         return self._repeat(attempt, self._retry)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -32,6 +32,7 @@ from gramfuse_shared.contract.http_api import (
     Part,
     PartList,
 )
+from gramfuse_shared.contract.identity import SIGNATURE_HEADER
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -43,10 +44,11 @@ from gramfuse_shared.errors import (
     PolicyNotAcceptedError,
     PolicyViolationError,
     QuotaExceededError,
+    SignatureInvalidError,
     StateError,
     StatisticsMalformedError,
 )
-from gramfuse_shared.identifiers import OrganizationName
+from gramfuse_shared.identifiers import OrganizationName, Signature
 
 router = APIRouter(prefix="/v1/projects/{project}/contributions", tags=["contributions"])
 
@@ -65,15 +67,24 @@ router = APIRouter(prefix="/v1/projects/{project}/contributions", tags=["contrib
         PolicyNotAcceptedError,
         PolicyViolationError,
         QuotaExceededError,
+        SignatureInvalidError,
     )
     | {200: {"model": ContributionDetail, "description": "It exists already"}},
 )
 async def create_contribution(
-    project: ProjectPath, contribution: ContributionPath, request: Request, response: Response, services: ServicesOf
+    project: ProjectPath,
+    contribution: ContributionPath,
+    request: Request,
+    response: Response,
+    services: ServicesOf,
+    signature: Annotated[
+        Signature | None,
+        Header(alias=SIGNATURE_HEADER, description="of the contribution's statement, by the identity key"),
+    ] = None,
 ) -> ContributionDetail:
     """Open a contribution under its manifest's digest. The answer names part size and count of each file."""
     caller, manifest = await read_document(request, services, ContributionManifest)
-    document, new = await run_in_threadpool(_create, services, caller, project, contribution, manifest)
+    document, new = await run_in_threadpool(_create, services, caller, project, contribution, manifest, signature)
     response.status_code = 201 if new else 200
     return document
 
@@ -197,13 +208,18 @@ def withdraw_contribution(
 
 
 def _create(
-    services: Services, caller: Caller, project: str, contribution: str, manifest: ContributionManifest
+    services: Services,
+    caller: Caller,
+    project: str,
+    contribution: str,
+    manifest: ContributionManifest,
+    signature: str | None,
 ) -> tuple[ContributionDetail, bool]:
     now = services.clock()
     with transaction(services.database) as session:
         found = visible_project(session, caller, project, lock=True)
         row, new = contributions.create_contribution(
-            session, caller, found, contribution, manifest, settings=services.settings, now=now
+            session, caller, found, contribution, manifest, signature=signature, settings=services.settings, now=now
         )
         documents = contributions.contribution_documents(session, [row], caller.organization, now, manifests=True)
         return documents[0], new

@@ -14,8 +14,9 @@ from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload,
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
 from gramfuse_server.standing import standing_contributions
-from gramfuse_server.tables import AskedRow, ContributionRow, ProjectRow, UploadRow
+from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import ContributionDetail
+from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer
@@ -28,8 +29,10 @@ from gramfuse_shared.errors import (
     PolicyViolationError,
     RequestMalformedError,
     RoleRequiredError,
+    SignatureInvalidError,
     StateError,
 )
+from gramfuse_shared.signatures import is_signed
 
 
 def create_contribution(
@@ -39,6 +42,7 @@ def create_contribution(
     digest: str,
     manifest: ContributionManifest,
     *,
+    signature: str | None,
     settings: Settings,
     now: datetime,
 ) -> tuple[ContributionRow, bool]:
@@ -48,7 +52,7 @@ def create_contribution(
       1. the manifest's digest is its id, and it names this project and the caller's organization,
       2. an existing one is returned as it is,
       3. the base model is ready, and it is the manifest's,
-      4. the current policy is accepted, and the manifest was made under it,
+      4. the current policy is accepted, and the manifest was made under it and signed by who accepted,
       5. names, shapes, dtypes and widths fit the base,
       6. the policy allows all of it to leave,
       7. what is summed in secret was never sent in the open, nor the other way round,
@@ -57,7 +61,7 @@ def create_contribution(
     Raises:
         DigestMismatchError, RequestMalformedError: 1.
         StateError, ArchitectureMismatchError: 3, and 5.
-        PolicyNotAcceptedError: 4.
+        PolicyNotAcceptedError, SignatureInvalidError: 4.
         PolicyViolationError: 6, 7.
         QuotaExceededError, TooLargeError: 8.
     """
@@ -84,6 +88,7 @@ def create_contribution(
     if (manifest.policy.version, manifest.policy.digest) != (policy.version, policy.digest):
         msg = f"the contribution was made under version {manifest.policy.version}, the current one is {policy.version}"
         raise PolicyNotAcceptedError(msg, version=policy.version)
+    identity = _require_signed(session, manifest, signature)
     # 5.
     base = base_of(project)
     require_architecture(manifest, base)
@@ -105,6 +110,8 @@ def create_contribution(
         upload=upload.id,
         manifest=manifest.canonical().decode(),
         policy_version=policy.version,
+        identity=identity,
+        signature=signature,
         created_at=now,
     )
     session.add(row)
@@ -115,9 +122,21 @@ def create_contribution(
         at=now,
         action="contribution.create",
         subject=project.id,
-        details={"contribution": digest, "bytes": upload.bytes},
+        details={"contribution": digest, "bytes": upload.bytes, "identity": identity, "signature": signature},
     )
     return row, True
+
+
+def _require_signed(session: Session, manifest: ContributionManifest, signature: str | None) -> str:
+    """Return the identity key that accepted the policy, which has to have signed the contribution's statement."""
+    identity = session.get_one(ParticipantRow, (manifest.project, manifest.organization)).identity
+    if identity is None or signature is None or not is_signed(statement_of(manifest, identity), signature, identity):
+        msg = (
+            f"the contribution is not signed by the identity key that {manifest.organization} is registered with in "
+            f"{manifest.project} ({SIGNATURE_HEADER}); push with the client whose home has it"
+        )
+        raise SignatureInvalidError(msg)
+    return identity
 
 
 def _require_other_weights(session: Session, manifest: ContributionManifest, *, secret: bool) -> None:

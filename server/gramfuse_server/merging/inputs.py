@@ -43,6 +43,7 @@ class MergeInputs:
     """Everything that decides an attempt's result.
 
     `recipe` is the submitted one made explicit: the base by its digest, the cohort by contribution ids with weights.
+    `signatures` are the contributions' `identity` and `signature`, of those that have them.
     `refined` is the model that is merged anew; None where the project's base is merged around. `summed` is the session
     whose sum is merged in place of contributions.
     """
@@ -55,6 +56,7 @@ class MergeInputs:
     policy: PolicyReference
     cohort: tuple[CohortMember, ...]
     manifests: Mapping[str, ContributionManifest]
+    signatures: Mapping[str, Mapping[str, str]]
     plan: MergePlan
     refined: Refined | None = None
     summed: Summed | None = None
@@ -86,9 +88,12 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
     policy = session.get_one(PolicyRow, (attempt.project, job.policy_version))
     base = BaseManifest.parse(project.base_manifest)
     cohort = cohort_of(session, job)
-    manifests = {
-        member.contribution: ContributionManifest.parse(session.get_one(ContributionRow, member.contribution).manifest)
-        for member in cohort
+    rows = {member.contribution: session.get_one(ContributionRow, member.contribution) for member in cohort}
+    manifests = {contribution: ContributionManifest.parse(row.manifest) for contribution, row in rows.items()}
+    signatures = {
+        contribution: {"identity": row.identity, "signature": row.signature}
+        for contribution, row in rows.items()
+        if row.identity is not None and row.signature is not None
     }
     recipe = Recipe.parse(job.recipe)
     refined = find_refined(session, job, recipe, cohort)
@@ -122,6 +127,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         policy=PolicyReference(version=policy.version, digest=policy.digest),
         cohort=cohort,
         manifests=manifests,
+        signatures=signatures,
         plan=(
             _plan(members, recipe, base, rules, refined, shard_bytes)
             if summed is None

@@ -74,7 +74,12 @@ def prepare(
         recipe=inputs.recipe,
         method_version=inputs.plan.method_version,
         contributions=tuple(
-            MergedContribution(organization=member.organization, manifest=member.contribution, weight=member.weight)
+            MergedContribution(
+                organization=member.organization,
+                manifest=member.contribution,
+                weight=member.weight,
+                **inputs.signatures.get(member.contribution, {}),
+            )
             for member in inputs.cohort
         ),
         answers=tuple(

@@ -8,9 +8,12 @@ import base64
 from typing import Final, Literal
 
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import PolicyReference
+from gramfuse_shared.contract.manifest import ContributionManifest, PolicyReference
 from gramfuse_shared.digest import sha256_hex
-from gramfuse_shared.identifiers import Key, OrganizationName, ProjectId, Signature
+from gramfuse_shared.identifiers import Digest, Key, OrganizationName, ProjectId, Signature
+
+SIGNATURE_HEADER: Final = "Gramfuse-Signature"
+"""Of a request that creates a contribution: the signature of its statement, base64."""
 
 FINGERPRINT_DIGITS: Final = 40
 """160 bits of SHA-256: nobody finds another key with the same."""
@@ -28,11 +31,33 @@ class PolicyAcceptance(Document):
     identity: Key
 
 
+class ContributionStatement(Document):
+    """That an organization made this contribution, by its manifest's digest, under this policy; signed with a push."""
+
+    format: Literal["gramfuse/contribution-statement/1"] = "gramfuse/contribution-statement/1"
+    project: ProjectId
+    organization: OrganizationName
+    policy: PolicyReference
+    manifest: Digest
+    identity: Key
+
+
 class SignedAcceptance(Document):
     """An acceptance with the signature of the identity key that it names."""
 
     acceptance: PolicyAcceptance
     signature: Signature
+
+
+def statement_of(manifest: ContributionManifest, identity: str) -> ContributionStatement:
+    """Return what an organization signs of its contribution."""
+    return ContributionStatement(
+        project=manifest.project,
+        organization=manifest.organization,
+        policy=manifest.policy,
+        manifest=manifest.content_digest(),
+        identity=identity,
+    )
 
 
 def fingerprint_of(identity: str) -> str:

@@ -13,7 +13,7 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import FileEntry, PolicyReference
 from gramfuse_shared.contract.recipe import Overridable, Recipe
-from gramfuse_shared.identifiers import BASE64_PATTERN, Digest, JobId, OrganizationName, ProjectId
+from gramfuse_shared.identifiers import BASE64_PATTERN, Digest, JobId, Key, OrganizationName, ProjectId, Signature
 
 RECEIPT_FILE_NAME: Final = "receipt.json"
 SIGNATURE_BYTES: Final = 64
@@ -23,11 +23,17 @@ Base64 = Annotated[str, Field(pattern=BASE64_PATTERN)]
 
 
 class MergedContribution(Document):
-    """A member of the cohort, by its manifest's digest, with its weight in the recipe."""
+    """A member of the cohort, by its manifest's digest, with its weight in the recipe.
+
+    `signature` is that of the contribution's statement, made with the key `identity`; contributions of before there
+    were any have neither.
+    """
 
     organization: OrganizationName
     manifest: Digest
     weight: Overridable
+    identity: Key | None = Field(default=None, exclude_if=lambda value: value is None)
+    signature: Signature | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class MergedAnswer(Document):
