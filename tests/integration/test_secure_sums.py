@@ -82,6 +82,9 @@ def test_a_sum_is_merged_as_contributions_would_be_and_no_byte_of_one_is_ever_st
         receipt = client.model(PROJECT, "summed").receipt.receipt
         assert receipt.session == client.session(PROJECT, "summed-keys").digest
         assert {member.organization for member in receipt.contributions} == set(cohort.machines)
+    card = " ".join((cohort.place("globex") / "summed" / "README.md").read_text().split())
+    assert "The server saw the sum over these organizations alone" in card
+    assert "Every contribution is signed" in card
     assert verify_model(cohort.place("globex") / "summed", home=cohort.machines["globex"].home)
     # words, sums and secrets go
     delete_spent_bytes(worker.database, world.services.blobs, clock())

@@ -7,6 +7,7 @@ from typing import Final
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer
+from gramfuse_shared.contract.privacy import COVERS
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, Overridable
 from gramfuse_shared.reporting.layers import describe_layers
 from gramfuse_shared.version import __version__
@@ -103,6 +104,7 @@ def write_card(
         ),
         "",
         *_refined(inputs),
+        *_seen(inputs),
         f"Base model: `{inputs.base_digest}`. Policy: version {inputs.policy.version}, `{inputs.policy.digest}`.",
         "",
         "## How",
@@ -112,8 +114,8 @@ def write_card(
         *_parameters(inputs),
         "",
         (
-            "Config, tokenizer, and every parameter that nobody contributed are the base model's. `recipe.yaml` "
-            "repeats the merge; `receipt.json` is the server's signed statement of inputs and outputs."
+            "Config, tokenizer, and every parameter that nobody contributed are the base model's. `recipe.yaml` is the "
+            "merge; `receipt.json` is the server's signed statement of inputs and outputs."
         ),
         "",
         "## Layers",
@@ -132,7 +134,7 @@ def write_card(
         ),
         "- It inherits the biases and the licence of the base model and of what the organizations trained on.",
         "- Layers without statistics from every contribution are plain means or rest on estimates; see the table.",
-        "- The merge is not differentially private. Whoever holds the model may learn something about the cohort.",
+        f"- {describe_privacy(inputs)} Whoever holds the model may learn something about the cohort.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -149,6 +151,42 @@ def _refined(inputs: MergeInputs) -> list[str]:
         f"(request `{inputs.recipe.request}`). Everything else is its own."
     )
     return [sentence, ""]
+
+
+def _seen(inputs: MergeInputs) -> list[str]:
+    """Say what the server saw of the contributions, and whether they are signed."""
+    lines = []
+    if inputs.summed is not None:
+        lines += [
+            (
+                "The server saw the sum over these organizations alone, and nobody's own weights or statistics (secure "
+                f"sum `{inputs.summed.session.digest[:16]}…`)."
+            ),
+            "",
+        ]
+    if len(inputs.signatures) == len(inputs.cohort):
+        lines += [
+            "Every contribution is signed with its organization's identity key: `gramfuse model verify` checks that.",
+            "",
+        ]
+    return lines
+
+
+def describe_privacy(inputs: MergeInputs) -> str:
+    """Say what is noised, and what is not."""
+    names = {member.contribution: member.organization for member in inputs.cohort}
+    noised = {
+        names[contribution]: manifest.statistics.collector.noised
+        for contribution, manifest in inputs.manifests.items()
+        if manifest.statistics is not None and manifest.statistics.collector.noised is not None
+    }
+    if not noised:
+        return "The merge is not differentially private."
+    told = ", ".join(f"{name} ({noise.budget})" for name, noise in sorted(noised.items()))
+    return (
+        f"Gram matrices were noised by their organizations, as they say: {told}. {COVERS}: these are not "
+        "differentially private, and nobody can check the noise."
+    )
 
 
 def _parameters(inputs: MergeInputs) -> list[str]:
