@@ -24,7 +24,8 @@ from gramfuse_server.auth import Caller, require_accepted_policy, visible_projec
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, sealing
 from gramfuse_server.intake.parts import PartedFile
-from gramfuse_server.merging.sessions import plan_secure_session
+from gramfuse_server.intake.policies import current_policy
+from gramfuse_server.merging.sessions import plan_secure_session, taps_of_scales
 from gramfuse_server.merging.submission import decide_cohort
 from gramfuse_server.requests import answering, asking
 from gramfuse_server.requests.documents import answer_document, find_request, request_documents
@@ -79,6 +80,9 @@ def create_request(
 ) -> RequestInfo:
     """Ask every organization of the models' cohorts, or those in a secure sum (coordinator)."""
     now = services.clock()
+    with reading(services.database) as session:
+        scales = current_policy(session, visible_project(session, caller, project)).scales
+    scaled = taps_of_scales(services.blobs, scales) if body.recipe is not None else ()
     with transaction(services.database) as session:
         owner = visible_project(session, caller, project, lock=True)
         caller.require_coordinator(owner.coordinator)
@@ -91,7 +95,7 @@ def create_request(
                 request,
                 recipe,
                 decide_cohort=lambda found: decide_cohort(session, owner, found, besides="", now=now),
-                blobs=services.blobs,
+                scaled_taps=scaled,
             )
 
         row, new = asking.ask(session, owner, caller, identifier=request, body=body, plan_session=plan, now=now)

@@ -1,6 +1,6 @@
 """Sessions of secure sums, planned from contributions' manifests; and the cohort of a job that merges one's sum."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import select
@@ -29,7 +29,7 @@ def plan_secure_session(
     recipe: Recipe,
     *,
     decide_cohort: Callable[[Recipe], Sequence[CohortMember]],
-    blobs: Blobs,
+    scaled_taps: Collection[str],
 ) -> SessionManifest:
     """Plan what a session sums, of whom, with how many bits.
 
@@ -39,7 +39,7 @@ def plan_secure_session(
         identifier: the id of the session's first request.
         recipe: the merge; names contributions by their organizations.
         decide_cohort: finds the contributions, if the policy and the releases before allow their merge.
-        blobs: where the project's scales file lies.
+        scaled_taps: the taps that the project's scales file is of.
 
     Raises:
         RecipeInvalidError: the recipe is of an answered request, or what it merges cannot be summed.
@@ -56,9 +56,6 @@ def plan_secure_session(
         (_manifest(session, member), _identity(session, project.id, member.organization), member.weight)
         for member in cohort
     ]
-    scaled: tuple[str, ...] = ()
-    if policy.scales is not None:
-        scaled = tuple(tap.name for tap in parse_scales_metadata(read_header(_Blob(blobs, policy.scales))).taps)
     return plan_session(
         project.id,
         identifier,
@@ -66,9 +63,16 @@ def plan_secure_session(
         contributions,
         base_of(project),
         scales=policy.scales,
-        scaled_taps=scaled,
+        scaled_taps=scaled_taps,
         head_parameters=policy.head_parameters,
     )
+
+
+def taps_of_scales(blobs: Blobs, scales: str | None) -> tuple[str, ...]:
+    """Return the taps that a scales file is of, by its digest; none without one."""
+    if scales is None:
+        return ()
+    return tuple(tap.name for tap in parse_scales_metadata(read_header(_Blob(blobs, scales))).taps)
 
 
 def summed_cohort(
