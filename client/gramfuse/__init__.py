@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from gramfuse_shared.contract.policy import Policy
     from gramfuse_shared.contract.privacy import PrivacyBudget
     from gramfuse_shared.contract.recipe import Recipe
+    from gramfuse_shared.contract.release_gate import ReleaseGate
     from gramfuse_shared.merging.scales import Scales, load_scales
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "PrivacyBudget",
     "RandomSearch",
     "Recipe",
+    "ReleaseGate",
     "Scales",
     "SearchResult",
     "Statistics",
@@ -123,6 +125,7 @@ _HOMES: Final = {
     "RandomSearch": "gramfuse.searching.strategies",
     "SearchResult": "gramfuse.searching.results",
     "Recipe": "gramfuse_shared.contract.recipe",
+    "ReleaseGate": "gramfuse_shared.contract.release_gate",
     "Scales": "gramfuse_shared.merging.scales",
     "Statistics": "gramfuse.measuring.statistics",
     "Verification": "gramfuse.verification",

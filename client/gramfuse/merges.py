@@ -14,7 +14,8 @@ from gramfuse.verification import require_statements
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.errors import ReceiptInvalidError
+from gramfuse_shared.contract.releases import explain_candidate
+from gramfuse_shared.errors import ModelNotReleasedError, ReceiptInvalidError
 
 
 class Merges(Rounds):
@@ -91,12 +92,28 @@ class Merges(Rounds):
         ]
         return ModelReport(found, diagnostics, tuple(reversed(about)))
 
-    def pull(self, project: str, model: str, folder: StrPath, *, on_progress: OnProgress | None = None) -> Path:
+    def pull(
+        self,
+        project: str,
+        model: str,
+        folder: StrPath,
+        *,
+        to_answer: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
         """Fetch a merged model into a new folder that `from_pretrained` loads; a rerun resumes.
 
         The folder appears only once the receipt's signature by the pinned key and every file's digest are verified.
 
+        Args:
+            project: the project.
+            model: its id.
+            folder: where it shall lie.
+            to_answer: fetch a candidate, too, which the server hands out for answering an open request alone.
+            on_progress: told the bytes that arrived.
+
         Raises:
+            ModelNotReleasedError: the policy's release gate holds it back.
             ReceiptInvalidError: the receipt is not signed by the pinned key, or speaks of another model.
             DigestMismatchError: bytes are not what the receipt says; they are removed.
             ConflictError: the folder holds something else.
@@ -108,9 +125,21 @@ class Merges(Rounds):
             msg = f"asked for {asked}/{model}, the server answered {found.project}/{found.id}"
             raise ReceiptInvalidError(msg)
         require_statements(found.receipt.receipt, self.home, self.url)
+        if not to_answer:
+            require_released(found)
         pulling.pull_model(self._transport, found, Path(folder), trusted_keys=trusted, on_progress=on_progress)
         return Path(folder)
 
     def delete_model(self, project: str, model: str) -> Model:
         """Delete a merged model's files; its receipt stays. The coordinator's right."""
         return Model.parse(self._transport.call("DELETE", self._model_path(project, model)))
+
+
+def require_released(model: Model) -> None:
+    """Require that no release gate holds a model back, as the server says.
+
+    Raises:
+        ModelNotReleasedError: it is a candidate.
+    """
+    if model.release is not None and model.release.state == "candidate":
+        raise ModelNotReleasedError(explain_candidate(model.project, model.id, model.release))

@@ -9,15 +9,13 @@ from typing import Any, Final
 
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Model
-from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.metrics import LOWER_IS_BETTER, MetricName
 from gramfuse_shared.contract.recipe import Overridable
 from gramfuse_shared.contract.requests import ModelScore, RequestInfo
 from gramfuse_shared.reporting.layers import describe_layers, markdown_table
 
 _METRICS: Final[tuple[MetricName, ...]] = ("f1", "average_precision", "accuracy", "perplexity", "loss")
 """What tables are of, where anybody measured it; the others are in the requests."""
-
-_LESS_IS_BETTER: Final[frozenset[MetricName]] = frozenset({"perplexity", "loss"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class ModelReport:
 
     def to_markdown(self) -> str:
         """Write it for people."""
-        lines = [*self._made(), "", "## Before and after", "", *self._scores(), "", "## Layers", ""]
+        lines = [*self._made(), *self._released(), "", "## Before and after", "", *self._scores(), "", "## Layers", ""]
         return "\n".join([*lines, *describe_layers(self.diagnostics.layers)]) + "\n"
 
     def _made(self) -> list[str]:
@@ -69,6 +67,15 @@ class ModelReport:
             lines += ["", f"Its files were deleted on {model.deleted_at:%Y-%m-%d}."]
         return lines
 
+    def _released(self) -> list[str]:
+        release = self.model.release
+        if release is None:
+            return []
+        gate = f"The policy releases a model once {release.gate}."
+        if release.state == "released":
+            return ["", f"**Released**: {release.request} passed. {gate}"]
+        return ["", f"**Candidate**, not released: {release.reason}. {gate}"]
+
     def _scores(self) -> list[str]:
         if not self.evaluations:
             ask = f"gramfuse request create {self.model.project} evaluate {self.model.id}"
@@ -85,7 +92,7 @@ class ModelReport:
                 if rows:
                     heads = ["organization", "examples", "own model", "merged", "change"]
                     title = f"### {metric.replace('_', ' ')} ({request.id}, {request.created_at:%Y-%m-%d})"
-                    note = ["", "Less is better."] if metric in _LESS_IS_BETTER else []
+                    note = ["", "Less is better."] if metric in LOWER_IS_BETTER else []
                     lines += ["", title, *note, "", *markdown_table(heads, rows, right=(1, 2, 3, 4))]
         return lines
 

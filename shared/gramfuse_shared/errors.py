@@ -222,6 +222,14 @@ class CohortFrozenError(GramfuseError):
     title = "The cohort is frozen by an earlier release"
 
 
+class ModelNotReleasedError(GramfuseError):
+    """A merged model has not passed the release gate of its policy yet."""
+
+    code = "model-not-released"
+    status = 409
+    title = "The model is not released yet"
+
+
 # --- who may do what -------------------------------------------------------------------------------------------
 
 

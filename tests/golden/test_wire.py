@@ -46,6 +46,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "policy-refits.json": Policy,
     "policy-scales.json": Policy,
     "policy-private.json": Policy,
+    "policy-release.json": Policy,
     "contribution-noised.json": ContributionManifest,
     "recipe-head.json": Recipe,
     "answer-head.json": Answer,

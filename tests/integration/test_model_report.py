@@ -2,6 +2,7 @@
 
 import pytest
 
+from support.answers import give_scores
 from support.client_world import Site
 from support.server_world import OPEN_POLICY
 from support.shell import Shell
@@ -26,13 +27,8 @@ def evaluate(world, request, scores, *, models=("regmean-1",)):
     path = f"/v1/projects/{PROJECT}/requests/{request}"
     body = {"kind": "evaluate", "models": list(models)}
     assert world.coordinator("acme").put(path, json=body).status_code == 201
-    policy = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()["policy"]
     for member, given in scores.items():
-        answer = {
-            "project": PROJECT, "request": request, "organization": member, "policy": policy,
-            "scores": [{"model": model, "examples": 100, "metrics": metrics} for model, metrics in given],
-        }  # fmt: skip
-        put = world.participant(member).put(f"{path}/answers/{member}", json=answer)
+        put = give_scores(world, request, member, dict(given))
         assert put.status_code == 201, put.text
 
 

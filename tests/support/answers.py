@@ -1,5 +1,6 @@
 """Answers to requests, given through the API as a client gives them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gramfuse_shared.contract.requests import Answer
@@ -22,3 +23,11 @@ def send(world: World, answer: Answer, content: bytes) -> Any:
     path = f"{REQUESTS}/{answer.request}/answers/{answer.organization}"
     member.put_files(path, announced.json(), {"statistics.safetensors": content})
     return member.post(f"{path}/seal")
+
+
+def give_scores(world: World, request: str, organization: str, scores: Mapping[str | None, Mapping[str, float]]) -> Any:
+    """Answer an evaluation: of each model, None being the organization's own, metrics on a hundred examples."""
+    policy = world.coordinator("acme").get("/v1/projects/acme.tweets").json()["policy"]
+    answer = {"project": "acme.tweets", "request": request, "organization": organization, "policy": policy}
+    answer["scores"] = [{"model": model, "examples": 100, "metrics": metrics} for model, metrics in scores.items()]
+    return world.participant(organization).put(f"{REQUESTS}/{request}/answers/{organization}", json=answer)

@@ -11,12 +11,17 @@ from safetensors.torch import load_file
 import gramfuse
 from gramfuse.answering.configuration import read_participation
 from gramfuse.answering.participating import participate
+from gramfuse_shared.errors import ModelNotReleasedError
 from support import collaboration
 from support.collaboration import Collaboration
 
 ORGANIZATIONS = ("acme", "globex", "initech")
 POLICY = gramfuse.Policy(
-    heads="shared", minimum_rows_per_dimension=1, requests=("evaluate", "gram"), minimum_evaluation_examples=20
+    heads="shared",
+    minimum_rows_per_dimension=1,
+    requests=("evaluate", "gram"),
+    minimum_evaluation_examples=20,
+    release=gramfuse.ReleaseGate(metric="f1", behind_own=1.0),  # any score passes; without one a model is a candidate
 )
 LAYERS = ("bert.encoder.layer.1.intermediate.dense.weight", "bert.encoder.layer.1.output.dense.weight")
 
@@ -75,6 +80,7 @@ def test_everybody_scores_the_merged_model_and_all_see_the_table(merged):
     table = acme.gramfuse("request", "show", merged.project, "eval-1")
     assert "own model" in table
     assert "mean" in table
+    assert "first is released: eval-1 passed" in table
     # the same command again has nothing left to do
     assert "no request waits" in globex.run("participate", "participate.yaml").stderr
 
@@ -107,6 +113,10 @@ def test_layers_are_merged_anew_with_what_the_merged_model_makes_of_everybodys_t
         recipe = gramfuse.Recipe(merge_method="regmean", base_model="first", request="gram-1")
         client.submit(merged.project, recipe, job="second")
         client.wait(merged.project, "second")
+        with pytest.raises(ModelNotReleasedError, match="nobody was asked to evaluate it"):
+            client.pull(merged.project, "second", merged.coordinator.folder / "second")
+        client.ask(merged.project, "evaluate", ["first", "second"], request="eval-2")
+        answer_all(merged)
         for name in ("first", "second"):
             client.pull(merged.project, name, merged.coordinator.folder / name)
         receipt = client.model(merged.project, "second").receipt.receipt

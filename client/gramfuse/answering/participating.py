@@ -155,7 +155,7 @@ def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferrin
         folder = kept.model(model)
         take_known_files(folder, client.model(request.project, model).receipt.receipt.outputs, kept.models())
         with transferring() as on_transfer:
-            models[model] = client.pull(request.project, model, folder, on_progress=on_transfer)
+            models[model] = client.pull(request.project, model, folder, to_answer=True, on_progress=on_transfer)
     policy = client.policy(request.project)
     project = client.project(request.project)
     return Assignment(

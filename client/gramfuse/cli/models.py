@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gramfuse.adapters.exported import ExportedAdapter
     from gramfuse.heads.attaching import PersonalModel
     from gramfuse.participation import Client
+    from gramfuse_shared.contract.http_api import Model
     from gramfuse_shared.contract.policy import Policy
 
 RECEIPT_FILE: Final = "receipt.json"
@@ -54,7 +55,7 @@ def list_(project: ProjectArgument) -> None:
             model.receipt.receipt.recipe.merge_method,
             format_bytes(model.bytes),
             f"{model.created_at:%Y-%m-%d %H:%M}",
-            "deleted" if model.deleted_at else "",
+            _state(model),
             ", ".join(model.withdrawn_members),
         )
         for model in models
@@ -72,7 +73,8 @@ def pull(
 ) -> None:
     """Fetch a merged model and verify it: receipt, signature by the pinned key, digests. Running it again resumes.
 
-    The folder appears only when everything in it is verified. With --head-from a second folder, FOLDER-with-head, gets
+    The folder appears only when everything in it is verified. What a policy's release gate holds back is not fetched.
+    With --head-from a second folder, FOLDER-with-head, gets
     the same model with your own task head, which never left (heads: private).
 
     Examples: gramfuse model pull acme.tweets regmean-1 merged · the same with --head-from tuned
@@ -241,12 +243,26 @@ def _show_export(done: "ExportedAdapter", console: "Console") -> None:
 
 
 def _policy_of(client: "Client", merged: Path) -> "Policy":
-    """Ask for the policy that a pulled model's receipt names; attaching verifies both."""
+    """Ask for the policy that a pulled model's receipt names; attaching verifies both.
+
+    Raises:
+        ModelNotReleasedError: it has a release gate, which the model has not passed.
+    """
     from gramfuse.contributing.loading import read_document  # noqa: PLC0415 - only where these commands run
+    from gramfuse.merges import require_released  # noqa: PLC0415
     from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, SignedReceipt  # noqa: PLC0415
 
     receipt = SignedReceipt.parse(read_document(merged / RECEIPT_FILE_NAME)).receipt
-    return client.policy(receipt.project, receipt.policy.version).policy
+    policy = client.policy(receipt.project, receipt.policy.version).policy
+    if policy.release is not None:
+        require_released(client.model(receipt.project, receipt.model))
+    return policy
+
+
+def _state(model: "Model") -> str:
+    if model.deleted_at is not None:
+        return "deleted"
+    return "" if model.release is None else model.release.state
 
 
 def _attach(merged: Path, head_from: Path, out: Path, policy: "Policy | None", *, overwrite: bool) -> "PersonalModel":

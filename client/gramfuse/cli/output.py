@@ -41,6 +41,7 @@ _EXIT_CODES: Final[Mapping[type[errors.GramfuseError], int]] = MappingProxyType(
         errors.PolicyViolationError: EXIT_REFUSED,
         errors.PolicyNotAcceptedError: EXIT_REFUSED,
         errors.CohortFrozenError: EXIT_REFUSED,
+        errors.ModelNotReleasedError: EXIT_REFUSED,
         errors.AuditRefusedError: EXIT_REFUSED,
         errors.NotConfirmedError: EXIT_REFUSED,
         errors.TransportError: EXIT_UNREACHABLE,

@@ -12,6 +12,7 @@ from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import PolicyVersion
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.privacy import COVERS, PrivacyBudget
+from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.errors import DocumentMalformedError
 
 _AGGREGATION: Final = {
@@ -108,6 +109,7 @@ def describe_policy(policy: Policy) -> list[str]:
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],
         *_describe_requests(policy),
+        *([_held_back(policy.release)] if policy.release else []),
     ]
 
 
@@ -122,6 +124,13 @@ def _private_by_noise(budget: PrivacyBudget) -> str:
     return (
         f"Statistics leave only with noise: {budget} for all that you send to this project, by your own ledger. "
         f"{COVERS}. Nobody can check anybody else's noise."
+    )
+
+
+def _held_back(gate: ReleaseGate) -> str:
+    return (
+        f"A merged model is released once {gate}; until then it is handed out for answering requests about it alone. "
+        "Scores are each organization's own word."
     )
 
 

@@ -1,6 +1,6 @@
 """Commands about requests: create, list, show, wait, cancel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -16,6 +16,8 @@ from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from gramfuse.participation import Client
 
 RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="The request's id.")]
 
@@ -74,7 +76,7 @@ def create(
             seconds=seconds_of(days),
             request=identifier,
         )
-    _show(_wait(project, made.id, None) if wait_ else made)
+    _show(*(_wait(project, made.id, None) if wait_ else (made,)))
 
 
 @app.command(name="list")
@@ -106,7 +108,8 @@ def show(project: ProjectArgument, request: RequestArgument) -> None:
     Example: gramfuse request show acme.tweets eval-1
     """
     with session.open_client() as client:
-        _show(client.request(project, request))
+        seen = client.request(project, request)
+        _show(seen, _releases(client, seen))
 
 
 @app.command()
@@ -119,7 +122,7 @@ def wait(
 
     Example: gramfuse request wait acme.tweets eval-1
     """
-    _show(_wait(project, request, timeout))
+    _show(*_wait(project, request, timeout))
 
 
 @app.command()
@@ -132,7 +135,7 @@ def cancel(project: ProjectArgument, request: RequestArgument) -> None:
         _show(client.cancel_request(project, request))
 
 
-def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
+def _wait(project: str, request: str, timeout: float | None) -> tuple[RequestInfo, list[str]]:
     told: set[str] = set()
 
     def tell(seen: RequestInfo) -> None:
@@ -142,14 +145,29 @@ def _wait(project: str, request: str, timeout: float | None) -> RequestInfo:
                 output.note(f"{place.organization} has answered ({count_answers(seen)} of {len(seen.asked)})")
 
     with session.open_client() as client:
-        return client.wait_for_request(project, request, on_progress=tell, timeout=timeout)
+        seen = client.wait_for_request(project, request, on_progress=tell, timeout=timeout)
+        return seen, _releases(client, seen)
 
 
-def _show(request: RequestInfo) -> None:
-    output.show(request, lambda console: _render(request, console))
+def _releases(client: "Client", request: RequestInfo) -> list[str]:
+    """Say of each model of a complete evaluation how it stands to its policy's release gate, where that has one."""
+    if request.kind != "evaluate" or request.state != "complete":
+        return []
+    told = []
+    for model in request.models:
+        release = client.model(request.project, model).release
+        if release is not None and release.state == "released":
+            told.append(f"{model} is released: {release.request} passed the policy's gate")
+        elif release is not None:
+            told.append(f"{model} stays a candidate: {release.reason}")
+    return told
 
 
-def _render(request: RequestInfo, console: "Console") -> None:
+def _show(request: RequestInfo, releases: Sequence[str] = ()) -> None:
+    output.show(request, lambda console: _render(request, releases, console))
+
+
+def _render(request: RequestInfo, releases: Sequence[str], console: "Console") -> None:
     state = request.state + (f": {request.reason}" if request.reason else "")
     facts = [
         ("request", f"{request.id} ({_what(request)})"),
@@ -160,6 +178,8 @@ def _render(request: RequestInfo, console: "Console") -> None:
     columns, rows = _scores(request) if request.kind == "evaluate" else _places(request)
     console.print()
     output.table(columns, rows, right=range(1, len(columns)) if request.kind == "evaluate" else ())(console)
+    for told in releases:
+        console.print(told, markup=False)
 
 
 def _what(request: RequestInfo) -> str:

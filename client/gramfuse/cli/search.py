@@ -9,12 +9,12 @@ from gramfuse.cli import output, session
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.loops import DaysOption, describe_answers, seconds_of
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse.searching.judging import LOWER_IS_BETTER, Averaging
+from gramfuse.searching.judging import Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult, Trial
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST
 from gramfuse.searching.strategies import GreedySearch, GridSearch, RandomSearch, Strategy
 from gramfuse_shared import limits
-from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.metrics import LOWER_IS_BETTER, MetricName
 from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -3,16 +3,14 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Literal
 
-from gramfuse_shared.contract.metrics import MetricName
+from gramfuse_shared.contract.metrics import LOWER_IS_BETTER, MetricName
 from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError
 
 Averaging = Literal["organizations", "examples"]
 """`organizations`: the mean of their values, each counting alike. `examples`: weighted by their held-out examples."""
-
-LOWER_IS_BETTER: Final[frozenset[MetricName]] = frozenset({"loss", "perplexity"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,27 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gramfuse_server.api.context import CallerOf, FilePath, JobPath, ProjectPath, ServicesOf, audit, declares
+from gramfuse_server.api.context import (
+    CallerOf,
+    FilePath,
+    JobPath,
+    ProjectPath,
+    Services,
+    ServicesOf,
+    audit,
+    declares,
+)
 from gramfuse_server.api.files import StoredFile, audit_download, declares_file, file_response
 from gramfuse_server.api.paging import PageOf, paginate
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.merging.documents import find_model, model_documents
+from gramfuse_server.merging.releases import require_fetchable
 from gramfuse_server.tables import ModelFileRow, ModelRow
 from gramfuse_shared.contract.http_api import Model, Page
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, SignedReceipt
-from gramfuse_shared.errors import NotFoundError, RoleRequiredError
+from gramfuse_shared.errors import ModelNotReleasedError, NotFoundError, RoleRequiredError
 
 router = APIRouter(prefix="/v1/projects/{project}/models", tags=["models"])
 
@@ -26,7 +36,7 @@ def list_models(project: ProjectPath, services: ServicesOf, caller: CallerOf, pa
         row = visible_project(session, caller, project)
         query = select(ModelRow).where(ModelRow.project == row.id, ModelRow.deleted_at.is_(None))
         rows, cursor = paginate(session, query, page, by=[ModelRow.created_at, ModelRow.id], descending=True)
-        return Page(items=tuple(model_documents(session, rows)), next_cursor=cursor)
+        return Page(items=tuple(model_documents(session, rows, services.clock())), next_cursor=cursor)
 
 
 @router.get("/{model}", responses=declares())
@@ -34,16 +44,16 @@ def get_model(project: ProjectPath, model: JobPath, services: ServicesOf, caller
     """A model with its receipt, which stays when the files are deleted."""
     with reading(services.database) as session:
         row = find_model(session, visible_project(session, caller, project).id, model)
-        return model_documents(session, [row])[0]
+        return model_documents(session, [row], services.clock())[0]
 
 
-@router.get("/{model}/files/{file}", response_class=Response, responses=declares_file())
+@router.get("/{model}/files/{file}", response_class=Response, responses=declares_file(ModelNotReleasedError))
 def download_model_file(
     project: ProjectPath, model: JobPath, file: FilePath, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
     """Download a file of a model, whole or a range. `receipt.json` is the signed receipt."""
     with transaction(services.database) as session:
-        row = _readable_model(session, caller, project, model)
+        row = _readable_model(session, services, caller, project, model)
         if file == RECEIPT_FILE_NAME:
             return _receipt(row)
         stored = _stored_file(session, row, file)
@@ -51,13 +61,13 @@ def download_model_file(
     return file_response(request, services, stored)
 
 
-@router.head("/{model}/files/{file}", response_class=Response, responses=declares_file())
+@router.head("/{model}/files/{file}", response_class=Response, responses=declares_file(ModelNotReleasedError))
 def describe_model_file(
     project: ProjectPath, model: JobPath, file: FilePath, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
     """Length and digest of a file of a model."""
     with reading(services.database) as session:
-        row = _readable_model(session, caller, project, model)
+        row = _readable_model(session, services, caller, project, model)
         if file == RECEIPT_FILE_NAME:
             return _receipt(row)
         stored = _stored_file(session, row, file)
@@ -75,15 +85,16 @@ def delete_model(project: ProjectPath, model: JobPath, services: ServicesOf, cal
             row.deleted_at = row.delete_after = services.clock()
             session.flush()
             audit(session, services, caller, "model.delete", f"{project}/{model}")
-        return model_documents(session, [row])[0]
+        return model_documents(session, [row], services.clock())[0]
 
 
-def _readable_model(session: Session, caller: Caller, project: str, model: str) -> ModelRow:
+def _readable_model(session: Session, services: Services, caller: Caller, project: str, model: str) -> ModelRow:
     """Return a model whose files the caller may download.
 
     Raises:
         NotFoundError: there is none, or it is deleted.
         RoleRequiredError: the policy leaves downloads to the coordinator.
+        ModelNotReleasedError: its policy's release gate holds it back.
     """
     owner = visible_project(session, caller, project)
     row = find_model(session, owner.id, model)
@@ -93,6 +104,7 @@ def _readable_model(session: Session, caller: Caller, project: str, model: str) 
     if row.deleted_at is not None:
         msg = f"model {model} was deleted; its receipt remains"
         raise NotFoundError(msg)
+    require_fetchable(session, row, caller.organization, services.clock())
     return row
 
 

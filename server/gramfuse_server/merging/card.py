@@ -132,6 +132,7 @@ def write_card(
             f"- Scores that came later are in `gramfuse model report {attempt.project} {attempt.job}`, if the policy "
             "lets the coordinator ask for them."
         ),
+        *([] if inputs.gate is None else [f"- The policy holds it back until evaluations say that {inputs.gate}."]),
         "- It inherits the biases and the licence of the base model and of what the organizations trained on.",
         "- Layers without statistics from every contribution are plain means or rest on estimates; see the table.",
         f"- {describe_privacy(inputs)} Whoever holds the model may learn something about the cohort.",

@@ -46,7 +46,8 @@ class CohortMember:
 @dataclass(frozen=True, slots=True)
 class Release:
     """A job of the project that published a model or still may; `weights`, trained `labels` and the names of the
-    `tensors` that were sent, by organization.
+    `tensors` that were sent, by organization. A candidate that a release gate holds back counts: who evaluates it
+    holds it.
     """
 
     job: str

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import cast
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
+from gramfuse_server.merging.releases import release_of
 from gramfuse_server.tables import (
     ContributionRow,
     JobContributionRow,
@@ -82,8 +84,8 @@ def log_entry(row: JobLogRow) -> JobLogEntry:
     return JobLogEntry(sequence=row.sequence, at=row.at, attempt=row.attempt, message=row.message)
 
 
-def model_documents(session: Session, rows: Sequence[ModelRow]) -> list[Model]:
-    """Describe models, each with its files, its receipt, and who withdrew after it was published."""
+def model_documents(session: Session, rows: Sequence[ModelRow], now: datetime) -> list[Model]:
+    """Describe models, each with its files, its receipt, its release, and who withdrew after it was published."""
     keys = [(row.project, row.id) for row in rows]
     files: dict[tuple[str, str], list[FileEntry]] = {key: [] for key in keys}
     for file in session.scalars(
@@ -93,6 +95,7 @@ def model_documents(session: Session, rows: Sequence[ModelRow]) -> list[Model]:
     ):
         files[file.project, file.model].append(FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256))
     withdrawn = _withdrawn_members(session, keys)
+    receipts = {(row.project, row.id): SignedReceipt.parse(row.receipt) for row in rows}
     return [
         Model(
             id=row.id,
@@ -102,7 +105,8 @@ def model_documents(session: Session, rows: Sequence[ModelRow]) -> list[Model]:
             files=tuple(files[row.project, row.id]),
             withdrawn_members=tuple(withdrawn[row.project, row.id]),
             deleted_at=row.deleted_at,
-            receipt=SignedReceipt.parse(row.receipt),
+            release=release_of(session, row, receipts[row.project, row.id].receipt, now),
+            receipt=receipts[row.project, row.id],
         )
         for row in rows
     ]

@@ -26,6 +26,7 @@ from gramfuse_shared.contract.manifest import (
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.contract.refits import bias_of_labels
+from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.parameters import output_tensor
@@ -45,7 +46,7 @@ class MergeInputs:
     `recipe` is the submitted one made explicit: the base by its digest, the cohort by contribution ids with weights.
     `signatures` are the contributions' `identity` and `signature`, of those that have them.
     `refined` is the model that is merged anew; None where the project's base is merged around. `summed` is the session
-    whose sum is merged in place of contributions.
+    whose sum is merged in place of contributions. `gate` is the policy's release gate, if it has one.
     """
 
     attempt: Attempt
@@ -60,6 +61,7 @@ class MergeInputs:
     plan: MergePlan
     refined: Refined | None = None
     summed: Summed | None = None
+    gate: ReleaseGate | None = None
 
     @property
     def companions(self) -> tuple[FileEntry, ...]:
@@ -135,6 +137,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         ),
         refined=refined,
         summed=summed,
+        gate=rules.release,
     )
 
 

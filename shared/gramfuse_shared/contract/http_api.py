@@ -11,6 +11,7 @@ from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import Base64, SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
+from gramfuse_shared.contract.releases import ModelRelease
 from gramfuse_shared.contract.requests import Answer, AnswerState
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.contract.secure import SignedMessage
@@ -328,7 +329,9 @@ class JobLogEntry(Document):
 
 
 class Model(Document):
-    """A published model. `withdrawn_members` names organizations that withdrew after publication."""
+    """A published model. `withdrawn_members` names organizations that withdrew after publication; `release` says, where
+    the policy has a release gate, how the model stands to it.
+    """
 
     id: JobId
     project: ProjectId
@@ -337,6 +340,7 @@ class Model(Document):
     files: tuple[FileEntry, ...]
     withdrawn_members: tuple[OrganizationName, ...] = ()
     deleted_at: datetime | None = None
+    release: ModelRelease | None = Field(default=None, exclude_if=lambda value: value is None)
     receipt: SignedReceipt
 
 

@@ -16,11 +16,14 @@ tags name entities, else the mean over the classes that occur among the labels; 
 `accuracy`: share of texts, words or written tokens that are right; of texts with several labels, all of them.
 `loss`: nats per text, word, label (where a text has several) or written token; `perplexity` is its exponential."""
 
+LOWER_IS_BETTER: Final[frozenset[MetricName]] = frozenset({"loss", "perplexity"})
+
 _LEAST: Final[Mapping[MetricName, float]] = {"perplexity": 1.0}
 _UNBOUNDED: Final[frozenset[MetricName]] = frozenset({"loss", "perplexity"})
 
 
-def _require_possible(metrics: Mapping[MetricName, float]) -> Mapping[MetricName, float]:
+def require_possible(metrics: Mapping[MetricName, float]) -> Mapping[MetricName, float]:
+    """Return metrics whose values can occur; raises ValueError."""
     for name, value in metrics.items():
         least, most = _LEAST.get(name, 0.0), float("inf") if name in _UNBOUNDED else 1.0
         if not least <= value <= most:
@@ -29,5 +32,5 @@ def _require_possible(metrics: Mapping[MetricName, float]) -> Mapping[MetricName
     return metrics
 
 
-Metrics = Annotated[Mapping[MetricName, FiniteFloat], Field(min_length=1), AfterValidator(_require_possible)]
+Metrics = Annotated[Mapping[MetricName, FiniteFloat], Field(min_length=1), AfterValidator(require_possible)]
 """Metric to value; only finite values that the metric can take."""

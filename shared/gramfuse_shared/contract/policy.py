@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.privacy import PrivacyBudget
+from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.identifiers import Digest
 
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
@@ -172,6 +173,14 @@ class Policy(Document):
         description="an evaluation counts at least this many distinct examples; a calibration counts the scores of a "
         "label only if so many bear it, and so many do not",
     )
+    release: ReleaseGate | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="what evaluations of a merged model by the organizations of its cohort have to say before it is "
+        "released; until then its files are handed out for answering requests about it alone. Needs evaluate among "
+        "the requests, and downloads: participants, for whoever evaluates a model holds it. Scores are each "
+        "organization's own word",
+    )
 
     @model_validator(mode="after")
     def _all_statistics_are_noised(self) -> Self:
@@ -203,6 +212,16 @@ class Policy(Document):
             msg = (
                 "with aggregation: secure nobody's precision can be estimated, since the server sees no single weights"
             )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _gate_can_be_passed(self) -> Self:
+        if self.release is not None and "evaluate" not in self.requests:
+            msg = "a release gate needs evaluate among the requests, which says how good a model is"
+            raise ValueError(msg)
+        if self.release is not None and self.downloads != "participants":
+            msg = "a release gate needs downloads: participants, for whoever evaluates a model holds it"
             raise ValueError(msg)
         return self
 

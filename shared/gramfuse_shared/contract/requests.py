@@ -280,6 +280,8 @@ def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> No
             "use more held-out texts"
         )
         raise PolicyViolationError(msg, examples=fewest)
+    if policy.release is not None:
+        policy.release.require_readable({score.model: score.metrics for score in answer.scores})
 
 
 def _require_statistics(
