@@ -10,6 +10,7 @@ from gramfuse.connection import Connection, named
 from gramfuse.progress import OnProgress
 from gramfuse.transfer import answering, pushing
 from gramfuse.transfer.watching import Deadline, poll
+from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import AnswerInfo, Page, PolicyVersion, StageMessages
 from gramfuse_shared.contract.manifest import Weighting
@@ -19,7 +20,6 @@ from gramfuse_shared.contract.requests import (
     MeasuredBlock,
     RequestCreate,
     RequestInfo,
-    require_answer_allowed,
 )
 from gramfuse_shared.contract.secure import SignedMessage
 from gramfuse_shared.contract.secure_session import SessionManifest

@@ -164,3 +164,58 @@ def test_with_frozen_cohorts_another_ridge_over_the_same_answers_is_refused(worl
     worker.run(PROJECT, "second")
     problem(submit(world, "third", parameters={"ridge": 0.1}), 409, "cohort-frozen")
     assert submit(world, "third").status_code == 201
+
+
+# --- where nothing of the layers may leave somebody -------------------------------------------------------------------
+
+
+def withhold(world, organization, **changes):
+    policy = world.coordinator("acme").get(PATH).json()["policy"]
+    told = {"project": PROJECT, "request": "refit", "organization": organization, "policy": policy}
+    return give(world, Answer.model_validate(told | {"withheld": ["few_rows"]} | changes))
+
+
+def test_that_nothing_may_leave_is_an_answer_with_its_reason_which_members_see(world, worker, project, tmp_path):
+    ask(world)
+    assert withhold(world, "globex").json()["state"] == "accepted"
+    for seed, member in enumerate(("acme", "initech")):
+        assert send(world, *refit_answer(world, tmp_path, member, seed=seed)).status_code == 200
+    worker.inspect_all()
+    seen = world.participant("initech").get(f"{REQUESTS}/refit").json()
+    assert seen["state"] == "complete"
+    assert [place.get("withheld") for place in seen["asked"]] == [None, ["few_rows"], None]
+
+    # the layers stay as they are, and the card says whose statistics are missing
+    assert submit(world).status_code == 201
+    worker.run(PROJECT, "second")
+    first, second = tensors(world, "first"), tensors(world, "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    card = file_of(world, "second", "README.md")
+    assert "Merged anew from `first`: 0 linear layers" in card
+    left = "- request `refit`, 1 linear layers (globex: too few texts were measured)"
+    assert left in card
+
+    # what comes after it says so too
+    body = {"kind": "refit", "models": ["second"], "layers": ["encoder.output.weight"]}
+    assert world.coordinator("acme").put(f"{REQUESTS}/refit-2", json=body).status_code == 201
+    for seed, member in enumerate(MEMBERS):
+        answer, content = refit_answer(world, tmp_path, member, seed=seed, outputs={"encoder.output.weight": WIDTH})
+        assert send(world, answer.model_copy(update={"request": "refit-2"}), content).status_code == 200
+    worker.inspect_all()
+    assert submit(world, "third", base_model="second", request="refit-2").status_code == 201
+    worker.run(PROJECT, "third")
+    assert not torch.equal(tensors(world, "third")["encoder.output.weight"], first["encoder.output.weight"])
+    assert left in file_of(world, "third", "README.md")
+
+
+def test_what_is_withheld_is_said_by_known_reasons_alone_and_only_of_layers(world, project, tmp_path):
+    ask(world)
+    mixed, _ = refit_answer(world, tmp_path, "acme")
+    problem(withhold(world, "acme", statistics=mixed.statistics), 422, "request-malformed")
+    document = {"project": PROJECT, "request": "refit", "organization": "acme", "withheld": ["free text"]}
+    policy = world.coordinator("acme").get(PATH).json()["policy"]
+    answer = world.participant("acme").put(f"{REQUESTS}/refit/answers/acme", json=document | {"policy": policy})
+    problem(answer, 422, "document-malformed")
+    body = {"kind": "evaluate", "models": ["first"]}
+    assert world.coordinator("acme").put(f"{REQUESTS}/eval", json=body).status_code == 201
+    problem(withhold(world, "acme", request="eval"), 422, "request-malformed")

@@ -15,8 +15,9 @@ from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.evaluating.calibration import collect_calibration
 from gramfuse.measuring.head import HeadStatistics, collect_head
 from gramfuse.measuring.refit import collect_refit
+from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.requests import RequestInfo, require_answer_allowed
+from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
 from support import tiny
 from support.adapters import save_adapter
@@ -192,21 +193,26 @@ def test_before_layers_leave_the_person_reads_what_they_reveal(desk, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "rows", "message"),
-    [
-        ([DENSE], 4.0, "480 distinct rows, the policy wants 516"),
-        ([QUERY.format(0)], 1.0, "embeddings feed it directly"),
-        (["classifier.weight"], 1.0, "only matrices outside heads and embeddings"),
-    ],
+    ("layers", "rows", "reason"), [([DENSE], 4.0, "few_rows"), ([QUERY.format(0)], 1.0, "embeddings")]
 )
-def test_what_layers_would_be_refit_from_is_not_written_where_none_of_it_may_leave(
-    desk, tmp_path, layers, rows, message
+def test_where_nothing_of_what_layers_would_be_refit_from_may_leave_the_answer_says_so_and_why(
+    desk, tmp_path, layers, rows, reason
 ):
     policy = POLICY.model_copy(update={"minimum_rows_per_dimension": rows})
     given = assignment(desk, tmp_path / "refit-1", "refit", policy, layers)
-    with pytest.raises(PolicyViolationError, match=message):
-        compute(given, participation(desk))
+    prepared = compute(given, participation(desk))
+    require_answer_allowed(prepared.answer, given.request, policy, given.base)
+    assert (prepared.answer.withheld, prepared.answer.statistics, prepared.files) == ((reason,), None, ())
     assert list(given.folder.iterdir()) == []
+    kept = KeptAnswers(tmp_path)
+    kept.keep(prepared)
+    assert kept.find("refit-1") == prepared
+
+
+def test_layers_that_nobody_may_be_asked_for_are_an_error(desk, tmp_path):
+    given = assignment(desk, tmp_path / "refit-1", "refit", layers=["classifier.weight"])
+    with pytest.raises(PolicyViolationError, match="only matrices outside heads and embeddings"):
+        compute(given, participation(desk))
 
 
 # --- calibrations ----------------------------------------------------------------------------------------------------

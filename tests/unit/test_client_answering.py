@@ -24,7 +24,7 @@ from gramfuse_shared.contract.manifest import (
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
-from gramfuse_shared.errors import ConfigurationError, FileUnreadableError, PolicyViolationError
+from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError, FileUnreadableError
 
 WIDTH = 8
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -90,7 +90,8 @@ def answer(**changes) -> Answer:
 
 def test_only_taps_that_the_policy_lets_leave_are_in_the_file_and_the_others_are_told_with_reasons(measured, tmp_path):
     target = tmp_path / "leaving.safetensors"
-    section, stays = keep_leaving_statistics(measured, target, (), POLICY, BASE)
+    kept = keep_leaving_statistics(measured, target, (), POLICY, BASE)
+    section, stays = kept.section, kept.stays
     assert [one.name for one in section.taps] == ["a", "b"]
     assert [name for name, _ in stays] == ["c", "d", "e"]
     assert "embeddings feed it" in stays[0][1]
@@ -103,23 +104,42 @@ def test_only_taps_that_the_policy_lets_leave_are_in_the_file_and_the_others_are
 
 
 def test_of_a_tap_only_the_layers_that_were_asked_for_are_named(measured, tmp_path):
-    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("a.k",), POLICY, BASE)
-    assert [[layer.weight for layer in one.layers] for one in section.taps] == [["a.k"]]
-    assert stays == ()
+    kept = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("a.k",), POLICY, BASE)
+    assert [[layer.weight for layer in one.layers] for one in kept.section.taps] == [["a.k"]]
+    assert (kept.stays, kept.withheld) == ((), ())
 
 
-@pytest.mark.parametrize("layers", [("c.q",), ("none",)])
-def test_an_answer_of_which_nothing_may_leave_is_an_error_and_writes_nothing(measured, tmp_path, layers):
-    with pytest.raises(PolicyViolationError, match="nothing that is asked for may leave"):
-        keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", layers, POLICY, BASE)
+@pytest.mark.parametrize(
+    ("layers", "reasons"),
+    [
+        (("c.q",), ("embeddings",)),
+        (("d.q",), ("few_rows",)),
+        (("classifier.weight",), ("weights",)),
+        (("c.q", "d.q"), ("embeddings", "few_rows")),
+    ],
+)
+def test_where_nothing_of_what_is_asked_for_may_leave_the_answer_says_so_and_why_and_no_file_is_written(
+    measured, tmp_path, layers, reasons
+):
+    kept = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", layers, POLICY, BASE)
+    assert (kept.section, kept.withheld, len(kept.stays)) == (None, reasons, len(layers))
     assert not (tmp_path / "leaving.safetensors").exists()
+    told = str(PreparedAnswer(answer(scores=(), withheld=kept.withheld), None, kept.stays))
+    assert "that nothing of what is asked for may leave" in told
+    assert "The members of the project will see this" in told
+
+
+def test_layers_that_the_model_does_not_have_are_an_error(measured, tmp_path):
+    with pytest.raises(ArchitectureMismatchError, match="no such layers"):
+        keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", ("none",), POLICY, BASE)
 
 
 def test_the_preview_names_every_number_who_sees_it_and_what_stays(measured, tmp_path):
     told = str(PreparedAnswer(answer()))
     assert "first on 120 of your held-out texts: f1 0.5, average precision 0.25" in told
     assert "The members of the project will see these numbers" in told
-    section, stays = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", (), POLICY, BASE)
+    kept = keep_leaving_statistics(measured, tmp_path / "leaving.safetensors", (), POLICY, BASE)
+    section, stays = kept.section, kept.stays
     told = str(PreparedAnswer(answer(scores=(), statistics=section), tmp_path / "leaving.safetensors", stays))
     assert "Gram matrices of" in told
     assert "The server sees them" in told
@@ -162,7 +182,7 @@ def test_an_answer_that_was_kept_is_found_as_it_was_and_the_folder_is_its_owners
 def test_half_an_answer_counts_as_none(tmp_path, measured):
     kept = KeptAnswers(tmp_path / "answers")
     place = kept.place("eval-1")
-    section, _ = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY, BASE)
+    section = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY, BASE).section
     kept.keep(PreparedAnswer(answer(scores=(), statistics=section)))
     assert kept.find("eval-1").file == place / "statistics.safetensors"
     (place / "statistics.safetensors").unlink()

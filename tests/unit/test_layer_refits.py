@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from gramfuse.cli.policies import describe_policy
 from gramfuse.measuring.refit import RefitStatistics
+from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.manifest import BaseManifest, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe, parse_recipe
 from gramfuse_shared.contract.refits import layers_that_may_be_refit
-from gramfuse_shared.contract.requests import Answer, RequestCreate, require_answer_allowed, require_request_allowed
+from gramfuse_shared.contract.requests import Answer, RequestCreate, require_request_allowed
 from gramfuse_shared.contract.rules import require_statistics_architecture
 from gramfuse_shared.contract.scales_file import ScalesMetadata
 from gramfuse_shared.errors import (
@@ -26,6 +27,7 @@ from gramfuse_shared.errors import (
 from gramfuse_shared.merging.execution import MemberReader, execute_task
 from gramfuse_shared.merging.plan import Member
 from gramfuse_shared.merging.refit_planning import plan_layers
+from gramfuse_shared.merging.steps import CopyStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from support.merging_cases import CPU, infos
 from support.refits import WIDTH, layer_statistics, rows_of_layers
@@ -369,4 +371,12 @@ def test_layers_that_the_model_has_not_or_that_are_stored_in_two_ways_are_refuse
     with pytest.raises(ArchitectureMismatchError, match="in_out to another"):
         plan([Owner(0, 40), odd], model)
     with pytest.raises(RecipeInvalidError, match="nothing can be refit"):
-        plan([Owner(0, 40)], model, only=())
+        plan([Owner(0, 40)], model, minimum_holders=2)
+
+
+def test_where_the_answers_have_no_layer_in_common_the_plan_is_a_copy(model):
+    planned = plan([Owner(0, 40), Owner(1, 40)], model, only=(), minimum_holders=2)
+    steps = [step for task in planned.tasks for step in task.steps]
+    assert {type(step) for step in steps} == {CopyStep}
+    assert {output.name for step in steps for output in step.outputs} == model.keys()
+    assert len(planned.labels) == 2

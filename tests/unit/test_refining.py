@@ -245,6 +245,7 @@ class Coordinator:
     states: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     ends: dict[str, str] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
 
     def job(self, _project: str, job: str) -> Job:
         if job == "refit":
@@ -283,7 +284,11 @@ class Coordinator:
     def wait_for_request(self, _project: str, request: str, *, on_progress: Any) -> RequestInfo:
         on_progress(self.asked[request])
         state = self.ends.get(request, "complete")
-        self.asked[request] = self.asked[request].model_copy(update={"state": state})
+        asked = [
+            place.model_copy(update={"state": "accepted", "withheld": ("few_rows",) * (request in self.withheld)})
+            for place in self.asked[request].asked
+        ]
+        self.asked[request] = self.asked[request].model_copy(update={"state": state, "asked": tuple(asked)})
         if state != "complete":
             raise RequestFailedError(request)
         return self.asked[request]
@@ -352,6 +357,39 @@ def test_the_loop_asks_merges_and_goes_on_with_the_new_model_deleting_what_nothi
     assert shares == sorted(shares)
     assert shares[0] == pytest.approx(1 / 12)  # one of two has answered, which is half of a third
     assert shares[-1] == 1
+
+
+def test_layers_of_which_nothing_may_leave_somebody_stay_and_the_loop_goes_on_from_the_same_model():
+    client = Coordinator(withheld=("pp-1",))
+    told: list[RefinementProgress] = []
+    assert refine(client, on_progress=told.append).id == "pp"
+    assert client.calls == [
+        "ask pp-1 of first",
+        "ask pp-2 of first", "submit pp-2",
+        "ask pp-3 of pp-2", "submit pp", "delete pp-2",
+    ]  # fmt: skip
+    (left,) = [seen for seen in told if seen.left]
+    assert (left.step.number, left.share) == (1, 1 / 3)
+    assert left.left == {"globex": ("few_rows",), "acme": ("few_rows",)}
+    shares = [seen.share for seen in told]
+    assert shares == sorted(shares)
+    client.calls.clear()
+    assert refine(client).id == "pp"  # as after an interruption
+    assert not any(call.startswith("ask") for call in client.calls)
+
+
+def test_the_result_bears_its_name_also_where_the_last_layers_stay():
+    client = Coordinator(withheld=("pp-2", "pp-3"))
+    assert refine(client).id == "pp"
+    assert client.calls[-3:] == ["ask pp-3 of pp-1", "submit pp", "delete pp-1"]
+    assert client.submitted["pp"].base_model == "pp-1"
+
+
+def test_where_all_layers_stay_nothing_is_merged_and_the_error_says_who_withholds():
+    client = Coordinator(withheld=("pp-1", "pp-2", "pp-3"))
+    with pytest.raises(RequestFailedError, match="may leave acme, globex; the model stays as it is"):
+        refine(client)
+    assert client.submitted == {}
 
 
 def test_a_model_whose_head_was_refit_is_merged_anew_as_it_was_merged_before():

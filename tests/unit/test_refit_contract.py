@@ -4,12 +4,13 @@ import pytest
 from pydantic import ValidationError
 
 from gramfuse.cli.policies import describe_policy
+from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, StatisticsSection
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import MethodParameters, Recipe, parse_recipe
 from gramfuse_shared.contract.refits import bias_of_labels
-from gramfuse_shared.contract.requests import Answer, RequestCreate, require_answer_allowed, require_request_allowed
+from gramfuse_shared.contract.requests import Answer, RequestCreate, require_request_allowed
 from gramfuse_shared.contract.rules import require_statistics_architecture
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,

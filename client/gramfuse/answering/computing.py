@@ -1,7 +1,7 @@
 """Compute answers from local data: runs models over texts. Nothing here opens a connection."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from gramfuse.adapters.adapter import require_base_folder
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
 from gramfuse.answering.prepared import (
+    KeptStatistics,
     PreparedAnswer,
     keep_head_statistics,
     keep_leaving_statistics,
@@ -73,7 +74,8 @@ def compute(
 
     Raises:
         ConfigurationError: there is no local data for its kind.
-        PolicyViolationError: nothing of it may leave, or the kind is not allowed.
+        PolicyViolationError: of a head nothing may leave, of no layer it may, whoever is asked, or the kind is not
+            allowed.
         GramfuseError: see `evaluate`, `collect`, `collect_head`, `collect_refit` and `collect_calibration`.
     """
     require_request_allowed(assignment.request.kind, assignment.policy)
@@ -131,11 +133,9 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
         collect(opened.model, texts, tokenizer=opened.tokenizer, **settings).save(everything)
     else:
         collect(folder, texts, **settings).save(everything)
-    section, stays = keep_leaving_statistics(
-        everything, leaving, assignment.request.layers, assignment.policy, assignment.base
-    )
+    kept = keep_leaving_statistics(everything, leaving, assignment.request.layers, assignment.policy, assignment.base)
     everything.unlink()
-    return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
+    return _answer_of_layers(assignment, kept, leaving)
 
 
 def _with_own_blocks(folder: Path, assignment: Assignment, participation: Participation) -> OpenModel:
@@ -169,9 +169,14 @@ def _measure_layers(assignment: Assignment, participation: Participation, run: M
         raise PolicyViolationError(msg)
     found = collect_refit(folder, own, texts, layers=layers, base=assignment.base.content_digest(), **run)
     leaving = assignment.folder / STATISTICS_FILE_NAME
-    section, stays = keep_refit_statistics(found, leaving, assignment.policy, assignment.base)
-    stays += tuple((layer, WHY_NOT_REFIT) for layer in assignment.request.layers if layer not in sendable)
-    return PreparedAnswer(_document(assignment, statistics=section), leaving, stays)
+    kept = keep_refit_statistics(found, leaving, assignment.policy, assignment.base)
+    refused = tuple((layer, WHY_NOT_REFIT) for layer in assignment.request.layers if layer not in sendable)
+    return _answer_of_layers(assignment, replace(kept, stays=kept.stays + refused), leaving)
+
+
+def _answer_of_layers(assignment: Assignment, kept: KeptStatistics, file: Path) -> PreparedAnswer:
+    document = _document(assignment, statistics=kept.section, withheld=kept.withheld)
+    return PreparedAnswer(document, None if kept.section is None else file, kept.stays)
 
 
 def _model_to_refit_to(assignment: Assignment, participation: Participation, whose: str) -> Path | nn.Module:

@@ -1,6 +1,6 @@
 """An answer that is ready to be sent: the document, its file, what stays at home, and words to show it to a person."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from gramfuse.securing.describing import describe_stage
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
-from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection
+from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection, TapInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.contract.secure_session import SessionManifest
-from gramfuse_shared.errors import PolicyViolationError
+from gramfuse_shared.contract.withholding import IN_SHORT, Obstacle, explain_obstacle, find_obstacle
+from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
 
 if TYPE_CHECKING:
     from gramfuse.measuring.head import HeadStatistics
@@ -51,6 +52,10 @@ class PreparedAnswer:
             lines.append("  The members of the project will see these numbers under your organization's name.")
         if self.answer.statistics is not None:
             lines += [f"  {line}" for line in _describe_statistics(self.answer.statistics)]
+        if self.answer.withheld:
+            reasons = ", ".join(IN_SHORT[reason] for reason in self.answer.withheld)
+            lines.append(f"  that nothing of what is asked for may leave: {reasons}.")
+            lines.append("  The members of the project will see this, and these layers of the model stay as they are.")
         if self.answer.histograms is not None:
             lines += [f"  {line}" for line in _describe_histograms(self.answer.histograms)]
         if self.answer.message is not None and self.session is not None:
@@ -69,10 +74,19 @@ class PreparedAnswer:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStatistics:
+    """What of measured statistics may leave, if anything, else for which reasons not; and what stays, and why."""
+
+    section: StatisticsSection | None
+    withheld: tuple[Obstacle, ...] = ()
+    stays: tuple[tuple[str, str], ...] = ()
+
+
 def keep_leaving_statistics(
     measured: Path, target: Path, layers: Sequence[str], policy: Policy, base: BaseManifest
-) -> tuple[StatisticsSection, tuple[tuple[str, str], ...]]:
-    """Write those taps of a statistics file that are asked for and may leave; say which stay and why.
+) -> KeptStatistics:
+    """Write those taps of a statistics file that are asked for and may leave, if any; say which stay and why.
 
     Args:
         measured: a statistics file of all taps.
@@ -82,7 +96,7 @@ def keep_leaving_statistics(
         base: the project's base model, which says what is a head or an embedding.
 
     Raises:
-        PolicyViolationError: nothing of what is asked for may leave.
+        ArchitectureMismatchError: the model has no such layers.
         FileUnreadableError, StatisticsMalformedError, FileUnwritableError: a file.
     """
     opened = open_statistics_file(measured)
@@ -94,19 +108,21 @@ def keep_leaving_statistics(
             for tap in asked
         ]
     sendable = weights_that_may_leave(base, policy)
-    reasons = {tap.name: why_tap_stays(tap, sendable, policy) for tap in asked}
-    leaving = tuple(tap for tap in asked if reasons[tap.name] is None)
-    stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
+    if not asked:
+        msg = "nothing that is asked for was measured: this model has no such layers"
+        raise ArchitectureMismatchError(msg)
+    obstacles, stays = _what_stays(asked, sendable, policy)
+    leaving = tuple(tap for tap in asked if tap.name not in obstacles)
     if not leaving:
-        msg = f"nothing that is asked for may leave: {stays[0][1] if stays else 'this model has no such layers'}"
-        raise PolicyViolationError(msg)
+        return KeptStatistics(None, _reasons(obstacles), stays)
     metadata = opened.metadata.model_copy(update={"taps": leaving})
     file = file_of_taps(opened, metadata)
     with written_whole(target) as stream:
         for chunk in file.chunks():
             stream.write(chunk)
     entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
-    return StatisticsSection(file=entry, encoding=metadata.encoding, taps=leaving, collector=metadata.collector), stays
+    section = StatisticsSection(file=entry, encoding=metadata.encoding, taps=leaving, collector=metadata.collector)
+    return KeptStatistics(section, stays=stays)
 
 
 def keep_head_statistics(
@@ -130,28 +146,40 @@ def keep_head_statistics(
     return StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector, labels=metadata.labels)
 
 
-def keep_refit_statistics(
-    found: "RefitStatistics", target: Path, policy: Policy, base: BaseManifest
-) -> tuple[StatisticsSection, tuple[tuple[str, str], ...]]:
-    """Write those taps that may leave, with the products of their layers; say which stay and why.
+def keep_refit_statistics(found: "RefitStatistics", target: Path, policy: Policy, base: BaseManifest) -> KeptStatistics:
+    """Write those taps that may leave, if any, with the products of their layers; say which stay and why.
 
     Raises:
-        PolicyViolationError: none may; nothing is written.
         StateError: no text had a token.
         StatisticsInvalidError: a sum is not finite, or not within float32.
     """
     sendable = layers_that_may_be_refit(base, policy)
-    reasons = {tap.name: why_tap_stays(tap, sendable, policy) for tap in found.metadata().taps}
-    stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
-    leaving = [name for name, reason in reasons.items() if reason is None]
+    measured = found.metadata().taps
+    obstacles, stays = _what_stays(measured, sendable, policy)
+    leaving = [tap.name for tap in measured if tap.name not in obstacles]
     if not leaving:
-        msg = f"nothing that is asked for may leave: {stays[0][1]}"
-        raise PolicyViolationError(msg, refused=[name for name, _ in stays])
+        return KeptStatistics(None, _reasons(obstacles), stays)
     metadata = found.metadata(leaving)
     found.save(target, leaving)
     file = VirtualFile.of_path(target, STATISTICS_FILE_NAME)
     entry = FileEntry(name=STATISTICS_FILE_NAME, bytes=file.length, sha256=file.digest())
-    return StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector), stays
+    section = StatisticsSection(file=entry, taps=metadata.taps, collector=metadata.collector)
+    return KeptStatistics(section, stays=stays)
+
+
+def _what_stays(
+    taps: Sequence[TapInfo], sendable: Collection[str], policy: Policy
+) -> tuple[dict[str, Obstacle], tuple[tuple[str, str], ...]]:
+    """Return of each tap that stays the obstacle, and in words."""
+    found = {tap.name: find_obstacle(tap, sendable, policy, counts_rows=True) for tap in taps}
+    obstacles = {name: obstacle for name, obstacle in found.items() if obstacle is not None}
+    named = {tap.name: tap for tap in taps}
+    stays = tuple((name, explain_obstacle(why, named[name], policy)) for name, why in obstacles.items())
+    return obstacles, stays
+
+
+def _reasons(obstacles: Mapping[str, Obstacle]) -> tuple[Obstacle, ...]:
+    return tuple(sorted(set(obstacles.values())))
 
 
 def _describe_statistics(section: StatisticsSection) -> list[str]:

@@ -9,10 +9,12 @@ from gramfuse.cli import output, session
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.loops import DaysOption, WeightingOption, chosen_block, describe_answers, seconds_of, shown_loop
 from gramfuse.cli.projects import ProjectArgument
+from gramfuse.naming import name_patterns
 from gramfuse.refining.planning import RefiningMethod
 from gramfuse.refining.running import RefinementProgress
 from gramfuse.securing.summing import SumProgress
 from gramfuse_shared.contract.policy import SUMMED_METHODS
+from gramfuse_shared.contract.withholding import IN_SHORT
 
 SUMMED = sorted(SUMMED_METHODS)
 
@@ -52,10 +54,19 @@ def refine(
     With --method refit each step fits a group of layers to what everybody's own give, in forward order, four groups a
     block.
 
+    Layers of which nothing may leave one of the organizations stay as they are; the end tells which, and whose.
+
     Examples: gramfuse request refine acme.tweets regmean-1 --id regmean-pp · gramfuse request refine acme.tweets
     regmean-1 --method refit --id regmean-refit
     """
+    left: dict[int, str] = {}
     with session.open_client() as client, shown_loop(project, "Refining") as shown:
+
+        def show(seen: RefinementProgress) -> None:
+            if seen.left:
+                left[seen.step.number] = _describe_left(seen)
+            shown.show(seen.share, _describe_refinement(seen), seen.request)
+
         job = client.refine(
             project,
             model,
@@ -69,12 +80,13 @@ def refine(
             seconds=seconds_of(days),
             keep=keep,
             on_request=shown.wait_for,
-            on_progress=lambda seen: shown.show(seen.share, _describe_refinement(seen), seen.request),
+            on_progress=show,
         )
     rows = [
         ("model", job.id),
         ("begun with", model),
         ("organizations", ", ".join(member.organization for member in job.cohort)),
+        *(("left as it was", told) for told in left.values()),
     ]
     output.show(job, output.table(("", ""), rows))
 
@@ -128,4 +140,15 @@ def _describe_refinement(progress: RefinementProgress) -> str:
     step = f"step {progress.step.number} of {progress.step.total}"
     if progress.request is not None:
         return f"{step} · {describe_answers(progress.request)}"
+    if progress.left and progress.job is None:
+        return f"{step} · left as it was"
     return f"{step} · merging" if progress.job is not None else step
+
+
+def _describe_left(progress: RefinementProgress) -> str:
+    layers = ", ".join(name_patterns(progress.step.layers))
+    whose = "; ".join(
+        f"{organization}: {', '.join(IN_SHORT[reason] for reason in reasons)}"
+        for organization, reasons in sorted(progress.left.items())
+    )
+    return f"{layers} ({whose})"

@@ -1,7 +1,7 @@
 """Runs the steps of a refinement: ask, wait for everybody, merge, go on with the new model. A rerun resumes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from gramfuse.connection import named
@@ -15,7 +15,8 @@ from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.refits import layers_that_may_be_refit
 from gramfuse_shared.contract.requests import MeasuredBlock, RequestCreate, RequestInfo, require_request_allowed
-from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.contract.withholding import Withheld
+from gramfuse_shared.errors import ConfigurationError, RequestFailedError
 from gramfuse_shared.identifiers import JOB_PATTERN
 
 if TYPE_CHECKING:
@@ -26,16 +27,20 @@ _LONGEST_NUMBER: Final = "-999"
 
 @dataclass(frozen=True, slots=True)
 class RefinementProgress:
-    """How far a refinement is: its step, with the request while that is open, and with the job once there is one."""
+    """How far a refinement is: its step, with the request while that is open, and with the job once there is one.
+
+    `left` says, by organization, why the step's layers stay as they are: nothing of them may leave somebody.
+    """
 
     step: Step
     request: RequestInfo | None = None
     job: Job | None = None
+    left: Mapping[str, Withheld] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
         """How much of all steps is done, from 0 to 1: the answers are one half of a step, the merge the other."""
-        within = 0.0
+        within = 1.0 if self.left else 0.0
         if self.request is not None and self.request.asked:
             answered = sum(place.state == "accepted" for place in self.request.asked)
             within = answered / len(self.request.asked) / 2
@@ -72,20 +77,34 @@ class Refinement:
         named("job", self.result + _LONGEST_NUMBER + LONGEST_RETRY, JOB_PATTERN)
         steps = self._plan()
         first = self._first_recipe()
-        return [self._take(step, first) for step in steps][-1]
+        job: Job | None = None
+        withholding: set[str] = set()
+        for planned in steps:
+            step = replace(planned, origin=self.model if job is None else job.id)
+            request = self._measure(step)
+            left = {place.organization: place.withheld for place in request.asked if place.withheld}
+            withholding |= left.keys()
+            if left:
+                self.on_progress(RefinementProgress(step, left=left))
+            # the last step is merged all the same, so that the result bears its name
+            if not left or (job is not None and step.number == step.total):
+                job = self._merge(step, request, first, left)
+        if job is None:
+            msg = f"nothing of what was asked for may leave {', '.join(sorted(withholding))}; the model stays as it is"
+            raise RequestFailedError(msg)
+        return job
 
-    def _take(self, step: Step, first: Recipe) -> Job:
-        """Measure and merge, and delete the model in between that was read for it."""
-        request = self._measure(step)
-        recipe = recipe_of_step(step, request, first, method=self.method, alpha=self.alpha, ridge=self.ridge)
+    def _merge(self, step: Step, request: RequestInfo, first: Recipe, left: Mapping[str, Withheld]) -> Job:
+        """Merge the answers, and delete the model in between that was read for it."""
+        recipe = recipe_of_step(step, request.id, first, method=self.method, alpha=self.alpha, ridge=self.ridge)
         job = run_job(
             self.client,
             self.project,
             step.job,
             recipe,
-            on_progress=lambda seen: self.on_progress(RefinementProgress(step, job=seen)),
+            on_progress=lambda seen: self.on_progress(RefinementProgress(step, job=seen, left=left)),
         )
-        if step.number > 1 and not self.keep:
+        if step.origin != self.model and not self.keep:
             self.client.delete_model(self.project, step.origin)  # behind the job that read it
         return job
 
@@ -109,8 +128,8 @@ class Refinement:
             recipe = self.client.job(self.project, recipe.base_model).recipe
         return recipe
 
-    def _measure(self, step: Step) -> str:
-        """See to it that everybody has measured; return the id of the request that is complete."""
+    def _measure(self, step: Step) -> RequestInfo:
+        """See to it that everybody has measured; return the request that is complete."""
         body = RequestCreate(
             kind=self._kind,
             models=(step.origin,),
@@ -119,14 +138,13 @@ class Refinement:
             weighting=self.weighting,
             seconds=self.seconds,
         )
-        request = wait_for_answers(
+        return wait_for_answers(
             self.client,
             self.project,
             find_or_ask(self.client, self.project, step.request, body),
             on_request=self.on_request,
             on_progress=lambda seen: self.on_progress(RefinementProgress(step, seen)),
         )
-        return request.id
 
 
 def measured_block(block: MeasuredBlock | None, blocks_at_once: int | None) -> MeasuredBlock:

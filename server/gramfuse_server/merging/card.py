@@ -6,9 +6,11 @@ from typing import Final
 
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.inputs import MergeInputs
+from gramfuse_server.merging.refinement import Refined
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer
 from gramfuse_shared.contract.privacy import COVERS
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, Overridable
+from gramfuse_shared.contract.withholding import IN_SHORT
 from gramfuse_shared.reporting.layers import describe_layers
 from gramfuse_shared.version import __version__
 
@@ -151,7 +153,20 @@ def _refined(inputs: MergeInputs) -> list[str]:
         f"Merged anew from `{inputs.refined.model}`: {changed} that every organization measured with that model "
         f"(request `{inputs.recipe.request}`). Everything else is its own."
     )
-    return [sentence, ""]
+    return [sentence, "", *_left(inputs.refined)]
+
+
+def _left(refined: Refined) -> list[str]:
+    if not refined.left:
+        return []
+    lines = []
+    for left in refined.left:
+        layers = f"{len(left.layers)} linear layers" if left.layers else "all linear layers"
+        whose = "; ".join(
+            f"{name}: {', '.join(IN_SHORT[why] for why in found)}" for name, found in left.withheld.items()
+        )
+        lines.append(f"- request `{left.request}`, {layers} ({whose})")
+    return ["Left as they were, because nothing of them may leave an organization:", "", *lines, ""]
 
 
 def _seen(inputs: MergeInputs) -> list[str]:

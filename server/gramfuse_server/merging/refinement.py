@@ -1,6 +1,7 @@
 """Merge a model anew with the answers to a request about it: whose answers, and what the model consists of."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,12 +12,22 @@ from gramfuse_server.merging.cohort import Candidate, CohortMember
 from gramfuse_server.merging.documents import find_model
 from gramfuse_server.merging.members import cohort_of
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress, request_of
-from gramfuse_server.tables import JobRow, ModelFileRow, ModelRow, ProjectRow, RequestRow
+from gramfuse_server.tables import AskedRow, JobRow, ModelFileRow, ModelRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.requests import MERGED_BY, Answer
+from gramfuse_shared.contract.requests import MERGED_BY, Answer, AskedKind
+from gramfuse_shared.contract.withholding import Obstacle
 from gramfuse_shared.errors import NotFoundError, RecipeInvalidError, StateError
+
+
+@dataclass(frozen=True, slots=True)
+class LeftLayers:
+    """Layers that a request asked for and that stay as they are: nothing of them may leave these organizations, why."""
+
+    request: str
+    layers: tuple[str, ...]
+    withheld: Mapping[str, tuple[Obstacle, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,7 @@ class Refined:
         recipes: what made it, the newest first: each decides in which dtypes the tensors were written.
         answers: the answers by contribution.
         layers: linear weights that every member measured; the rest of the model stays as it is.
+        left: what requests of this kind, about this model and those it was merged anew from, left as it was.
     """
 
     model: str
@@ -36,6 +48,7 @@ class Refined:
     recipes: tuple[Recipe, ...]
     answers: Mapping[str, Answer]
     layers: frozenset[str]
+    left: tuple[LeftLayers, ...] = ()
 
 
 def answered_cohort(
@@ -94,8 +107,10 @@ def find_refined(session: Session, job: JobRow, recipe: Recipe, cohort: Sequence
     """Return the model that a job merges anew; None where it merges around the project's base."""
     if recipe.request is None or recipe.base_model is None:
         return None
-    found = accepted_answers(session, find_request(session, job.project, recipe.request))
+    asked = find_request(session, job.project, recipe.request)
+    found = accepted_answers(session, asked)
     answers = {member.contribution: found[member.organization] for member in cohort}
+    line = _line(session, job.project, recipe.base_model)
     measured = [_layers(answer) for answer in answers.values()]
     files = session.scalars(
         select(ModelFileRow)
@@ -105,9 +120,10 @@ def find_refined(session: Session, job: JobRow, recipe: Recipe, cohort: Sequence
     return Refined(
         model=recipe.base_model,
         files=tuple(FileEntry(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in files),
-        recipes=_recipes(session, job.project, recipe.base_model),
+        recipes=tuple(line.values()),
         answers=answers,
         layers=frozenset.intersection(*measured),
+        left=_left_layers(session, job.project, request_of(asked).kind, line.keys()),
     )
 
 
@@ -116,11 +132,29 @@ def _layers(answer: Answer) -> frozenset[str]:
     return frozenset(layer.weight for tap in taps for layer in tap.layers)
 
 
-def _recipes(session: Session, project: str, model: str) -> tuple[Recipe, ...]:
-    recipes: list[Recipe] = []
+def _line(session: Session, project: str, model: str) -> dict[str, Recipe]:
+    """Return what made a model, and the models that it was merged anew from: recipes by model, the newest first."""
+    line: dict[str, Recipe] = {}
     while True:
         row = session.get_one(ModelRow, (project, model))
-        recipes.append(SignedReceipt.parse(row.receipt).receipt.recipe)
-        if recipes[-1].request is None or recipes[-1].base_model is None:
-            return tuple(recipes)
-        model = recipes[-1].base_model
+        recipe = line[model] = SignedReceipt.parse(row.receipt).receipt.recipe
+        if recipe.request is None or recipe.base_model is None:
+            return line
+        model = recipe.base_model
+
+
+def _left_layers(session: Session, project: str, kind: AskedKind, models: AbstractSet[str]) -> tuple[LeftLayers, ...]:
+    rows = session.execute(
+        select(RequestRow, AskedRow)
+        .join(AskedRow, (AskedRow.project == RequestRow.project) & (AskedRow.request == RequestRow.id))
+        .where(RequestRow.project == project, AskedRow.answer.contains('"withheld":'))
+        .order_by(RequestRow.created_at, RequestRow.id, AskedRow.organization)
+    )
+    left: dict[str, LeftLayers] = {}
+    for row, place in rows:
+        asked = request_of(row)
+        withheld = Answer.parse(place.answer).withheld if place.answer else ()
+        if withheld and asked.kind == kind and not models.isdisjoint(asked.models):
+            known = {} if row.id not in left else left[row.id].withheld
+            left[row.id] = LeftLayers(row.id, asked.layers, {**known, place.organization: withheld})
+    return tuple(left.values())

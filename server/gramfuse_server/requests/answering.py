@@ -13,7 +13,8 @@ from gramfuse_server.requests.documents import progress, request_of
 from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import AskedRow, ProjectRow, RequestRow, UploadRow
-from gramfuse_shared.contract.requests import Answer, require_answer_allowed
+from gramfuse_shared.contract.answer_rules import require_answer_allowed
+from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.rules import require_statistics_architecture
 from gramfuse_shared.errors import (
     ConflictError,

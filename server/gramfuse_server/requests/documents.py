@@ -65,7 +65,7 @@ def request_documents(
         states = {place.organization: _state(upload, place, now) for place, upload in mine}
         seen = _progress(session, row, states, now)
         asked = request_of(row)
-        shown = asked.kind in EVALUATION_KINDS  # what else was answered is between an organization and the server
+        answers = {place.organization: _shown(place, asked) for place, _ in mine}
         documents.append(
             RequestInfo(
                 id=row.id,
@@ -87,7 +87,8 @@ def request_documents(
                         organization=place.organization,
                         state=states[place.organization],
                         reason=upload.reason if upload is not None and place.organization == viewer else None,
-                        scores=Answer.parse(place.answer).scores if place.answer and shown else (),
+                        scores=() if (shown := answers[place.organization]) is None else shown.scores,
+                        withheld=() if shown is None else shown.withheld,
                     )
                     for place, upload in mine
                 ),
@@ -107,6 +108,15 @@ def answer_document(session: Session, place: AskedRow, now: datetime) -> AnswerI
         files=() if upload is None else files[upload.id],
         answer=Answer.parse(place.answer) if place.answer else None,
     )
+
+
+def _shown(place: AskedRow, asked: RequestCreate) -> Answer | None:
+    """Return an answer of which members see something; all else is between its organization and the server."""
+    if place.answer is None:
+        return None
+    if asked.kind in EVALUATION_KINDS or '"withheld":' in place.answer:  # others can be large, and are not parsed
+        return Answer.parse(place.answer)
+    return None
 
 
 def _places(

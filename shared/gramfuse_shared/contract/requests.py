@@ -6,7 +6,7 @@ head, or its linear layers, are refit from, `calibration` for histograms of its 
 secure sum are requests, too, each `after` the one before; the first brings the recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
@@ -16,20 +16,16 @@ from pydantic import Field, model_validator
 from gramfuse_shared import limits
 from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, PolicyReference, StatisticsSection, Weighting
+from gramfuse_shared.contract.manifest import FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.refits import (
-    WHY_NOT_REFIT,
-    bias_of_labels,
-    layers_that_may_be_refit,
-    require_histograms_may_leave,
     require_shared_head,
 )
-from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.contract.secure import STAGES, MaskedMessage, SignedMessage, Stage
-from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError, RequestMalformedError
+from gramfuse_shared.contract.withholding import Withheld
+from gramfuse_shared.errors import PolicyViolationError
 from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId, TensorName
 
 RequestState = Literal["open", "complete", "failed", "cancelled"]
@@ -53,7 +49,7 @@ MERGED_BY: Final[Mapping[AskedKind, MergeMethod]] = MappingProxyType(
 )
 """By which method a model is merged anew with the answers to a request about it."""
 
-_OF_LAYERS: Final[frozenset[AskedKind]] = frozenset({"gram", "refit"})
+OF_LAYERS: Final[frozenset[AskedKind]] = frozenset({"gram", "refit"})
 
 
 def stage_named(kind: AskedKind) -> Stage | None:
@@ -112,7 +108,7 @@ class RequestCreate(Document):
         if len(self.models) > 1 and self.kind not in EVALUATION_KINDS:
             msg = f"a request of the kind {self.kind} is about one model"
             raise ValueError(msg)
-        if self.layers and self.kind not in _OF_LAYERS:
+        if self.layers and self.kind not in OF_LAYERS:
             msg = f"a request of the kind {self.kind} names no layers"
             raise ValueError(msg)
         if self.weighting != "none" and self.kind != "gram":
@@ -139,8 +135,8 @@ class Answer(Document):
     """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
 
     `scores` answer `evaluate`, `statistics` (a file beside this document) `gram`, `head` and `refit`, each of its own
-    kind, `histograms` answer `calibration`, and a signed `message` a stage of a secure sum; masked words are a file
-    beside it.
+    kind, or `withheld` alone `gram` and `refit`: nothing of these layers may leave, for these reasons. `histograms`
+    answer `calibration`, and a signed `message` a stage of a secure sum; masked words are a file beside it.
     """
 
     format: Literal["gramfuse/answer/1"] = "gramfuse/answer/1"
@@ -152,6 +148,7 @@ class Answer(Document):
         default=(), exclude_if=lambda value: not value
     )
     statistics: StatisticsSection | None = Field(default=None, exclude_if=lambda value: value is None)
+    withheld: Withheld = Field(default=(), exclude_if=lambda value: not value)
     histograms: CalibrationHistograms | None = Field(default=None, exclude_if=lambda value: value is None)
     message: SignedMessage | None = Field(default=None, exclude_if=lambda value: value is None)
 
@@ -164,12 +161,16 @@ class Answer(Document):
 
 
 class Asked(Document):
-    """An organization that a request asks, and how far its answer is; `scores` are its evaluation's."""
+    """An organization that a request asks, and how far its answer is; `scores` are its evaluation's.
+
+    `withheld` says why nothing of the layers that are asked for may leave it.
+    """
 
     organization: OrganizationName
     state: AnswerState
     reason: str | None = None
     scores: tuple[ModelScore, ...] = ()
+    withheld: Withheld = Field(default=(), exclude_if=lambda value: not value)
 
 
 class RequestInfo(Document):
@@ -219,93 +220,3 @@ def require_request_allowed(kind: AskedKind, policy: Policy) -> None:
         )
         raise PolicyViolationError(msg, kind=kind, method=method)
     require_shared_head(kind, policy)
-
-
-def require_answer_allowed(
-    answer: Answer, asked: RequestCreate | RequestInfo, policy: Policy, base: BaseManifest
-) -> None:
-    """Require that an answer is one to this request, and that the policy lets all of it leave.
-
-    The client enforces it before it sends, the server again before it takes a byte.
-
-    Raises:
-        RequestMalformedError: it answers something else.
-        PolicyViolationError: it was measured on too few examples, or holds statistics that may not leave.
-        ArchitectureMismatchError: it holds statistics of layers that were not asked for, or the base has no such head.
-    """
-    require_request_allowed(asked.kind, policy)
-    _require_parts(answer, asked.kind)
-    if asked.kind == "evaluate":
-        _require_scores(answer, asked.models, policy)
-    if answer.statistics is not None:
-        _require_statistics(answer.statistics, asked, policy, base)
-    if answer.histograms is not None:
-        require_histograms_may_leave(answer.histograms, policy)
-        bias_of_labels(base, policy, answer.histograms.labels)
-
-
-def _require_parts(answer: Answer, kind: AskedKind) -> None:
-    """Require that an answer consists of what its kind is answered by, and of nothing else."""
-    found = {
-        "scores": bool(answer.scores),
-        "Gram matrices": answer.statistics is not None and answer.statistics.kind == "gram",
-        "head statistics": answer.statistics is not None and answer.statistics.kind == "head",
-        "refit statistics": answer.statistics is not None and answer.statistics.kind == "refit",
-        "histograms": answer.histograms is not None,
-        f"a message of the stage {kind}": answer.message is not None and answer.message.message.stage == kind,
-        "another message": answer.message is not None and answer.message.message.stage != kind,
-    }
-    parts: dict[AskedKind, str] = {
-        **dict.fromkeys(STAGES, f"a message of the stage {kind}"),
-        "evaluate": "scores",
-        "gram": "Gram matrices",
-        "head": "head statistics",
-        "refit": "refit statistics",
-        "calibration": "histograms",
-    }
-    if [part for part, there in found.items() if there] != [parts[kind]]:
-        msg = f"an answer to a request of the kind {kind} holds {parts[kind]} and nothing else"
-        raise RequestMalformedError(msg)
-
-
-def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> None:
-    scored = [score.model for score in answer.scores if score.model is not None]
-    if sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
-        msg = f"an evaluation scores each of {', '.join(models)} once, at most the organization's own beside, no more"
-        raise RequestMalformedError(msg)
-    fewest, needed = min(score.examples for score in answer.scores), policy.minimum_evaluation_examples
-    if fewest < needed:
-        msg = (
-            f"the evaluation counts {fewest} examples, the policy wants {needed} (minimum_evaluation_examples); "
-            "use more held-out texts"
-        )
-        raise PolicyViolationError(msg, examples=fewest)
-    if policy.release is not None:
-        policy.release.require_readable({score.model: score.metrics for score in answer.scores})
-
-
-def _require_statistics(
-    statistics: StatisticsSection, asked: RequestCreate | RequestInfo, policy: Policy, base: BaseManifest
-) -> None:
-    weighting = statistics.collector.weighting
-    if weighting != asked.weighting:
-        msg = f"the rows were weighted by {weighting}, asked for is {asked.weighting}"
-        raise RequestMalformedError(msg)
-    measured = {layer.weight for tap in statistics.taps for layer in tap.layers}
-    spare = sorted(measured - set(asked.layers)) if asked.layers else []
-    if spare:
-        msg = f"{spare[0]} was not asked for"
-        raise ArchitectureMismatchError(msg, layers=spare[:20])
-    # what was never contributed needs no statistics either
-    sendable = weights_that_may_leave(base, policy)
-    if asked.kind == "refit":  # a product tells its own layer, whatever else reads the tap
-        sendable = layers_that_may_be_refit(base, policy)
-        kept = sorted(measured - sendable)
-        if kept:
-            msg = f"what {kept[0]} would be refit from may not leave: {WHY_NOT_REFIT}"
-            raise PolicyViolationError(msg, refused=kept[:20])
-    for tap in statistics.taps:
-        reason = why_tap_stays(tap, sendable, policy)
-        if reason is not None:
-            msg = f"tap {tap.name} may not leave: {reason}"
-            raise PolicyViolationError(msg, refused=[tap.name])

@@ -23,6 +23,7 @@ from gramfuse_shared.contract.privacy import Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, LENGTH_BYTES, TensorLayout
 from gramfuse_shared.contract.scales_file import ScalesMetadata
 from gramfuse_shared.contract.statistics_file import tensors_of_statistics
+from gramfuse_shared.contract.withholding import explain_obstacle, find_obstacle
 from gramfuse_shared.errors import ArchitectureMismatchError, HeaderMalformedError, PolicyViolationError
 
 CONTRIBUTED_DTYPES: Final = frozenset({"F16", "BF16", "F32"})
@@ -103,17 +104,8 @@ def why_tap_stays(
         refused = policy.differential_privacy.why_refused(noised, policy.scales)
         if refused is not None:
             return refused
-    if tap.source != "mixed" and policy.embedding_taps == "withhold":
-        fed = "embeddings feed it directly" if tap.source == "embeddings" else "what feeds it is not known"
-        return f"{fed}, and its statistics would reveal the text's token counts (embedding_taps: withhold)"
-    if noised is None and tap.distinct_rows < policy.minimum_rows(tap.width):
-        return (
-            f"it has {tap.distinct_rows} distinct rows, the policy wants {policy.minimum_rows(tap.width)} "
-            f"({policy.minimum_rows_per_dimension:g} per dimension): measure more texts"
-        )
-    if not any(layer.weight in contributed for layer in tap.layers):
-        return "none of the weights that read it leaves, so nothing could be merged with it"
-    return None
+    obstacle = find_obstacle(tap, contributed, policy, counts_rows=noised is None)
+    return None if obstacle is None else explain_obstacle(obstacle, tap, policy)
 
 
 def why_fisher_stays(

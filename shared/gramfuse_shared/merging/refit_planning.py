@@ -95,7 +95,7 @@ def plan_layers(
         members: with refit statistics as their taps.
         model: the merged model's tensors.
         recipe: its ridge, normalization and dtypes; weights are the members'.
-        only: weights that every member answered; all other layers stay as the model has them.
+        only: weights that every member answered; all other layers stay as the model has them. None of them: a copy.
         shard_bytes: of a file.
         minimum_holders: members that a layer needs.
 
@@ -119,7 +119,7 @@ def plan_layers(
         layer = RefitLayer(layouts[name], stored, tuple(output_tensor(tensor, recipe) for tensor in stored))
         ridge = resolve(recipe.parameters.ridge, name, default=DEFAULT_REFIT_RIDGE)
         groups.setdefault((terms, ridge, layer.has_bias), []).append(layer)
-    if not groups:
+    if only and not groups:
         msg = f"no layer was answered by {max(minimum_holders, 1)} of the organizations; nothing can be refit"
         raise RecipeInvalidError(msg)
     by_rows = recipe.parameters.normalize == "rows"
@@ -127,7 +127,7 @@ def plan_layers(
         LayersStep(tuple(layers), terms, width=tap_of(terms[0]).width, ridge=ridge, by_rows=by_rows)
         for (terms, ridge, _), layers in groups.items()
     ]
-    have_a_say = {term.key for step in steps for term in step.terms}
+    have_a_say = {term.key for step in steps for term in step.terms} if steps else taps.keys()
     chosen = sorted((member for member in members if member.key in have_a_say), key=lambda member: member.key)
     return _plan_around(steps, chosen, model, recipe, shard_bytes)
 
