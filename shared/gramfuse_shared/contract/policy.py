@@ -105,7 +105,12 @@ class Policy(Document):
     heads: Literal["private", "shared"] = Field(
         default="private", description="private: task heads stay at home, the merged model has the base's"
     )
-    head_parameters: Patterns = DEFAULT_HEAD_PARAMETERS
+    head_parameters: Patterns = Field(
+        default=DEFAULT_HEAD_PARAMETERS,
+        description="which parameters are task heads, by patterns on whole names. A pooler within the encoder, as "
+        "bert.pooler.*, is none by default: the base model was trained with it, and it is merged. One beside the "
+        "encoder, as pooler.* of DeBERTa's classifiers, is new with the task and counts as head. `*pooler*` keeps all",
+    )
     minimum_rows_per_dimension: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=20.0,
         description="a tap with fewer distinct rows than this times its width is not sent; for Fisher information "
