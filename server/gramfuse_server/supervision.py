@@ -22,6 +22,7 @@ from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, inspection_workflow
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
+from gramfuse_server.requests.sessions import forget_abandoned_words
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
 from gramfuse_shared.errors import GramfuseError
@@ -68,10 +69,11 @@ class Supervisor:
         self._end_inspections()
 
     def sweep(self) -> None:
-        """Expire uploads, and delete bytes that have no further use."""
+        """Expire uploads, let go of sessions that were abandoned, and delete bytes that have no further use."""
         now = self.clock()
         with transaction(self.database) as session:
             expired = expire_uploads(session, now)
+            forget_abandoned_words(session, now)
         deleted = delete_spent_bytes(self.database, self.blobs, now)
         if expired or deleted:
             _log.info("swept", expired_uploads=expired, deleted_keys=deleted)

@@ -43,9 +43,9 @@ class InspectedSite(Site):
     worker: InProcessWorker
 
     def _let_the_worker_work(self, _seconds: float) -> None:
-        for project in self._world.coordinator(self.organization).get("/v1/projects").json()["items"]:
+        for project in self.world.coordinator(self.organization).get("/v1/projects").json()["items"]:
             if project["state"] == "sealed":
-                self._world.accept_base(project["id"])
+                self.world.accept_base(project["id"])
         self.worker.inspect_all()
 
 

@@ -7,6 +7,9 @@ from safetensors.torch import load_file
 import gramfuse
 from gramfuse.securing.stages import kept_sessions
 from gramfuse.verification import verify as verify_model
+from gramfuse_server.blobs import blob_key
+from gramfuse_server.database import transaction
+from gramfuse_server.requests.sessions import forget_abandoned_words
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.secure import STAGES
@@ -125,25 +128,135 @@ def test_of_three_nobody_may_drop_out_and_a_stage_that_was_missed_is_asked_anew(
         states = {request.id: request.state for request in client.requests(PROJECT)}
     assert states["summed-masked"] == "failed"
     assert states["summed-masked-retry-2"] == "complete"
+    # nor do the words of the stage that was missed stay, which are the same bytes
+    with cohort.coordinator.client() as client:
+        words = [signed.message.body.words.sha256 for signed in client.stage_messages(PROJECT, "summed-survivors")]
+    delete_spent_bytes(worker.database, world.services.blobs, clock())
+    assert len(words) == 3
+    assert not {blob_key(sha256) for sha256 in words} & world.stored_keys()
     found, wanted = pulled(cohort, "acme"), merged_in_the_open(cohort, NAMES[:3], "linear")
     torch.testing.assert_close(found[SOLVED], wanted[SOLVED], rtol=1e-6, atol=1e-7)
 
 
-def test_of_five_one_may_go_before_words_or_behind_them_and_the_sum_is_of_those_who_sent_some(
-    world, worker, tmp_path, clock
-):
+def test_of_five_one_may_go_before_words_and_the_sum_is_of_those_who_sent_some(world, worker, tmp_path, clock):
     policy = POLICY.model_copy(update={"missed_deadline": "leave_out"})
     cohort = begin(world, worker, tmp_path, count=5, policy=policy)
 
     def go_on(request):
-        gone = {"masked": ["hooli"], "survivors": [], "unmask": []}
-        cohort.answer_all(but=gone.get(request.kind, []))
+        cohort.answer_all(but=["hooli"] if request.kind == "masked" else [])
         clock.advance(hours=2)
 
     job = cohort.sum(LINEAR, seconds=3600, on_request=go_on)
     assert [member.organization for member in job.cohort] == sorted(NAMES[:4])
     found, wanted = pulled(cohort, "acme"), merged_in_the_open(cohort, NAMES[:4], "linear")
     torch.testing.assert_close(found[SOLVED], wanted[SOLVED], rtol=1e-6, atol=1e-7)
+
+
+def secrets_at(cohort):
+    """Who holds a session's secret."""
+    held = []
+    for name, machine in cohort.machines.items():
+        with machine.client() as client:
+            if kept_sessions(client, PROJECT).unended():
+                held.append(name)
+    return held
+
+
+def words_in(world):
+    """The stored files of masked words."""
+    keys = [key for key in world.stored_keys() if key.startswith("sha256/")]
+    blobs = world.services.blobs
+    return [key for key in keys if b'"I64"' in blobs.read(key, 0, min(blobs.size(key), 4096))]
+
+
+def sweep(world, worker):
+    with transaction(worker.database) as session:
+        forget_abandoned_words(session, world.clock())
+    delete_spent_bytes(worker.database, world.services.blobs, world.clock())
+
+
+def without_words_of_initech(cohort):
+    def answer(request):
+        cohort.answer_all(but=["initech"] if request.kind == "masked" else [])
+        cohort.coordinator.world.clock.advance(hours=2)
+
+    with pytest.raises(RequestFailedError):
+        cohort.sum(LINEAR, seconds=3600, on_request=answer)
+
+
+def test_words_and_secrets_of_a_session_that_nobody_goes_on_with_are_deleted_after_a_week(
+    world, worker, tmp_path, clock
+):
+    cohort = begin(world, worker, tmp_path)
+    without_words_of_initech(cohort)
+    clock.advance(days=6)
+    cohort.answer_all()
+    sweep(world, worker)
+    assert len(words_in(world)) == 2
+    assert secrets_at(cohort) == ["acme", "globex", "initech"]
+    clock.advance(days=1)
+    cohort.answer_all()
+    sweep(world, worker)
+    assert words_in(world) == []
+    assert secrets_at(cohort) == []
+    with pytest.raises(StateError, match="left for more than 7 days; begin another"):
+        cohort.sum(LINEAR, seconds=3600)
+    assert cohort.sum(LINEAR, result="another", seconds=3600).state == "succeeded"
+
+
+def test_a_sum_takes_words_and_secrets_of_another_session_of_the_same_contributions_with_it(
+    world, worker, tmp_path, clock
+):
+    cohort = begin(world, worker, tmp_path)
+    without_words_of_initech(cohort)
+    assert cohort.sum(LINEAR, result="another", seconds=3600).state == "succeeded"
+    sweep(world, worker)
+    assert words_in(world) == []
+    assert secrets_at(cohort) == []
+
+
+def test_who_was_left_out_of_the_last_stage_forgets_its_secrets_when_it_looks_again(world, worker, tmp_path, clock):
+    policy = POLICY.model_copy(update={"missed_deadline": "leave_out"})
+    cohort = begin(world, worker, tmp_path, count=5, policy=policy)
+
+    def answer(request):
+        cohort.answer_all(but=["hooli"] if request.kind in {"survivors", "unmask"} else [])
+        clock.advance(hours=2)
+
+    job = cohort.sum(LINEAR, seconds=3600, on_request=answer)
+    assert len(job.cohort) == 5  # its words are in the sum
+    assert secrets_at(cohort) == ["hooli"]
+    cohort.answer("hooli")
+    assert secrets_at(cohort) == []
+
+
+def test_the_words_of_a_queued_merge_stay_until_it_is_over_and_no_other_is_begun_without_them(
+    world, worker, tmp_path, clock
+):
+    cohort = begin(world, worker, tmp_path)
+
+    def answer(request):
+        cohort.answer_all()
+        if request.kind == "unmask":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.sum(LINEAR, seconds=3600, on_request=answer)
+    with cohort.coordinator.client() as client:
+        merge = LINEAR.model_copy(update={"request": "summed-unmask"})
+        client.submit(PROJECT, merge, job="queued")
+        clock.advance(days=8)
+        sweep(world, worker)
+        assert len(words_in(world)) == 3
+        client.cancel(PROJECT, "queued")
+        sweep(world, worker)
+        assert words_in(world) == []
+        for begun_again in (
+            lambda: client.submit(PROJECT, merge, job="late"),
+            lambda: client.retry(PROJECT, "queued"),
+        ):
+            with pytest.raises(StateError, match=r"masked words.*were deleted.*contribute anew"):
+                begun_again()
 
 
 def test_nobody_speaks_to_members_whose_keys_people_did_not_compare_nor_of_weights_that_changed(

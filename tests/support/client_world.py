@@ -18,9 +18,13 @@ class Wire(httpx.BaseTransport):
     """The way to the app: writes down every request, and breaks where it is told to."""
 
     def __init__(self, world: World) -> None:
-        self._app = AppTransport(world.app, world.portal)
+        self.connect(world)
         self.requests: list[tuple[str, str]] = []
         self.breaks_at: Callable[[httpx.Request], bool] = lambda _: False
+
+    def connect(self, world: World) -> None:
+        """Go to another process of the same server from now on."""
+        self._app = AppTransport(world.app, world.portal)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self.breaks_at(request):
@@ -49,7 +53,7 @@ class Site:
         keep_identity(organization, self.home.path)
         world.operator.put(f"/v1/organizations/{organization}")
         self.token = world.token(organization, role)
-        self._world = world
+        self.world = world
 
     def client(self, *, attempts: int = 1, token: str | None = None, wire: httpx.BaseTransport | None = None) -> Client:
         endpoint = Endpoint(URL, Token(token or self.token), allow_http=False)
@@ -60,10 +64,10 @@ class Site:
 
     def _let_the_worker_work(self, _seconds: float) -> None:
         """Waiting is when the worker works; here it accepts whatever was sealed."""
-        client = self._world.coordinator(self.organization)
+        client = self.world.coordinator(self.organization)
         for project in client.get("/v1/projects").json()["items"]:
             if project["state"] == "sealed":
-                self._world.accept_base(project["id"])
+                self.world.accept_base(project["id"])
             sealed = client.get(f"/v1/projects/{project['id']}/contributions", params={"state": "sealed"})
             for contribution in sealed.json()["items"]:
-                self._world.accept_contribution(contribution["id"])
+                self.world.accept_contribution(contribution["id"])

@@ -85,7 +85,9 @@ class SecretCohort:
             return True
 
         with client or self.machines[name].client() as opened:
-            return participate(opened, self.participation(name, **changes), confirm=confirm)
+            return participate(
+                opened, self.participation(name, **changes), confirm=confirm, clock=self.coordinator.world.clock
+            )
 
     def answer_all(self, _: RequestInfo | None = None, *, but: Sequence[str] = ()) -> None:
         for name in self.machines:

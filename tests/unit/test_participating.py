@@ -15,6 +15,7 @@ from gramfuse.answering.participating import Handled, participate
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import participate as command
 from gramfuse.cli.main import main
+from gramfuse.config import Home
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
@@ -37,7 +38,10 @@ class Client:
     organization = "globex"
     home = SimpleNamespace(base_folder=lambda _: None)
 
-    def __init__(self) -> None:
+    url = "https://merge.example"
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home(home)
         self.answered: list[str] = []
         self.waiting = [request("third", "a", "b"), request("second"), request("first")]
 
@@ -107,7 +111,7 @@ def answer_all(client: Any, participation: gramfuse.Participation, **options: An
 
 def test_the_oldest_request_is_answered_first_and_of_all_models_one_is_left(errors, participation):
     assert errors == {}
-    client = Client()
+    client = Client(participation.folder)
     assert answer_all(client, participation) == dict.fromkeys(("first", "second", "third"), "answered")
     assert client.answered == ["first", "second", "third"]
     assert len(list(participation.folder.glob("models/*"))) == 1
@@ -115,7 +119,7 @@ def test_the_oldest_request_is_answered_first_and_of_all_models_one_is_left(erro
 
 def test_whoever_is_shown_an_answer_is_told_what_was_asked_also_of_one_that_was_kept(errors, participation):
     assert errors == {}
-    client, shown = Client(), list[str]()
+    client, shown = Client(participation.folder), list[str]()
     asking = participation.model_copy(update={"allow": ()})
     for _ in range(2):
         participate(client, asking, confirm=lambda prepared: shown.append(str(prepared).splitlines()[0]))
@@ -125,7 +129,7 @@ def test_whoever_is_shown_an_answer_is_told_what_was_asked_also_of_one_that_was_
 
 def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered(errors, participation):
     errors["second"] = PolicyViolationError("too few rows")
-    client, told = Client(), []
+    client, told = Client(participation.folder), []
     found = answer_all(client, participation, on_failure=lambda seen, error: told.append((seen.id, error.code)))
     assert found == {"first": "answered", "second": "failed", "third": "answered"}
     assert told == [("second", "policy-violation")]
@@ -135,7 +139,7 @@ def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered
 
 def test_where_nobody_is_told_the_first_error_is_raised(errors, participation):
     errors["second"] = PolicyViolationError("too few rows")
-    client = Client()
+    client = Client(participation.folder)
     with pytest.raises(PolicyViolationError):
         answer_all(client, participation)
     assert client.answered == ["first"]
@@ -145,7 +149,7 @@ def test_where_nobody_is_told_the_first_error_is_raised(errors, participation):
 def test_what_passes_by_itself_and_a_cancellation_are_raised_in_any_case(errors, participation, error):
     errors["first"] = error
     with pytest.raises(type(error)):
-        answer_all(Client(), participation, on_failure=lambda *_: pytest.fail("told"))
+        answer_all(Client(participation.folder), participation, on_failure=lambda *_: pytest.fail("told"))
 
 
 # --- the command that watches ----------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def test_what_passes_by_itself_and_a_cancellation_are_raised_in_any_case(errors,
 def watch(tmp_path, monkeypatch):
     """Run `participate --watch` on a script: what each look does; the last one is interrupted."""
     (tmp_path / "participate.yaml").write_text("project: acme.tweets\nheld_out: {texts: held-out.jsonl}\n")
-    client = Client()
+    client = Client(participation.folder)
     monkeypatch.setattr(command.session, "open_client", lambda: client)
 
     def run(*looks: Any, arguments: tuple[str, ...] = ()) -> tuple[int, list[frozenset[str]]]:

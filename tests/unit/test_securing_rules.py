@@ -65,7 +65,9 @@ def test_a_contribution_that_was_replaced_is_not_summed():
 
 
 def test_a_key_that_is_not_the_one_that_people_compared_is_refused():
-    with pytest.raises(SecureSessionRefusedError, match=r"brick has another identity key .* verify the roster"):
+    with pytest.raises(
+        SecureSessionRefusedError, match=r"brick has another identity key .* `gramfuse roster verify acme.tweets`"
+    ):
         require(pinned=PINNED | {"brick": public_identity("mallory")})
     with pytest.raises(SecureSessionRefusedError, match="brick has no identity key pinned"):
         require(pinned={name: key for name, key in PINNED.items() if name != "brick"})
@@ -250,3 +252,21 @@ def test_fisher_information_that_was_not_contributed_is_not_summed():
     spare = session.sums[0].model_copy(update={"name": "precision.k.weight", "shape": (5, 24)})
     with pytest.raises(SecureSessionRefusedError, match=r"sums precision\.k\.weight"):
         require(session.model_copy(update={"sums": (*session.sums, spare)}), own=own)
+
+
+def test_an_ended_session_keeps_what_was_said_and_nothing_else_and_draws_no_second_secret(tmp_path):
+    session = KeptSessions(tmp_path).session("a" * 64)
+    root = session.secret(32)
+    assert session.secret(32) == root
+    (session.folder / "keys.json").write_bytes(b"{}")
+    (session.folder / "words-ab12").write_bytes(b"half")  # killed while writing words
+    (session.folder / f"{'b' * 64}.safetensors").write_bytes(b"words")
+    (session.folder / "tmpq").mkdir()
+    (session.folder / "tmpq" / "model.safetensors").write_bytes(b"weights in the open")  # killed while reading
+    assert list(KeptSessions(tmp_path).unended()) == ["a" * 64]
+    for _ in range(2):
+        session.forget_secrets()
+        assert [path.name for path in session.folder.iterdir()] == ["keys.json"]
+    assert KeptSessions(tmp_path).unended() == {}
+    with pytest.raises(SecureSessionRefusedError, match="was removed"):
+        session.secret(32)

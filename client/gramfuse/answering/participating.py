@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from gramfuse.answering.computing import Assignment, compute
@@ -12,6 +13,7 @@ from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.measuring.inference import Progress as Measured
 from gramfuse.participation import Client
 from gramfuse.progress import OnProgress
+from gramfuse.securing.ended import forget_ended
 from gramfuse.securing.stages import Stages, kept_sessions
 from gramfuse.transfer.reusing import take_known_files
 from gramfuse_shared.contract.requests import AnswerState, RequestInfo, stage_named
@@ -50,6 +52,7 @@ def participate(
     measuring: Measuring = _quiet,
     transferring: Transferring = _quiet,
     is_cancelled: Callable[[], bool] = lambda: False,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Handled]:
     """Answer all requests that wait for this organization; a rerun goes on where it stopped.
 
@@ -64,6 +67,7 @@ def participate(
         measuring: shows a computation's progress.
         transferring: shows a transfer's progress.
         is_cancelled: asked after each batch of a computation.
+        clock: tells whether a secure session was left for too long.
 
     Raises:
         GramfuseError: see `compute` and `Client.answer`; answers that were given stay given.
@@ -82,6 +86,7 @@ def participate(
             on_failure(request, error)
             outcome = "failed"
         handled.append(Handled(request, outcome))
+    forget_ended(client, participation.project, now=clock())
     kept.forget_models({model for one in handled if one.outcome != "answered" for model in one.request.models})
     return handled
 

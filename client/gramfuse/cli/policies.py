@@ -17,8 +17,9 @@ from gramfuse_shared.errors import DocumentMalformedError
 
 _AGGREGATION: Final = {
     "plain": "The server sees each organization's weights and statistics (aggregation: plain); it never sees texts.",
-    "secure": "The server sees sums over all members alone (aggregation: secure), and of each names, sizes, row counts "
-    "and when it answers. The sum is not hidden, nor is a member from all the others together.",
+    "secure": "The server sees sums over all members alone (aggregation: secure), and of each names, sizes, row "
+    "counts, when it answers, and its scores where evaluations are asked. The sum is not hidden, nor is a member from "
+    "all the others together, or from who knows theirs.",
 }
 _EMBEDDINGS: Final = {
     "base": "Embeddings, and output weights tied to them, never leave; the merged model has the base's.",

@@ -5,8 +5,10 @@ answered. No file is ever replaced: of two processes, or of two tries with a cra
 """
 
 import secrets
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -17,9 +19,9 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.policy import MergeMethod
 from gramfuse_shared.contract.recipe import MethodParameters, Overridable
-from gramfuse_shared.contract.secure import SignedMessage, Stage
+from gramfuse_shared.contract.secure import STAGES, SignedMessage, Stage
 from gramfuse_shared.creating import create_once, sync_folder
-from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError
+from gramfuse_shared.errors import FileUnreadableError, FileUnwritableError, SecureSessionRefusedError
 from gramfuse_shared.identifiers import Digest, OrganizationName
 
 _ROOT: Final = "root"
@@ -51,8 +53,25 @@ class KeptSession:
     folder: Path
 
     def secret(self, length: int) -> bytes:
-        """Return the session's secret, which is drawn when it is first asked for."""
+        """Return the session's secret, which is drawn when it is first asked for.
+
+        Raises:
+            SecureSessionRefusedError: it was removed: another would not be the one that was spoken of.
+        """
+        if self._place("keys").exists() and not self.holds_secrets:
+            msg = "the secret of this session was removed when the session ended; begin another"
+            raise SecureSessionRefusedError(msg)
         return _kept(self.folder / _ROOT, lambda: secrets.token_bytes(length))
+
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether the secret lies here: the session did not end."""
+        return (self.folder / _ROOT).exists()
+
+    @property
+    def began(self) -> datetime:
+        """When the secret was drawn."""
+        return datetime.fromtimestamp((self.folder / _ROOT).stat().st_mtime, UTC)
 
     def step(self, stage: Stage) -> Step | None:
         """Return what was kept of a stage; None where it was not answered."""
@@ -68,9 +87,19 @@ class KeptSession:
         return self.folder / f"{sha256}.safetensors"
 
     def forget_secrets(self) -> None:
-        """Remove the secret and the masked words of a session whose last answer was taken; what was said stays."""
-        for path in (self.folder / _ROOT, *self.folder.glob("*.safetensors")):
-            path.unlink(missing_ok=True)
+        """Remove the secret, the masked words and what a killed process left of a session that ended.
+
+        What was said stays. Safe to repeat. The secret goes last, since it tells that something may be left.
+        """
+        said = {self._place(stage) for stage in STAGES} | {self.folder / _ROOT}
+        for path in self.folder.iterdir():
+            if path in said:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / _ROOT).unlink(missing_ok=True)
 
     def _place(self, stage: Stage) -> Path:
         return self.folder / f"{stage}.json"
@@ -84,7 +113,11 @@ class KeptSessions:
 
     def session(self, digest: str) -> KeptSession:
         """Return the session's folder, which is made if needed; raises FileUnwritableError."""
-        return KeptSession(private_folder(self.folder / digest))
+        return KeptSession(private_folder(private_folder(self.folder) / digest))
+
+    def unended(self) -> dict[str, KeptSession]:
+        """Return the sessions whose secrets lie here, by their digests."""
+        return {path.parent.name: KeptSession(path.parent) for path in sorted(self.folder.glob(f"*/{_ROOT}"))}
 
     def completed(self) -> tuple[Completed, ...]:
         """List the sessions that were completed."""
@@ -93,7 +126,7 @@ class KeptSessions:
 
     def complete(self, claim: str, completed: Completed) -> Completed:
         """Record under a claim which session was completed, unless one was; return the one that was."""
-        place = private_folder(self.folder / _COMPLETED) / f"{claim}.json"
+        place = private_folder(private_folder(self.folder) / _COMPLETED) / f"{claim}.json"
         return Completed.parse(_kept(place, completed.canonical))
 
     def completed_under(self, claim: str) -> Completed | None:

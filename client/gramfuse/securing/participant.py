@@ -58,7 +58,6 @@ class Participant:
     identity: Ed25519PrivateKey
     sessions: KeptSessions
     kept: KeptSession
-    secrets: Secrets
     policy: Policy
 
     @classmethod
@@ -84,13 +83,19 @@ class Participant:
             FileUnwritableError, FileUnreadableError: the folder.
         """
         _require_unclaimed(sessions.completed_under(claim_of(session, organization)), session)
-        kept = sessions.session(session.digest)
-        secrets = Secrets(session, organization, kept.secret(ROOT_BYTES))
-        return cls(session, organization, identity, sessions, kept, secrets, policy)
+        return cls(session, organization, identity, sessions, sessions.session(session.digest), policy)
+
+    @property
+    def secrets(self) -> Secrets:
+        """What follows from the session's secret; raises SecureSessionRefusedError where it was removed."""
+        return Secrets(self.session, self.organization, self.kept.secret(ROOT_BYTES))
 
     def keys(self) -> SignedMessage:
         """Answer the first stage."""
-        return self._answer(KeysMessage, (), self.secrets.public)
+        return self._answer(KeysMessage, (), self._public)
+
+    def _public(self) -> Keys:
+        return self.secrets.public()
 
     def shares(self, shown: Sequence[SignedMessage]) -> SignedMessage:
         """Answer all members' keys.

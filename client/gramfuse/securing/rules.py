@@ -63,8 +63,8 @@ def require_session(
         if pinned.get(each.organization) != each.identity:
             known = "another identity key than the one that is" if each.organization in pinned else "no identity key"
             msg = (
-                f"{each.organization} has {known} pinned here: compare fingerprints with its people and verify the "
-                "roster again"
+                f"{each.organization} has {known} pinned here: compare fingerprints with its people, then "
+                f"`gramfuse roster verify {session.project}`"
             )
             raise SecureSessionRefusedError(msg, organization=each.organization)
     # 4.

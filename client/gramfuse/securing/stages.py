@@ -19,7 +19,7 @@ from gramfuse.securing.participant import Participant, WriteWords
 from gramfuse.securing.rules import require_session
 from gramfuse.securing.words import words_of
 from gramfuse.trust import Trust
-from gramfuse.whole_files import private_folder, written_whole
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.manifest import ContributionManifest, FileEntry, PolicyReference
 from gramfuse_shared.contract.requests import Answer, RequestInfo, stage_named
 from gramfuse_shared.contract.secure import MaskedMessage, SignedMessage, Stage
@@ -161,7 +161,7 @@ class Stages:
             msg = f"the base model is not here: `gramfuse project base pull {session.project} DIR`"
             raise ConfigurationError(msg)
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(dir=private_folder(participant.kept.folder))))
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=participant.kept.folder)))
             for file in package.files:
                 with written_whole(folder / file.name) as stream:
                     for chunk in file.chunks():
@@ -191,7 +191,7 @@ class Stages:
 def kept_sessions(client: Client, project: str) -> KeptSessions:
     """Return where a project's sessions are kept in a client's home."""
     name = sha256_hex(f"{client.url} {project}".encode())[:24]
-    return KeptSessions(private_folder(client.home.folder(_FOLDER) / name))
+    return KeptSessions(client.home.folder(_FOLDER) / name)
 
 
 def _others(sessions: KeptSessions, session: SessionManifest) -> list[Completed]:

@@ -12,7 +12,7 @@ from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.sealing import read_header
 from gramfuse_server.merging.cohort import Candidate, CohortMember
 from gramfuse_server.requests.documents import progress
-from gramfuse_server.requests.sessions import session_of, stage_of_request, stages_of
+from gramfuse_server.requests.sessions import require_words, session_of, stage_of_request, stages_of
 from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.recipe import Recipe
@@ -82,7 +82,7 @@ def summed_cohort(
 
     Raises:
         RecipeInvalidError: the request is not the last stage, or the recipe is another than the session's.
-        StateError: the stage is not complete, or a contribution was withdrawn or replaced.
+        StateError: the stage is not complete, a contribution was withdrawn or replaced, or the words were deleted.
     """
     manifest = session_of(session, row)
     if stage_of_request(row) != "unmask" or recipe != manifest.recipe.model_copy(update={"request": row.id}):
@@ -102,8 +102,12 @@ def summed_cohort(
     usable = {candidate.contribution for candidate in candidates}
     gone = sorted(member.organization for member in cohort if member.contribution not in usable)
     if gone:
-        msg = f"the contribution of {', '.join(gone)} was withdrawn or replaced; begin another session"
+        msg = (
+            f"the contribution of {', '.join(gone)} was withdrawn or replaced. Members let a contribution be summed "
+            "once: have everybody contribute anew, then begin another session"
+        )
         raise StateError(msg, organizations=gone)
+    require_words(session, row)
     return tuple(sorted(cohort, key=lambda member: member.contribution))
 
 

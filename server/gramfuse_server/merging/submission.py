@@ -16,6 +16,7 @@ from gramfuse_server.merging.members import cohort_of, write_weight
 from gramfuse_server.merging.refinement import answered_cohort
 from gramfuse_server.merging.sessions import summed_cohort
 from gramfuse_server.requests.documents import find_request, request_of
+from gramfuse_server.requests.sessions import require_words
 from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
@@ -92,7 +93,7 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     """Start a new attempt at a failed or cancelled job; tell whether there was one to start. `project` is locked.
 
     Raises:
-        StateError: the job has succeeded, a contribution of its cohort is gone, or the policy has changed.
+        StateError: the job has succeeded, a contribution of its cohort, or words, are gone, or the policy has changed.
         PolicyViolationError, CohortFrozenError: a release since then forbids it.
     """
     if row.state in UNFINISHED:
@@ -109,9 +110,10 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     if gone:
         msg = f"the contribution of {', '.join(gone)} was withdrawn or replaced; submit a job under a new id"
         raise StateError(msg, organizations=gone)
-    require_allowed(
-        Recipe.parse(row.recipe), cohort, current_policy(session, project), _releases(session, project, besides=row.id)
-    )
+    recipe = Recipe.parse(row.recipe)
+    require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=row.id))
+    if recipe.request is not None:
+        require_words(session, find_request(session, project.id, recipe.request))
     row.attempt += 1
     row.state = row.stage = "queued"
     row.done_tasks = row.total_tasks = row.done_bytes = row.total_bytes = 0

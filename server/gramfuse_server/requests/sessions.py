@@ -1,13 +1,16 @@
 """Sessions of secure sums as requests hold them: the manifest, and what each stage shows the next."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress, request_of
-from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
+from gramfuse_server.tables import AskedRow, JobRow, RequestRow, UploadRow
+from gramfuse_shared import limits
+from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import stage_before, stage_named
 from gramfuse_shared.contract.secure import SignedMessage, Stage
 from gramfuse_shared.contract.secure_session import SessionManifest
@@ -64,7 +67,7 @@ def require_stage_after(session: Session, project: str, stage: Stage, after: str
     Raises:
         NotFoundError: there is no such request.
         RequestMalformedError: it is of another stage.
-        StateError: it is not complete.
+        StateError: it is not complete, or the session was left for too long.
     """
     earlier = find_request(session, project, after)
     wanted = stage_before(stage)
@@ -76,17 +79,88 @@ def require_stage_after(session: Session, project: str, stage: Stage, after: str
         reason = f": {state.reason}" if state.reason else ""
         msg = f"request {after} is {state.state}{reason}; the next stage begins once it is complete"
         raise StateError(msg, state=state.state)
+    if _is_abandoned(session, project, earlier.opened_by or earlier.id, now):
+        days = limits.LONGEST_SESSION_PAUSE.days
+        msg = f"the session of request {after} was left for more than {days} days; begin another"
+        raise StateError(msg)
     return earlier
 
 
 def forget_words(session: Session, project: str, request: str, *, now: datetime) -> None:
-    """Let the files of masked words of a session go, whose sum is merged; the signed messages stay."""
-    at: RequestRow | None = find_request(session, project, request)
-    while at is not None:
-        uploads = select(AskedRow.upload).where(AskedRow.project == project, AskedRow.request == at.id)
-        session.execute(
-            update(UploadRow)
-            .where(UploadRow.id.in_(uploads), UploadRow.delete_after.is_(None))
-            .values(delete_after=now)
+    """Let the files of masked words of a session go, whose sum is merged; the signed messages stay.
+
+    Those of stages that somebody missed go, too, and those of other sessions of one of these contributions: each is
+    summed once, so no sum of them will be asked for.
+    """
+    row = find_request(session, project, request)
+    summed = {signed.message.sender for signed in stages_of(session, row)["masked"]}
+    merged = _summed(session_of(session, row), summed)
+    for (owner, opened_by), uploads in _kept_words(session).items():
+        if owner == project:
+            first = session.get_one(RequestRow, (project, opened_by))
+            if first.id == row.opened_by or merged & _summed(session_of(session, first)):
+                _forget(session, uploads, now)
+
+
+def forget_abandoned_words(session: Session, now: datetime) -> None:
+    """Let the words of sessions go that nobody went on with; one whose sum is being merged is not among them."""
+    abandoned = {
+        (project, opened_by): uploads
+        for (project, opened_by), uploads in _kept_words(session).items()
+        if _is_abandoned(session, project, opened_by, now)
+    }
+    for found, uploads in abandoned.items():
+        if found not in _being_merged(session):
+            _forget(session, uploads, now)
+
+
+def require_words(session: Session, row: RequestRow) -> None:
+    """Require that the words of a session are still here; of a request that is no stage nothing is required.
+
+    Raises:
+        StateError: they were deleted.
+    """
+    if stage_named(request_of(row).kind) is None:
+        return
+    if (row.project, row.opened_by) not in _kept_words(session):
+        msg = (
+            "the masked words of this session were deleted: its sum was merged, or nobody asked for it within "
+            f"{limits.LONGEST_SESSION_PAUSE.days} days. Have everybody contribute anew and begin another"
         )
-        at = before(session, at)
+        raise StateError(msg)
+
+
+def _kept_words(session: Session) -> dict[tuple[str, str | None], list[str]]:
+    """Find the uploads of masked words that are not to be deleted, by project and a session's first request."""
+    query = (
+        select(RequestRow.project, RequestRow.opened_by, UploadRow.id)
+        .join(AskedRow, (AskedRow.project == RequestRow.project) & (AskedRow.request == RequestRow.id))
+        .join(UploadRow, UploadRow.id == AskedRow.upload)
+        .where(RequestRow.opened_by.is_not(None), UploadRow.delete_after.is_(None))
+    )
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for project, opened_by, upload in session.execute(query):
+        found.setdefault((project, opened_by), []).append(upload)
+    return found
+
+
+def _forget(session: Session, uploads: Sequence[str], now: datetime) -> None:
+    session.execute(update(UploadRow).where(UploadRow.id.in_(uploads)).values(delete_after=now))
+
+
+def _summed(manifest: SessionManifest, members: Collection[str] | None = None) -> set[str]:
+    return {each.contribution for each in manifest.members if members is None or each.organization in members}
+
+
+def _is_abandoned(session: Session, project: str, opened_by: str | None, now: datetime) -> bool:
+    """Tell whether the last deadline of a session is too long ago to go on with it."""
+    of_session = (RequestRow.opened_by == opened_by) | (RequestRow.id == opened_by)
+    deadlines = select(RequestRow.deadline).where(RequestRow.project == project, of_session)
+    return max(session.scalars(deadlines)) + limits.LONGEST_SESSION_PAUSE <= now
+
+
+def _being_merged(session: Session) -> set[tuple[str, str | None]]:
+    """Return the projects and first requests of sessions whose sums unfinished jobs merge."""
+    jobs = session.scalars(select(JobRow).where(JobRow.state.in_(UNFINISHED))).all()
+    merged = [(job.project, Recipe.parse(job.recipe).request) for job in jobs]
+    return {(project, find_request(session, project, request).opened_by) for project, request in merged if request}
