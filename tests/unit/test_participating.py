@@ -159,7 +159,7 @@ def test_what_passes_by_itself_and_a_cancellation_are_raised_in_any_case(errors,
 def watch(tmp_path, monkeypatch):
     """Run `participate --watch` on a script: what each look does; the last one is interrupted."""
     (tmp_path / "participate.yaml").write_text("project: acme.tweets\nheld_out: {texts: held-out.jsonl}\n")
-    client = Client(participation.folder)
+    client = Client(tmp_path)
     monkeypatch.setattr(command.session, "open_client", lambda: client)
 
     def run(*looks: Any, arguments: tuple[str, ...] = ()) -> tuple[int, list[frozenset[str]]]:
