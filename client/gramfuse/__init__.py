@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gramfuse.adapters.exporting import export_adapter
     from gramfuse.answering.configuration import LocalTexts, Participation, read_participation
     from gramfuse.answering.participating import participate
+    from gramfuse.auditing.report import AuditReport
+    from gramfuse.auditing.running import Auditing
+    from gramfuse.auditing.thresholds import Thresholds
     from gramfuse.contributing.base_model import build_base_manifest
     from gramfuse.contributing.compressing import compress
     from gramfuse.contributing.plan import ContributionPlan
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from gramfuse_shared.merging.scales import Scales, load_scales
 
 __all__ = [
+    "AuditReport",
+    "Auditing",
     "Client",
     "Collector",
     "ContributionPlan",
@@ -80,6 +85,7 @@ __all__ = [
     "Scales",
     "SearchResult",
     "Statistics",
+    "Thresholds",
     "Verification",
     "__version__",
     "align_model",
@@ -107,6 +113,8 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "AuditReport": "gramfuse.auditing.report",
+    "Auditing": "gramfuse.auditing.running",
     "Client": "gramfuse.participation",
     "Collector": "gramfuse.measuring.collection",
     "ContributionPlan": "gramfuse.contributing.plan",
@@ -128,6 +136,7 @@ _HOMES: Final = {
     "ReleaseGate": "gramfuse_shared.contract.release_gate",
     "Scales": "gramfuse_shared.merging.scales",
     "Statistics": "gramfuse.measuring.statistics",
+    "Thresholds": "gramfuse.auditing.thresholds",
     "Verification": "gramfuse.verification",
     "attach_head": "gramfuse.heads.attaching",
     "align_model": "gramfuse.matching.alignment",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gramfuse.auditing.report import AuditReport
+from gramfuse.auditing.running import Auditing, current_report, require_not_refused
 from gramfuse.contributing.packaging import Package
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.extras import EXTRAS
@@ -32,6 +34,24 @@ class Contributions(Projects):
         """Say what a push would send and what would stay, without sending anything."""
         return self._prepare(project, model, statistics, fisher, base, labels).plan
 
+    def audit(
+        self,
+        project: str,
+        *,
+        model: StrPath,
+        statistics: StrPath | None = None,
+        fisher: StrPath | None = None,
+        base: StrPath | None = None,
+        labels: Sequence[int] | None = None,
+        auditing: Auditing | None = None,
+    ) -> AuditReport:
+        """Report what a push would reveal: a kept report that is current, or a new one, which is kept in the home.
+
+        Nothing is sent, and nothing is refused: the report's `verdict` says what a push with the same thresholds does.
+        Without the `collect` extra it rests on headers alone, and says so. Raises as `push` before it asks.
+        """
+        return self._audited(self._prepare(project, model, statistics, fisher, base, labels), auditing or Auditing())
+
     def push(
         self,
         project: str,
@@ -42,6 +62,7 @@ class Contributions(Projects):
         confirm: Callable[[ContributionPlan], bool],
         base: StrPath | None = None,
         labels: Sequence[int] | None = None,
+        auditing: Auditing | None = None,
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
     ) -> ContributionDetail:
@@ -57,11 +78,13 @@ class Contributions(Projects):
             confirm: shown what leaves and what stays; anything but True sends nothing.
             base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
             labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
+            auditing: how to audit it before `confirm` is asked, as the command `push` always does; None: not at all.
             on_progress: told the bytes that were read, then sent.
             timeout: seconds to wait for the server's checks; None: as long as they take.
 
         Raises:
             NotConfirmedError: `confirm` did not return True.
+            AuditRefusedError: the audit's thresholds refuse what would leave.
             PolicyNotAcceptedError, PolicyViolationError: the policy.
             ArchitectureMismatchError, StatisticsMalformedError, FileUnreadableError: the model or the statistics.
             PrivacyBudgetExceededError: with these statistics the project's releases would exceed the policy's budget.
@@ -70,6 +93,10 @@ class Contributions(Projects):
         from gramfuse.identity import load_identity  # noqa: PLC0415 - cryptography takes its time to load
 
         prepared = self._prepare(project, model, statistics, fisher, base, labels)
+        if auditing is not None:
+            report = self._audited(prepared, auditing)
+            auditing.on_report(report)
+            require_not_refused(report)
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
@@ -153,6 +180,9 @@ class Contributions(Projects):
             fisher=None if fisher is None else Path(fisher),
             labels=labels,
         )
+
+    def _audited(self, prepared: pushing.Prepared, auditing: Auditing) -> AuditReport:
+        return current_report(self.home, prepared.draft, prepared.base, prepared.policy, prepared.base_folder, auditing)
 
     def _count_release(self, prepared: pushing.Prepared) -> None:
         """Have noised statistics in the ledger before a byte of them is sent; the same file twice counts once."""

@@ -1,5 +1,6 @@
 """The commands against the real API: what they print, as text and as JSON, and how they exit."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,50 @@ def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(glob
     assert globex.json(*push, "--dry-run")["bytes"] > 0
     assert globex.site.wire.parts_sent() == []
     assert "globex: policy accepted, no contribution yet" in globex("project", "show", joined)[1]
-    sent = Contribution.model_validate({k: v for k, v in globex.json(*push, "--yes").items() if k != "manifest"})
+    pushed = globex.json(*push, "--yes")
+    assert pushed["audit"]["verdict"] == "pass"
+    sent = Contribution.model_validate({k: v for k, v in pushed.items() if k not in {"manifest", "audit"}})
     assert sent.state == "accepted"
     code, out, _ = globex("contribution", "list", joined, "--state", "accepted")
     assert sent.id[:16] in out
     assert "globex: policy accepted, contribution accepted" in globex("project", "show", joined)[1]
     assert globex("contribution", "withdraw", joined, sent.id[:8])[0] == 3
     assert globex.json("contribution", "withdraw", joined, sent.id[:8], "--yes")["state"] == "withdrawn"
+
+
+def test_a_push_is_audited_before_it_asks_and_what_refuses_ends_it_also_with_yes(globex, joined, tmp_path):
+    tuned = str(write_model(tmp_path / "tuned", seed=1))
+    few = (tap("classifier", "classifier.weight", rows=900, distinct_rows=800),)
+    statistics = str(write_statistics(tmp_path / "statistics.safetensors", few))
+    push = ("contribution", "push", joined, "--model", tuned, "--statistics", statistics)
+    _, _, err = globex(*push)
+    assert err.index("Stays here:") < err.index("Audit: ") < err.index("Send this to")
+    assert "100, below 200" in err
+    assert "no guarantee" in err
+    assert "membership: it needs the texts that were measured" in err
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("rows_per_dimension: {warn: 5000, refuse: 1000}\n")
+    code, _, err = globex(*push, "--yes", "--thresholds", str(strict))
+    assert (code, "error[audit-refused]" in err) == (3, True)
+    assert globex.site.wire.parts_sent() == []
+    audited = globex.json(*push, "--dry-run", "--thresholds", str(strict))["audit"]
+    assert (audited["verdict"], audited["guarantee"]) == ("refuse", False)
+    assert globex.site.wire.parts_sent() == []
+
+
+def test_without_torch_a_push_says_that_nothing_was_attacked(globex, joined, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gramfuse.privacy.audit", None)  # as where the extra is not installed
+    monkeypatch.setattr("gramfuse.auditing.running.EXTRAS", {"gramfuse": "collect"})
+    tuned = str(write_model(tmp_path / "tuned", seed=1))
+    code, out, _ = globex("contribution", "push", joined, "--model", tuned, "--dry-run")
+    assert (code, "Leaves this machine" in out) == (0, True)
+    report = globex.json("contribution", "push", joined, "--model", tuned, "--dry-run")["audit"]
+    assert report["effort"] == "headers"
+    assert {unrun["what"] for unrun in report["attacks"]["not_run"]} >= {"effective rank", "embeddings"}
+    (tmp_path / "mine.txt").write_text("a text\n")
+    push = ("contribution", "push", joined, "--model", tuned, "--dry-run", "--texts", str(tmp_path / "mine.txt"))
+    code, _, err = globex(*push)
+    assert (code, "gramfuse[collect]" in err) == (1, True)
 
 
 def test_a_push_names_the_labels_that_were_trained_and_the_plan_says_so(globex, joined, tmp_path):

@@ -192,7 +192,8 @@ def measure(capsys, tiny, seed, *more):
     return run(capsys, "stats", "fisher", "--model", model, "--texts", texts, *more)
 
 
-def test_stats_fisher_writes_a_file_and_show_and_audit_tell_what_it_says(tiny, tmp_path, capsys):
+def test_stats_fisher_writes_a_file_and_show_and_audit_tell_what_it_says(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GRAMFUSE_HOME", str(tmp_path / "home"))
     out = tmp_path / "fisher.safetensors"
     code, printed, _ = measure(capsys, tiny, 1, "--out", out, "--base", tiny / "base", "--format", "json")
     assert code == 0
@@ -222,6 +223,7 @@ def test_stats_fisher_writes_a_file_and_show_and_audit_tell_what_it_says(tiny, t
     assert code == 0
     assert "fisher.safetensors" in printed
     assert "hangs on which tokens the text holds" in " ".join(printed.split())
+    assert "Not attacked: Fisher information" in printed
 
 
 def test_stats_fisher_takes_the_labels_that_the_texts_bear(tiny, tmp_path, capsys):

@@ -241,69 +241,6 @@ def test_a_model_in_memory_comes_back_as_it_was(folder):
     assert all(module.training for module in model.modules())
 
 
-def test_audit_says_what_leaves_and_that_it_is_no_guarantee(folder, texts, tmp_path, capsys):
-    out, policy, report = tmp_path / "s.safetensors", tmp_path / "policy.yaml", tmp_path / "audit.json"
-    policy.write_text("heads: shared\nminimum_rows_per_dimension: 1\n", encoding="utf-8")
-    run(capsys, "stats", "collect", "--model", folder, "--texts", texts, "--out", out, "--base", folder)
-    command = ("audit", "--model", folder, "--statistics", out, "--policy", policy, "--base", folder, "--out", report)
-    code, printed, _ = run(capsys, *command)
-    assert code == 0
-    assert "no guarantee" in printed
-    document = json.loads(report.read_text(encoding="utf-8"))
-    taps = {tap["tap"]: tap for tap in document["taps"]}
-    first = taps["bert.encoder.layer.0.attention.self.key"]
-    assert (first["source"], first["leaves"]) == ("embeddings", False)
-    assert "token counts" in first["stays_because"]
-    assert taps["classifier"]["leaves"]
-    assert 1 < first["effective_rank"] <= 32
-    code, printed, _ = run(capsys, *command, "--format", "json")
-    assert json.loads(printed) == document
-    code, _, error = run(capsys, "audit", "--model", folder)
-    assert code == 1
-    assert "--project" in error
-
-
-def test_audit_attacks_what_was_measured_where_the_texts_are_given(texts, tmp_path, capsys):
-    folder = tmp_path / "model"
-    model = tiny_bert()
-    with torch.no_grad():  # as in trained models, where tokens weigh more than their positions
-        model.bert.embeddings.position_embeddings.weight.mul_(0.01)
-    model.save_pretrained(folder)
-    save_word_tokenizer(folder)
-    out, policy, report = tmp_path / "s.safetensors", tmp_path / "policy.yaml", tmp_path / "audit.json"
-    policy.write_text("heads: shared\nminimum_rows_per_dimension: 1\n", encoding="utf-8")
-    run(capsys, "stats", "collect", "--model", folder, "--texts", texts, "--out", out, "--base", folder)
-    command = ("audit", "--model", folder, "--statistics", out, "--policy", policy, "--base", folder, "--texts", texts)
-    code, printed, error = run(capsys, *command, "--public", texts, "--out", report)
-    assert code == 0, error
-    assert "membership" in printed
-    assert "token counts" in printed
-    attacks = json.loads(report.read_text(encoding="utf-8"))["attacks"]
-    (tokens,) = attacks["tokens"]
-    assert not tokens["leaves"]
-    assert tokens["auc"] > 0.8
-    assert 0 < tokens["right"] <= tokens["named"]
-    told = {one["tap"]: one for one in attacks["membership"]}["classifier"]
-    assert told["leaves"]
-    assert told["sums"]["20"] <= told["sums"]["3"] <= told["auc"] <= 1
-    assert [one["moved"] for one in attacks["vocabulary"]] == [0]  # the base itself
-    code, _, error = run(capsys, *command, "--refuse-above", "0.5")
-    assert (code, "audit-refused" in error, "membership at" in error) == (3, True, True)
-
-
-def test_audit_tells_texts_that_were_not_measured(folder, texts, tmp_path, capsys):
-    out, policy, others = tmp_path / "s.safetensors", tmp_path / "policy.yaml", tmp_path / "others.txt"
-    policy.write_text("heads: shared\nminimum_rows_per_dimension: 0\n", encoding="utf-8")
-    few = tmp_path / "few.txt"
-    few.write_text("a e h\n", encoding="utf-8")
-    others.write_text("d g l m\nc f i j k\n", encoding="utf-8")
-    run(capsys, "stats", "collect", "--model", folder, "--texts", few, "--out", out, "--base", folder)
-    command = ("audit", "--model", folder, "--statistics", out, "--policy", policy, "--base", folder, "--texts", others)
-    code, _, error = run(capsys, *command)
-    assert code == 1
-    assert "not measured on these texts" in error
-
-
 def test_the_rank_of_rows_in_few_directions_is_their_number():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(20_000, 200, generator=generator)

@@ -1,14 +1,21 @@
 """Commands about contributions: push, list, withdraw."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gramfuse.auditing.running import Auditing
+from gramfuse.auditing.telling import told_in_push
+from gramfuse.auditing.thresholds import Thresholds, read_thresholds
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import is_confirmed, require_confirmed
+from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption
+from gramfuse.cli.measuring import DeviceOption, PairFieldOption, TextFieldOption, TokensOption
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
+from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.extras import requiring_extras
@@ -16,6 +23,7 @@ from gramfuse_shared.extras import requiring_extras
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gramfuse.auditing.report import AuditReport
     from gramfuse.contributing.plan import ContributionPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Push, list and withdraw contributions.")
@@ -49,42 +57,69 @@ def push(
             help="The label ids that you trained, e.g. 0,2,5; default: all. Other rows of a shared head are left out.",
         ),
     ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="The texts that were measured, for the audit: it attacks with them. Never sent."),
+    ] = None,
+    public: PublicOption = None,
+    attacks: AttacksOption = Effort.BOUNDED,
+    thresholds: ThresholdsOption = None,
+    text_field: TextFieldOption = None,
+    pair_field: PairFieldOption = None,
+    tokens: TokensOption = None,
+    device: DeviceOption = "auto",
     yes: Annotated[bool, typer.Option("--yes", help="Send without being asked.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, and send nothing.")] = False,
 ) -> None:
-    """Show what of your model leaves and what stays, ask, and send it. Running it again sends only what is missing.
+    """Show what of your model leaves and what stays, audit it, ask, and send it. Running it again sends only what is
+    missing.
 
-    The policy is enforced here first: what it forbids stays at home. Texts never leave.
+    The policy is enforced here first: what it forbids stays at home. Texts never leave. The audit is that of `gramfuse
+    audit`, or its kept report where nothing has changed; warnings are shown before you are asked, and a threshold that
+    refuses ends the push with exit code 3, also with --yes.
 
     Examples: gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors · the same with
-    --dry-run · the same with --labels 0,2,5 --yes
+    --dry-run · the same with --labels 0,2,5 --yes · the same with --texts mine.jsonl
     """
     from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
-    trained = None if labels is None else _label_ids(labels)
-    with session.open_client() as client:
+    fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
+    sources: dict[str, Any] = {"model": model, "statistics": statistics, "fisher": fisher, "base": base}
+    sources["labels"] = None if labels is None else _label_ids(labels)
+    reports: list[AuditReport] = []
+    with session.open_client() as client, ExitStack() as showing:
+
+        def on_report(report: "AuditReport") -> None:
+            showing.close()  # the bar of the audit, before anybody is asked or another begins
+            reports.append(report)
+            if dry_run or report.verdict == "refuse":
+                output.note(told_in_push(report))
+
+        auditing = Auditing(
+            texts=None if texts is None else read_texts(texts, fields),
+            public=None if public is None else read_texts(public, fields),
+            effort=attacks.value,
+            thresholds=Thresholds() if thresholds is None else read_thresholds(thresholds),
+            device=device,
+            on_step=showing.enter_context(bars.steps("Auditing")),
+            on_report=on_report,
+        )
         if dry_run:
-            plan = client.plan(project, model=model, statistics=statistics, fisher=fisher, base=base, labels=trained)
-            output.show(plan.to_json(), lambda console: console.print(str(plan), markup=False))
+            plan = client.plan(project, **sources)
+            on_report(client.audit(project, **sources, auditing=auditing))
+            told = plan.to_json() | {"audit": reports[-1].to_json()}
+            output.show(told, lambda console: console.print(str(plan), markup=False))
             return
         with bars.transfer() as on_progress:
 
             def confirm(plan: "ContributionPlan") -> bool:
                 output.note(str(plan), always=not yes)
+                output.note(told_in_push(reports[-1]), always=not yes)
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
-            sent = client.push(
-                project,
-                model=model,
-                statistics=statistics,
-                fisher=fisher,
-                base=base,
-                labels=trained,
-                confirm=confirm,
-                on_progress=on_progress,
-            )
+            sent = client.push(project, **sources, auditing=auditing, confirm=confirm, on_progress=on_progress)
     output.show(
-        sent.model_copy(update={"manifest": None}),
+        output.to_json(sent.model_copy(update={"manifest": None})) | {"audit": reports[-1].to_json()},
         lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
     )
 

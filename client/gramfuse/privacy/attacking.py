@@ -1,270 +1,202 @@
 """Runs the attacks of this package on an organization's own statistics, model and texts, before anybody else can."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
+from gramfuse.auditing.report import Effort, MembershipTold, NotRun, TokensFound, VocabularyTold
 from gramfuse.contributing.draft import Draft
-from gramfuse.contributing.loading import ModelFolder, content_of, open_model_folder
 from gramfuse.measuring.batching import TokenizedText, tokenize
 from gramfuse.measuring.forwarding import open_to_measure
 from gramfuse.measuring.inference import OpenModel
 from gramfuse.measuring.statistics_io import read_statistics
 from gramfuse.measuring.texts import Text
-from gramfuse.privacy.membership import LeverageMeter, TextLeverage, auc, membership_auc
-from gramfuse.privacy.reading_rows import rows_of_texts
-from gramfuse.privacy.token_counts import POSITIONS, find_tokens, token_dictionary
-from gramfuse.privacy.vocabulary import find_moved_rows
-from gramfuse_shared.contract.manifest import TapInfo
-from gramfuse_shared.errors import ArchitectureMismatchError, ConfigurationError
+from gramfuse.privacy.attacking_taps import MOST_TEXTS, find_tokens_at, tell_members
+from gramfuse.privacy.attacking_weights import find_vocabulary
+from gramfuse.privacy.token_counts import POSITIONS
+from gramfuse_shared.contract.manifest import BaseManifest, TapInfo
+from gramfuse_shared.errors import ConfigurationError, GramfuseError
 from gramfuse_shared.fusion import packing
 
-MOST_TEXTS: Final = 300
-"""Texts that are told apart; so many give an AUC to about .02."""
-
 MOST_TAPS: Final = 6
-COHORTS: Final = (3, 5, 10, 20)
-ALONE: Final = 0.5
-"""A row's leverage from which on it carries most of some direction by itself."""
 
-_INSIDE: Final = 1.05
-_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MOST_FIT: Final = 10**11
+"""Vocabulary × width² up to which a bounded audit fits token counts; MiniLM has 4.5e9, BERT-base 1.8e10."""
+
+MOST_PARAMETERS: Final = 5 * 10**8
+"""Up to which a bounded audit runs the model over texts on a CPU; on a GPU fifty times as many."""
+
+_GPU_FACTOR: Final = 50
+_TEXTS: Final = "add --texts FILE, the texts that were measured, all of them"
+_ALL: Final = "add --attacks all"
+
+OnStep = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class TokensFound:
-    """What a tap that embeddings feed tells: `explained` of the matrix, tokens named, how many of them rightly, the AUC
-    of present tokens, and of the tokens that one text alone holds how many are named. Where texts are few and
-    short, and positions weigh as much as tokens, the fit fails: a low AUC there says nothing of a better attack.
+class Known:
+    """What is at hand for attacks beside the draft: texts that were measured (None: not given), public ones, where the
+    base lies and what it is, and where the model is run.
     """
 
-    tap: str
-    leaves: bool
-    explained: float
-    named: int
-    right: int
-    present: int
-    singletons: int
-    singletons_named: int
-    auc: float
+    base: BaseManifest
+    base_folder: Path | None = None
+    texts: Sequence[Text] | None = None
+    public: Sequence[Text] = ()
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
-class MembershipTold:
-    """How well texts of one tap are told from the same texts left out; `sums` estimates it for a cohort's sum, by the
-    number of its members; `alone` is the share of texts with a row that carries most of some direction by itself.
-    """
+class Found:
+    """What was found, and what was not attacked and why."""
 
-    tap: str
-    leaves: bool
-    texts: int
-    auc: float
-    alone: float
-    sums: dict[int, float] = field(default_factory=dict)
+    tokens: tuple[TokensFound, ...] = ()
+    membership: tuple[MembershipTold, ...] = ()
+    vocabulary: tuple[VocabularyTold, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class VocabularyTold:
-    """Rows of an embedding matrix that were trained, how many of them are tokens of the texts, and the AUC of these."""
-
-    tensor: str
-    leaves: bool
-    moved: int
-    right: int
-    auc: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attacks:
-    """What was found, and in `left_out` what was not attacked and why."""
-
-    tokens: tuple[TokensFound, ...]
-    membership: tuple[MembershipTold, ...]
-    vocabulary: tuple[VocabularyTold, ...]
-    left_out: tuple[str, ...]
-
-    def worst_leaving(self) -> tuple[str, float] | None:
-        """Return what leaves and tells most, and its AUC; None if nothing that leaves was attacked."""
-        found = [(f"token counts at {one.tap}", one.auc) for one in self.tokens if one.leaves]
-        found += [(f"membership at {one.tap}", one.auc) for one in self.membership if one.leaves]
-        found += [(f"vocabulary in {one.tensor}", one.auc) for one in self.vocabulary if one.leaves]
-        return max(found, key=lambda pair: pair[1], default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the findings as JSON values; numbers of members as strings."""
-        document = asdict(self)
-        for told in document["membership"]:
-            told["sums"] = {str(members): value for members, value in told["sums"].items()}
-        return document
-
-
-def attack(
-    model: Path,
-    draft: Draft,
-    texts: Sequence[Text],
-    *,
-    base_folder: Path | None = None,
-    public: Sequence[Text] = (),
-    device: str = "auto",
-) -> Attacks:
-    """Attack everything that was measured, whether it leaves or not.
+def attack(model: Path, draft: Draft, known: Known, *, effort: Effort = "all", on_step: OnStep) -> Found:
+    """Attack what was measured. Without texts: the fit of token counts and the trained rows of embeddings alone.
 
     Args:
         model: the folder of the model that was measured.
         draft: the contribution that would be made of it.
-        texts: those that were measured, all of them; some are told apart.
-        base_folder: the base model's folder, to compare embeddings with; an adapter needs it.
-        public: others' texts of a like kind, which make the membership attack stronger, as an attacker has such, too.
-        device: where the model is run.
+        known: what is at hand.
+        effort: what may be left out because it takes long; it is told.
+        on_step: told the share that is done, and what comes.
 
     Raises:
         ConfigurationError: the statistics were not measured on these texts.
-        GramfuseError: see `open_to_measure`, `read_statistics`.
+        GramfuseError: see `read_statistics`.
     """
-    opened, _ = open_to_measure(model, base_folder, device=device)
-    limit = opened.max_tokens(None)
-    mine = [text for text in tokenize(opened.tokenizer, texts, limit, generates=opened.generates) if text.ids]
-    others = tokenize(opened.tokenizer, list(public)[:MOST_TEXTS], limit, generates=opened.generates)
-    held = Counter(token for text in mine for token in set(text.ids))
-    vocabulary = _vocabulary_size(opened)
-    left_out: list[str] = []
+    not_run: list[NotRun] = []
+    opened, taps = None, _attackable(draft, known, effort, not_run)
+    if taps or (known.texts is not None and effort != "quick" and _fits(draft, known)):
+        on_step(0.1, "loading the model")
+        opened = _open(model, known, not_run)
+    mine, others = _tokenized(opened, known)
+    held = None if mine is None else Counter(token for text in mine for token in set(text.ids))
     tokens: list[TokensFound] = []
     membership: list[MembershipTold] = []
-    if draft.statistics is not None:
-        settings = draft.statistics.metadata.collector
-        if settings.weighting != "none" or settings.noised is not None:
-            left_out.append("statistics whose rows are weighted, or that noise was added to")
-        else:
-            length = min(POSITIONS, sorted(len(text.ids) for text in mine)[len(mine) * 9 // 10])
-            leaving = {tap.info.name for tap in draft.plan.leaving_taps}
-            grams = _chosen_grams(draft.statistics.path)
-            tokens = list(_find_tokens(opened, grams, leaving, held, vocabulary, length, left_out))
-            membership = list(_tell_members(opened, grams, leaving, mine, others, left_out))
-    rows = [] if base_folder is None else list(_find_vocabulary(draft, base_folder, held, vocabulary))
-    if base_folder is None:
-        left_out.append("embeddings, because the base's folder is not known")
-    return Attacks(tuple(tokens), tuple(membership), tuple(rows), tuple(left_out))
+    if opened is not None and taps and draft.statistics is not None:
+        leaving = {tap.info.name for tap in draft.plan.leaving_taps}
+        grams = _grams(draft.statistics.path, taps)
+        fed = [(tap, gram) for tap, gram in grams if tap.source != "mixed"]
+        on_step(0.2, "fitting token counts")
+        tokens = list(find_tokens_at(opened, fed, leaving, held, _usual_length(mine), not_run))
+        if mine is not None:
+            on_step(0.5, "telling texts apart")
+            membership = list(tell_members(opened, grams, leaving, mine, others, not_run))
+    on_step(0.9, "comparing embeddings")
+    rows = tuple(_vocabulary(draft, known, held, not_run))
+    on_step(1.0, "done")
+    return Found(tuple(tokens), tuple(membership), rows, (*not_run, *_never_attacked(draft)))
 
 
-def _vocabulary_size(opened: OpenModel) -> int | None:
-    """Return how many rows the model's embedding matrix has; None if it has none, as a model of images."""
+def _attackable(draft: Draft, known: Known, effort: Effort, not_run: list[NotRun]) -> frozenset[str]:
+    """Name the taps to attack, by what is known and how much may be spent; say of the others why not."""
+    if draft.statistics is None:
+        return frozenset()
+    metadata = draft.statistics.metadata
+    if metadata.collector.weighting != "none" or metadata.collector.noised is not None:
+        why = "their rows are weighted, or noise was added to them; no attack here is made for that"
+        not_run.append(NotRun(what="statistics", because=why))
+        return frozenset()
+    if known.texts is None:
+        not_run.append(NotRun(what="membership", because="it needs the texts that were measured", remedy=_TEXTS))
+    leaving = {tap.info.name for tap in draft.plan.leaving_taps}
+    in_scope = [tap for tap in metadata.taps if effort == "all" or tap.name in leaving]
+    fed = [tap for tap in in_scope if tap.source != "mixed"][:1]
+    if not fed and any(tap.source != "mixed" for tap in metadata.taps):
+        why = "the taps that embeddings feed stay at home"
+        not_run.append(NotRun(what="token counts", because=why, remedy=_ALL))
+    mixed = [tap for tap in in_scope if tap.source == "mixed"] if known.texts is not None else []
+    if effort == "quick":
+        if fed or mixed:
+            not_run.append(NotRun(what="token counts, membership", because="only quick checks were asked", remedy=_ALL))
+        return frozenset()
+    if effort == "bounded":
+        vocabulary = known.base.vocabulary_size or 0
+        if fed and (vocabulary * fed[0].width ** 2 > MOST_FIT or not _fits(draft, known)):
+            why = "the fit takes long for so large a vocabulary, or model, and was left out"
+            not_run.append(NotRun(what="token counts", because=why, remedy=_ALL))
+            fed = []
+        if mixed and not _fits(draft, known):
+            why = "running so large a model over texts takes long, and was left out"
+            not_run.append(NotRun(what="membership", because=why, remedy=_ALL))
+            mixed = []
+    step = max(1, -(-len(mixed) // MOST_TAPS))
+    return frozenset(tap.name for tap in (*fed, *mixed[::step], *mixed[-1:]))
+
+
+def _fits(draft: Draft, known: Known) -> bool:
+    """Tell whether the model is small enough to be run within a push."""
+    infos = {info.name: info for info in known.base.tensors}
+    infos |= {tensor.info.name: tensor.info for tensor in draft.model.tensors.values()}
+    on_gpu = known.device.startswith("cuda") or (known.device == "auto" and torch.cuda.is_available())
+    parameters = sum(math.prod(info.shape) for info in infos.values())
+    return parameters <= MOST_PARAMETERS * (_GPU_FACTOR if on_gpu else 1)
+
+
+def _open(model: Path, known: Known, not_run: list[NotRun]) -> OpenModel | None:
     try:
-        return int(opened.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator] # transformers' own
-    except (AttributeError, NotImplementedError):
+        return open_to_measure(model, known.base_folder, device=known.device)[0]
+    except (GramfuseError, OSError, ValueError, RuntimeError) as error:  # what transformers raises of strange folders
+        why = f"the model cannot be loaded here ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        not_run.append(NotRun(what="token counts, membership", because=why))
         return None
 
 
-def _chosen_grams(path: Path) -> list[tuple[TapInfo, torch.Tensor]]:
-    """Read the first tap that embeddings feed, some others evenly over the depth of the model, and the last."""
+def _tokenized(opened: OpenModel | None, known: Known) -> tuple[list[TokenizedText] | None, list[TokenizedText]]:
+    if opened is None or known.texts is None:
+        return None, []
+    limit = opened.max_tokens(None)
+    mine = tokenize(opened.tokenizer, known.texts, limit, generates=opened.generates)
+    others = tokenize(opened.tokenizer, list(known.public)[: 2 * MOST_TEXTS], limit, generates=opened.generates)
+    held = [text for text in mine if text.ids]
+    if not held:
+        msg = "the texts that were given hold no token"
+        raise ConfigurationError(msg)
+    return held, [text for text in others if text.ids]
+
+
+def _usual_length(mine: Sequence[TokenizedText] | None) -> int:
+    """About how long most texts are, which an attacker guesses."""
+    return POSITIONS if mine is None else min(POSITIONS, sorted(len(text.ids) for text in mine)[len(mine) * 9 // 10])
+
+
+def _grams(path: Path, chosen: frozenset[str]) -> list[tuple[TapInfo, torch.Tensor]]:
     metadata, grams = read_statistics(path)
-    mixed = [tap.name for tap in metadata.taps if tap.source == "mixed"]
-    fed = [tap.name for tap in metadata.taps if tap.source != "mixed"]
-    step = max(1, -(-len(mixed) // MOST_TAPS))
-    chosen = {*fed[:1], *mixed[::step], *mixed[-1:]}
-    return [
-        (tap, packing.unpack(gram, tap.width))
-        for tap, gram in zip(metadata.taps, grams, strict=True)
-        if tap.name in chosen
-    ]
+    pairs = zip(metadata.taps, grams, strict=True)
+    return [(tap, packing.unpack(gram, tap.width)) for tap, gram in pairs if tap.name in chosen]
 
 
-def _find_tokens(
-    opened: OpenModel,
-    grams: Sequence[tuple[TapInfo, torch.Tensor]],
-    leaving: set[str],
-    held: Counter[int],
-    vocabulary: int | None,
-    length: int,
-    left_out: list[str],
-) -> Iterator[TokensFound]:
-    for tap, gram in grams:
-        if tap.source == "mixed":
-            continue
-        if vocabulary is None:
-            left_out.append(f"{tap.name}: the model has no embeddings of tokens")
-            continue
-        try:
-            found = find_tokens(gram, token_dictionary(opened, tap.layers[0].weight, vocabulary, length=length))
-        except ArchitectureMismatchError:
-            left_out.append(f"{tap.name}: it does not read a row per token")
-            continue
-        present = torch.zeros(len(found.counts), dtype=torch.bool)
-        present[sorted(held)] = True
-        named = set(found.named.tolist())
-        singletons = {token for token, texts in held.items() if texts == 1}
-        yield TokensFound(
-            tap.name,
-            tap.name in leaving,
-            round(found.explained, 4),
-            len(named),
-            len(named & held.keys()),
-            len(held),
-            len(singletons),
-            len(named & singletons),
-            round(auc(found.scores[present], found.scores[~present]), 4),
-        )
-
-
-def _tell_members(
-    opened: OpenModel,
-    grams: Sequence[tuple[TapInfo, torch.Tensor]],
-    leaving: set[str],
-    mine: Sequence[TokenizedText],
-    others: Sequence[TokenizedText],
-    left_out: list[str],
-) -> Iterator[MembershipTold]:
-    layers = {tap.layers[0].weight: tap for tap, _ in grams}
-    public: dict[str, torch.Tensor] = {}
-    for _, rows in rows_of_texts(opened, others, tuple(layers)):
-        for layer, own in rows.items():
-            public[layer] = public[layer].addmm_(own.T, own) if layer in public else own.T @ own
-    meters = {tap.layers[0].weight: LeverageMeter(gram, public.get(tap.layers[0].weight)) for tap, gram in grams}
-    measured: defaultdict[str, list[TextLeverage]] = defaultdict(list)
-    for _, rows in rows_of_texts(opened, mine[:: max(1, len(mine) // MOST_TEXTS)][:MOST_TEXTS], tuple(layers)):
-        for layer, own in rows.items():
-            measured[layer].append(meters[layer].measure(own))
-    for layer, tap in layers.items():
-        texts = measured[layer]
-        if not texts:
-            left_out.append(f"{tap.name}: it reads neither a row per position nor one per text")
-            continue
-        if max(text.largest for text in texts) > _INSIDE:
-            msg = f"the statistics were not measured on these texts: some have rows of which {tap.name} knows nothing"
-            raise ConfigurationError(msg, tap=tap.name)
-        yield MembershipTold(
-            tap.name,
-            tap.name in leaving,
-            len(texts),
-            round(membership_auc(texts), 4),
-            round(sum(text.largest > ALONE for text in texts) / len(texts), 4),
-            {members: round(membership_auc(texts, times=members), 4) for members in COHORTS},
-        )
-
-
-def _find_vocabulary(
-    draft: Draft, base_folder: Path, held: Counter[int], vocabulary: int | None
+def _vocabulary(
+    draft: Draft, known: Known, held: Counter[int] | None, not_run: list[NotRun]
 ) -> Iterator[VocabularyTold]:
-    base = open_model_folder(base_folder)
-    for weight in draft.plan.weights:
-        name = weight.info.name
-        known = weight.info.dtype in _DTYPES and name in base.tensors and base.tensors[name].info == weight.info
-        # Rows of other embeddings, as of positions, belong to no token; those of rounded differences tell less.
-        known = known and vocabulary is not None and weight.info.shape[0] == vocabulary
-        if weight.role != "embedding" or not known or len(weight.info.shape) != 2 or draft.model.encoding != "stored":  # noqa: PLR2004 - a matrix
-            continue
-        found = find_moved_rows(_matrix(draft.model, name), _matrix(base, name))
-        moved = set(found.moved.tolist())
-        present = torch.zeros(weight.info.shape[0], dtype=torch.bool)
-        present[sorted(held)] = True
-        told = auc(found.distances[present], found.distances[~present])
-        yield VocabularyTold(name, weight.stays_because is None, len(moved), len(moved & held.keys()), round(told, 4))
+    if known.base_folder is None:
+        why = "where the base's folder lies is not known"
+        not_run.append(NotRun(what="embeddings", because=why, remedy="add --base DIR"))
+    elif draft.model.encoding != "stored":
+        why = "the model is stored as rounded differences, which this attack is not made for"
+        not_run.append(NotRun(what="embeddings", because=why))
+    elif draft.model.left_out == "unknown":
+        yield from find_vocabulary(draft, known.base_folder, held, known.base.vocabulary_size)
 
 
-def _matrix(folder: ModelFolder, name: str) -> torch.Tensor:
-    tensor = folder.tensors[name]
-    raw = bytearray(b"".join(content_of(tensor).chunks()))
-    return torch.frombuffer(raw, dtype=_DTYPES[tensor.info.dtype]).reshape(tensor.info.shape)
+def _never_attacked(draft: Draft) -> tuple[NotRun, ...]:
+    """Name what leaves and no audit attacks."""
+    found = [NotRun(what="fine-tuned weights", because="what they memorize of texts is not attacked here")]
+    if draft.plan.leaving_fisher:
+        why = "what it tells of texts and labels is not attacked here; the threat model has figures of small samples"
+        found.append(NotRun(what="Fisher information", because=why))
+    if draft.plan.left_out == "base":
+        why = "that only these layers were tuned, and A and B up to a change of basis, is known to who has the base"
+        found.append(NotRun(what="an adapter's layers", because=why))
+    return tuple(found)

@@ -1,89 +1,23 @@
-"""Reports what a statistics file holds, what would leave under a policy, and what attacks find, before anything does.
+"""Audits a contribution: measures what its statistics hold, attacks them, and writes the report."""
 
-Numbers, not a guarantee: how much a Gram matrix reveals depends on texts and attackers that no report knows.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
-from gramfuse.contributing.draft import draft_contribution
-from gramfuse.contributing.loading import StatisticsFile
-from gramfuse.contributing.plan import ContributionPlan, TapDecision
+from gramfuse.auditing.drafting import draft_report
+from gramfuse.auditing.reference_texts import reference_texts
+from gramfuse.auditing.report import Attacks, AuditReport, Effort, Subject, TapReport
+from gramfuse.auditing.subject import digest_of_texts, subject_of
+from gramfuse.auditing.thresholds import Thresholds
+from gramfuse.contributing.draft import Draft, draft_contribution
 from gramfuse.measuring.statistics_io import read_statistics
 from gramfuse.measuring.texts import Text
-from gramfuse.privacy.attacking import Attacks, attack
-from gramfuse_shared.contract.manifest import BaseManifest, TapInfo
+from gramfuse.privacy.attacking import Known, OnStep, attack
+from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.fusion import packing
-
-NO_GUARANTEE: Final = (
-    "This report is no guarantee of privacy. It applies the project's rules and counts rows; given your texts, it also "
-    "runs some attacks, and better ones find more. Gram matrices of few texts give rows back exactly, those of 1,000 "
-    "texts still tell who was in them better than chance, what Fisher information tells has not been measured, and "
-    "fine-tuned weights have seen your texts too. Send nothing whose disclosure you could not bear."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TapReport:
-    """One tap: what was measured, how the matrix looks, and whether it leaves (`stays_because` is None) or why not.
-
-    `effective_rank` is (tr C)² / ‖C‖²_F of the Gram matrix scaled to a unit diagonal: the number of directions, of the
-    width's, that the rows spread over evenly. `rank_bound` is the largest rank that so many distinct rows can have; one
-    below the width says that the rows lie in a known subspace.
-    """
-
-    info: TapInfo
-    effective_rank: float
-    dead_features: int
-    rank_bound: int
-    stays_because: str | None
-
-    @property
-    def rows_per_dimension(self) -> float:
-        """Distinct rows per feature."""
-        return self.info.distinct_rows / self.info.width
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {
-            "tap": self.info.name,
-            "layers": [layer.weight for layer in self.info.layers],
-            "width": self.info.width,
-            "rows": self.info.rows,
-            "distinct_rows": self.info.distinct_rows,
-            "rows_per_dimension": round(self.rows_per_dimension, 3),
-            "source": self.info.source,
-            "effective_rank": round(self.effective_rank, 2),
-            "dead_features": self.dead_features,
-            "rank_bound": self.rank_bound,
-            "leaves": self.stays_because is None,
-            "stays_because": self.stays_because,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What would leave, what stays and why, how each measured tap looks, and what attacks found (None: not run)."""
-
-    plan: ContributionPlan
-    taps: tuple[TapReport, ...]
-    attacks: Attacks | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {
-            "format": "gramfuse/audit/1",
-            "guarantee": False,
-            "notice": NO_GUARANTEE,
-            "plan": self.plan.to_json(),
-            "taps": [tap.to_json() for tap in self.taps],
-            "attacks": None if self.attacks is None else self.attacks.to_json(),
-        }
 
 
 def audit(
@@ -95,10 +29,13 @@ def audit(
     fisher: str | Path | None = None,
     base_folder: str | Path | None = None,
     texts: Sequence[Text] | None = None,
-    public: Sequence[Text] = (),
+    public: Sequence[Text] | None = None,
     device: str = "auto",
+    effort: Effort = "all",
+    thresholds: Thresholds | None = None,
+    on_step: OnStep = lambda _share, _what: None,
 ) -> AuditReport:
-    """Say what a push of this model and these statistics would send under the policy, and how the statistics look.
+    """Say what a push of this model and these statistics would send under the policy, and what that reveals.
 
     Args:
         model: the fine-tuned `from_pretrained` folder.
@@ -107,9 +44,13 @@ def audit(
         statistics: the statistics file; None to look at the weights alone.
         fisher: the file of Fisher information, if there is one.
         base_folder: the base model's folder, to tell whether the embeddings were tuned.
-        texts: the texts that were measured, to attack the statistics and the embeddings; None to run no attack.
-        public: others' texts of a like kind, which make the membership attack stronger.
+        texts: the texts that were measured, for the attacks that need them; without, the others are run.
+        public: others' texts of a like kind, which make the membership attack stronger; default: those that come with
+            gramfuse; an empty sequence for none.
         device: where the attacks run the model.
+        effort: "quick" loads no model, "bounded" leaves out what takes long or stays at home, "all" does everything.
+        thresholds: what warns and what refuses; the report is judged, nothing is raised.
+        on_step: told the share that is done, and what comes.
 
     Raises:
         FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: a file.
@@ -117,20 +58,65 @@ def audit(
         PolicyViolationError: the policy lets nothing leave.
         ConfigurationError: the statistics were not measured on these texts.
     """
+    folder = None if base_folder is None else Path(base_folder)
     draft = draft_contribution(
         Path(model),
         None if statistics is None else Path(statistics),
         base,
         policy,
-        base_folder=None if base_folder is None else Path(base_folder),
+        base_folder=folder,
         fisher=None if fisher is None else Path(fisher),
     )
-    taps = _look_at_taps(draft.statistics, draft.plan) if draft.statistics else ()
-    found = None
-    if texts is not None:
-        folder = None if base_folder is None else Path(base_folder)
-        found = attack(Path(model), draft, texts, base_folder=folder, public=public, device=device)
-    return AuditReport(plan=draft.plan, taps=taps, attacks=found)
+    return audit_draft(
+        draft,
+        subject_of(draft, base, policy, folder),
+        base=base,
+        policy=policy,
+        base_folder=folder,
+        texts=texts,
+        public=public,
+        device=device,
+        effort=effort,
+        thresholds=thresholds or Thresholds(),
+        on_step=on_step,
+    )
+
+
+def audit_draft(
+    draft: Draft,
+    subject: Subject,
+    *,
+    base: BaseManifest,
+    policy: Policy,
+    base_folder: Path | None,
+    texts: Sequence[Text] | None,
+    public: Sequence[Text] | None,
+    device: str,
+    effort: Effort,
+    thresholds: Thresholds,
+    on_step: OnStep,
+) -> AuditReport:
+    """Audit a contribution that was planned already. Arguments and errors as `audit`."""
+    begin = time.monotonic()
+    on_step(0.0, "reading the statistics")
+    report = draft_report(draft, subject, base, policy)
+    if draft.statistics is not None:
+        looked = _look_at_taps(draft.statistics.path, report.taps, lambda share, what: on_step(share / 10, what))
+        report = report.model_copy(update={"taps": looked})
+    known = Known(base, base_folder, texts, reference_texts() if public is None else public, device)
+    found = attack(draft.model.path, draft, known, effort=effort, on_step=on_step)
+    used = bool(known.public) and texts is not None
+    attacks = Attacks(
+        tokens=found.tokens,
+        membership=found.membership,
+        vocabulary=found.vocabulary,
+        not_run=found.not_run,
+        reference="none" if not used else "shipped" if public is None else "given",
+        texts=None if texts is None else digest_of_texts(texts),
+        public=digest_of_texts(known.public) if used else None,
+    )
+    seconds = round(time.monotonic() - begin, 1)
+    return report.model_copy(update={"attacks": attacks, "effort": effort, "seconds": seconds}).judged(thresholds)
 
 
 def effective_rank(gram: torch.Tensor, width: int) -> tuple[float, int]:
@@ -151,18 +137,23 @@ def effective_rank(gram: torch.Tensor, width: int) -> tuple[float, int]:
     return (live * live / squares if squares else 0.0), width - live
 
 
-def _look_at_taps(measured: StatisticsFile, plan: ContributionPlan) -> tuple[TapReport, ...]:
-    decisions = {decision.info.name: decision for decision in plan.taps}
-    metadata, grams = read_statistics(measured.path)
-    return tuple(_look(tap, gram, decisions[tap.name]) for tap, gram in zip(metadata.taps, grams, strict=True))
+def _look_at_taps(
+    path: Path, taps: Sequence[TapReport], on_step: Callable[[float, str], None]
+) -> tuple[TapReport, ...]:
+    """Look at the matrices one at a time: whatever the model's size, one of them is in memory."""
+    looked = []
+    _, grams = read_statistics(path)
+    for place, (tap, gram) in enumerate(zip(taps, grams, strict=True)):
+        on_step(place / len(taps), f"reading the statistics, {place + 1} of {len(taps)} taps")
+        looked.append(_look(tap, gram))
+    return tuple(looked)
 
 
-def _look(tap: TapInfo, gram: torch.Tensor, decision: TapDecision) -> TapReport:
+def _look(tap: TapReport, gram: torch.Tensor) -> TapReport:
+    if not bool(gram.isfinite().all()):
+        return tap  # no matrix of second moments: the server's own check refuses it
     rank, dead = effective_rank(gram, tap.width)
-    return TapReport(
-        info=tap,
-        effective_rank=rank,
-        dead_features=dead,
-        rank_bound=min(tap.width - dead, tap.distinct_rows) if tap.distinct_rows else tap.width - dead,
-        stays_because=decision.stays_because,
-    )
+    live = tap.width - dead
+    bound = min(live, tap.distinct_rows) if tap.distinct_rows else live
+    rounded = round(rank, 2) if rank < tap.width + 1 else None
+    return tap.model_copy(update={"effective_rank": rounded, "dead_features": dead, "rank_bound": bound})

@@ -1,0 +1,239 @@
+"""`gramfuse audit` on a tiny model: what it prints, keeps, refuses, and says that it did not do."""
+
+import json
+import stat
+
+import pytest
+import torch
+
+from gramfuse.cli.main import main
+from support.tiny_models import tiny_bert
+from support.tokenizing import save_word_tokenizer
+
+SENTENCES = [f"{a} {b} {c}" for a in "abcd" for b in "efg" for c in ("h", "i j k", "l m")]
+OPEN = "heads: shared\nminimum_rows_per_dimension: 0\nembedding_taps: send\n"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model whose tokens weigh more than their positions, as in trained ones, its texts and its statistics."""
+    folder = tmp_path_factory.mktemp("audit")
+    model = tiny_bert()
+    with torch.no_grad():
+        model.bert.embeddings.position_embeddings.weight.mul_(0.01)
+    model.save_pretrained(folder / "model")
+    save_word_tokenizer(folder / "model")
+    (folder / "texts.txt").write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
+    (folder / "policy.yaml").write_text("heads: shared\nminimum_rows_per_dimension: 1\n", encoding="utf-8")
+    (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
+    collect = ("--texts", folder / "texts.txt", "--out", folder / "s.safetensors", "--base", folder / "model")
+    assert main([str(word) for word in ("stats", "collect", "--model", folder / "model", *collect)]) == 0
+    return folder
+
+
+@pytest.fixture
+def audit(place, capsys):
+    def run(*options, policy="policy.yaml"):
+        rules = ("--policy", place / policy, "--base", place / "model")
+        files = ("--model", place / "model", "--statistics", place / "s.safetensors")
+        capsys.readouterr()
+        code = main([str(word) for word in ("audit", *files, *rules, *options)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def whys(document):
+    return {unrun["what"]: unrun for unrun in document["attacks"]["not_run"]}
+
+
+def test_it_says_what_leaves_and_that_it_is_no_guarantee(audit, tmp_path):
+    code, printed, _ = audit("--out", tmp_path / "audit.json")
+    assert code == 0
+    assert "no guarantee" in printed
+    document = json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    taps = {tap["tap"]: tap for tap in document["taps"]}
+    first = taps["bert.encoder.layer.0.attention.self.key"]
+    assert (first["source"], first["leaves"]) == ("embeddings", False)
+    assert "token counts" in first["stays_because"]
+    assert taps["classifier"]["leaves"]
+    assert 1 < first["effective_rank"] <= 32
+    assert (first["outputs"], first["separates_up_to"]) == (96, 6)  # query, key and value: 2·96/33 + 1
+    assert taps["classifier"]["separates_up_to"] == 0
+    code, printed, _ = audit("--format", "json")
+    assert json.loads(printed) == document
+
+
+def test_without_texts_it_fits_token_counts_and_says_what_it_did_not_attack(audit):
+    _, printed, _ = audit("--format", "json")
+    document = json.loads(printed)
+    (tokens,) = document["attacks"]["tokens"]
+    assert not tokens["leaves"]
+    assert 0.3 < tokens["explained"] < 1
+    assert 0 < tokens["named_once"] <= tokens["named"]
+    assert (tokens["auc"], tokens["right"], tokens["singletons"]) == (None, None, None)
+    assert document["attacks"]["membership"] == []
+    assert "--texts" in whys(document)["membership"]["remedy"]
+    assert "not attacked" in whys(document)["fine-tuned weights"]["because"]
+
+
+def test_with_texts_it_tells_how_much_of_them_is_found(audit, place):
+    code, printed, error = audit("--texts", place / "texts.txt", "--public", place / "texts.txt", "--format", "json")
+    assert code == 3, error  # of so few texts each is told from others, which refuses
+    attacks = json.loads(printed)["attacks"]
+    assert attacks["reference"] == "given"
+    (tokens,) = attacks["tokens"]
+    assert tokens["auc"] > 0.8
+    assert 0 < tokens["right"] <= tokens["named"]
+    told = {one["tap"]: one for one in attacks["membership"]}["classifier"]
+    assert told["leaves"]
+    assert told["sums"]["20"] <= told["sums"]["3"] <= told["auc"] <= 1
+    assert 0 <= told["against_public"] <= 1
+    assert [one["moved"] for one in attacks["vocabulary"]] == [0]  # the base itself
+
+
+def test_the_table_names_every_attack_and_whether_it_leaves(audit, place):
+    _, printed, _ = audit("--texts", place / "texts.txt")
+    for word in ("membership", "token counts", "vocabulary", "leaves", "stays", "come with gramfuse", "differ by one"):
+        assert word in printed
+
+
+def test_texts_that_were_not_measured_are_told(audit, tmp_path):
+    (tmp_path / "others.txt").write_text("[UNK] zebra quux\n", encoding="utf-8")
+    code, _, error = audit("--texts", tmp_path / "others.txt")
+    assert code == 1
+    assert "not measured on these texts" in error
+
+
+def test_an_attack_that_finds_more_than_is_allowed_refuses_with_exit_code_three(audit, place):
+    code, _, error = audit("--texts", place / "texts.txt", "--refuse-above", "0.5")
+    assert (code, "audit-refused" in error, "--thresholds" in error) == (3, True, True)
+
+
+def test_fewer_rows_than_features_refuse_unless_a_file_of_thresholds_says_otherwise(place, audit, tmp_path, capsys):
+    few = tmp_path / "few.txt"
+    few.write_text("a e h\n", encoding="utf-8")
+    collect = ("--texts", few, "--out", tmp_path / "few.safetensors", "--base", place / "model")
+    assert main([str(word) for word in ("stats", "collect", "--model", place / "model", *collect)]) == 0
+    command = ("--statistics", tmp_path / "few.safetensors", "--attacks", "quick")
+    code, _, error = audit(*command, policy="open.yaml")
+    assert code == 3
+    assert "distinct rows per dimension" in error
+    (tmp_path / "mine.yaml").write_text("rows_per_dimension: {warn: 10, refuse: null}\n", encoding="utf-8")
+    code, printed, _ = audit(*command, "--thresholds", tmp_path / "mine.yaml", policy="open.yaml")
+    assert code == 0
+    assert "Warning" in printed
+    (tmp_path / "mine.yaml").write_text("rows: 3\n", encoding="utf-8")
+    code, _, error = audit(*command, "--thresholds", tmp_path / "mine.yaml", policy="open.yaml")
+    assert (code, "rows is not a key" in error) == (1, True)
+
+
+def test_a_quick_audit_loads_no_model_and_says_so(audit, monkeypatch):
+    def never(*_, **__):
+        msg = "a quick audit loads no model"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr("gramfuse.privacy.attacking.open_to_measure", never)
+    _, printed, _ = audit("--attacks", "quick", "--format", "json", policy="open.yaml")
+    document = json.loads(printed)
+    assert (document["effort"], document["attacks"]["tokens"]) == ("quick", [])
+    assert "quick" in whys(document)["token counts, membership"]["because"]
+
+
+def test_a_bounded_audit_leaves_out_what_takes_long_and_says_so(audit, monkeypatch, place):
+    monkeypatch.setattr("gramfuse.privacy.attacking.MOST_PARAMETERS", 10)
+    monkeypatch.setattr("gramfuse.privacy.attacking.open_to_measure", None)
+    options = ("--texts", place / "texts.txt", "--attacks", "bounded", "--format", "json")
+    document = json.loads(audit(*options, policy="open.yaml")[1])
+    for what in ("token counts", "membership"):
+        assert "takes long" in whys(document)[what]["because"]
+        assert "--attacks all" in whys(document)[what]["remedy"]
+
+
+def test_statistics_with_weighted_rows_are_told_as_not_attacked(place, audit, tmp_path):
+    collect = ("--texts", place / "texts.txt", "--base", place / "model", "--weighting", "output_gradient")
+    command = ("stats", "collect", "--model", place / "model", "--out", tmp_path / "w.safetensors", *collect)
+    assert main([str(word) for word in command]) == 0
+    options = ("--statistics", tmp_path / "w.safetensors", "--texts", place / "texts.txt", "--format", "json")
+    document = json.loads(audit(*options)[1])
+    assert document["attacks"]["membership"] == document["attacks"]["tokens"] == []
+    assert "no attack here is made for that" in whys(document)["statistics"]["because"]
+
+
+def test_a_model_that_cannot_be_loaded_is_told_as_not_attacked_and_not_as_safe(audit, monkeypatch):
+    def broken(*_, **__):
+        msg = "an architecture that nobody knows"
+        raise ValueError(msg)
+
+    monkeypatch.setattr("gramfuse.privacy.attacking.open_to_measure", broken)
+    code, printed, _ = audit()
+    assert code == 0
+    assert "Not attacked: token counts, membership: the model cannot be loaded here (ValueError: an arch" in printed
+
+
+def test_the_report_is_kept_for_its_owner_alone_and_the_next_audit_takes_it(audit, place, home, monkeypatch):
+    texts = ("--texts", place / "texts.txt", "--format", "json")
+    first = json.loads(audit(*texts)[1])
+    (kept,) = (home / "audits").iterdir()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+
+    def never(*_, **__):
+        msg = "the kept report is current"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr("gramfuse.privacy.audit.audit_draft", never)
+    assert json.loads(audit(*texts)[1]) == first
+    assert json.loads(audit("--format", "json", "--attacks", "bounded")[1])["attacks"] == first["attacks"]
+    # judged anew, since thresholds are no part of what was measured
+    assert audit(*texts, "--refuse-above", "0.5")[0] == 3
+
+
+@pytest.mark.parametrize("change", ["policy", "statistics", "weights", "texts", "effort", "version", "torn"])
+def test_a_kept_report_of_something_else_is_not_taken(audit, place, home, tmp_path, monkeypatch, change):
+    options = ["--attacks", "quick" if change == "effort" else "bounded"]
+    assert audit(*options)[0] == 0
+    (kept,) = (home / "audits").iterdir()
+    policy, again = "policy.yaml", list(options)
+    if change == "policy":
+        policy = "open.yaml"
+    elif change == "effort":
+        again = ["--attacks", "bounded"]
+    elif change == "texts":
+        again += ["--texts", place / "texts.txt"]
+    elif change == "version":
+        monkeypatch.setattr("gramfuse.auditing.kept.__version__", "9.9.9")
+    elif change == "torn":
+        kept.write_bytes(kept.read_bytes()[:100])
+    else:
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        source = place / ("s.safetensors" if change == "statistics" else "model/model.safetensors")
+        content = bytearray(source.read_bytes())
+        content[-1] ^= 1
+        if change == "statistics":
+            (copy / "s.safetensors").write_bytes(content)
+            again += ["--statistics", copy / "s.safetensors"]
+        else:
+            for file in (place / "model").iterdir():
+                (copy / file.name).write_bytes(content if file == source else file.read_bytes())
+            again += ["--model", copy]
+    ran = []
+    from gramfuse.privacy import audit as module  # noqa: PLC0415
+
+    real = module.audit_draft
+    monkeypatch.setattr(module, "audit_draft", lambda *a, **k: ran.append(1) or real(*a, **k))
+    assert audit(*again, policy=policy)[0] == (3 if change == "texts" else 0)
+    assert ran == [1]
+
+
+def test_it_says_whose_rules_it_needs(place, capsys):
+    assert main(["audit", "--model", str(place / "model")]) == 1
+    assert "--project" in capsys.readouterr().err
