@@ -1,4 +1,4 @@
-"""What the optional part of the client brings."""
+"""What the optional parts of the client bring."""
 
 from types import MappingProxyType
 from typing import Final
@@ -15,5 +15,5 @@ _COLLECT: Final = (
     "nervaluate",
 )
 
-EXTRAS: Final = MappingProxyType(dict.fromkeys(_COLLECT, "collect"))
+EXTRAS: Final = MappingProxyType(dict.fromkeys(_COLLECT, "collect") | {"matplotlib": "report"})
 """Package to the extra that brings it."""

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import sys
 
 import pytest
 import torch
@@ -103,6 +104,25 @@ def test_the_table_names_every_attack_and_whether_it_leaves(audit, place):
     _, printed, _ = audit("--texts", place / "texts.txt")
     for word in ("membership", "token counts", "vocabulary", "leaves", "stays", "come with gramfuse", "differ by one"):
         assert word in printed
+
+
+def test_the_page_is_of_the_same_report(audit, tmp_path):
+    code, printed, _ = audit("--html", tmp_path / "audit.html", "--format", "json")
+    text = (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert code == 0
+    for tap in json.loads(printed)["taps"]:
+        assert tap["tap"] in text
+    code, _, error = audit("--html", tmp_path / "missing" / "audit.html")
+    assert (code, "cannot be written" in error) == (1, True)
+
+
+def test_without_matplotlib_the_page_says_what_to_install(audit, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("gramfuse.auditing.page", "gramfuse.auditing.plots"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    code, _, error = audit("--html", tmp_path / "audit.html")
+    assert (code, "gramfuse[report]" in error) == (1, True)
+    assert not (tmp_path / "audit.html").exists()
 
 
 def test_texts_that_were_not_measured_are_told(audit, tmp_path):

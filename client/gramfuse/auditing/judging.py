@@ -48,6 +48,6 @@ def _judge(name: str, limits: Above | Below, measured: Sequence[tuple[str, float
         if not passed or limit is None:
             continue
         on, worst = (max if is_above else min)(passed, key=lambda pair: pair[1])
-        where = on if len(passed) == 1 else f"{few([place for place, _ in passed], 'place')}, the most at {on}"
+        where = on if len(passed) == 1 else f"{few([place for place, _ in passed], 'place')}, the worst at {on}"
         told = f"{where}: {what} is {worst:.3g}, {'above' if is_above else 'below'} {limit:g}"
         yield Finding(verdict=verdict, threshold=name, on=on, value=worst, limit=limit, told=told)

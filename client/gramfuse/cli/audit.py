@@ -35,6 +35,8 @@ gramfuse audit --project acme.tweets --model tuned --statistics statistics.safet
 
 gramfuse audit --policy policy.yaml --base base --model tuned --statistics statistics.safetensors --out audit.json
 
+gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --html audit.html
+
 gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --refuse-above 0.8
 
 [b]Exit codes[/b] 0 nothing refuses, warnings or not · 3 a threshold refuses
@@ -67,6 +69,9 @@ def audit_command(
     tokens: TokensOption = None,
     device: DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file, too.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as one self-contained page with plots, too.")
+    ] = None,
 ) -> None:
     """Report what your statistics hold and what of model and statistics would leave. Sends nothing.
 
@@ -77,7 +82,10 @@ def audit_command(
         msg = "--refuse-above judges attacks, which need the texts that were measured: give --texts"
         raise ConfigurationError(msg)
     with requiring_extras("`gramfuse audit`", EXTRAS):
-        import gramfuse.privacy.audit  # noqa: F401, PLC0415 - torch is an extra
+        import gramfuse.privacy.audit  # noqa: PLC0415 - torch is an extra
+    if html is not None:
+        with requiring_extras("`gramfuse audit --html`", EXTRAS):
+            import gramfuse.auditing.page  # noqa: PLC0415 - matplotlib is an extra
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
     limits = Thresholds() if thresholds is None else read_thresholds(thresholds)
     rules, manifest, pulled = _rules(project, policy, base)
@@ -96,6 +104,8 @@ def audit_command(
     if out is not None:
         with written_whole(out) as stream:
             stream.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False).encode() + b"\n")
+    if html is not None:
+        gramfuse.auditing.page.write_page(report, html)
     output.show(report.to_json(), lambda console: _render(report, console))
     output.note(f"Kept in {KeptReports(home).place(report.subject)}. {telling.kept_told(report)}")
     require_not_refused(report)
