@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gramfuse.cli.main import main
+from support.adapters import save_adapter
 from support.tiny_models import tiny_bert
 from support.tokenizing import save_word_tokenizer
 
@@ -185,6 +186,19 @@ def test_statistics_with_weighted_rows_are_told_as_not_attacked(place, audit, tm
     document = json.loads(audit(*options)[1])
     assert document["attacks"]["membership"] == document["attacks"]["tokens"] == []
     assert "no attack here is made for that" in whys(document)["statistics"]["because"]
+
+
+def test_an_adapter_is_attacked_with_its_base_and_its_layers_are_told_as_known(place, audit, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", place / "model", target_modules=["query", "value"])
+    save_word_tokenizer(adapter)
+    files = ("--model", adapter, "--texts", place / "texts.txt", "--base", place / "model")
+    collect = ("stats", "collect", *files, "--out", tmp_path / "a.safetensors")
+    assert main([str(word) for word in collect]) == 0
+    _, printed, error = audit(*files, "--statistics", tmp_path / "a.safetensors", "--format", "json")
+    document = json.loads(printed)
+    assert document["attacks"]["membership"], error
+    assert document["attacks"]["vocabulary"] == []
+    assert "change of basis" in whys(document)["an adapter's layers"]["because"]
 
 
 def test_a_model_that_cannot_be_loaded_is_told_as_not_attacked_and_not_as_safe(audit, monkeypatch):
