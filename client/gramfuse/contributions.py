@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gramfuse.auditing.report import AuditReport
-from gramfuse.auditing.running import Auditing, current_report, require_not_refused
+from gramfuse.auditing.running import USUAL, Auditing, current_report, require_not_refused
 from gramfuse.contributing.packaging import Package
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.extras import EXTRAS
@@ -43,14 +43,14 @@ class Contributions(Projects):
         fisher: StrPath | None = None,
         base: StrPath | None = None,
         labels: Sequence[int] | None = None,
-        auditing: Auditing | None = None,
+        auditing: Auditing = USUAL,
     ) -> AuditReport:
         """Report what a push would reveal: a kept report that is current, or a new one, which is kept in the home.
 
         Nothing is sent, and nothing is refused: the report's `verdict` says what a push with the same thresholds does.
         Without the `collect` extra it rests on headers alone, and says so. Raises as `push` before it asks.
         """
-        return self._audited(self._prepare(project, model, statistics, fisher, base, labels), auditing or Auditing())
+        return self._audited(self._prepare(project, model, statistics, fisher, base, labels), auditing)
 
     def push(
         self,
@@ -62,7 +62,7 @@ class Contributions(Projects):
         confirm: Callable[[ContributionPlan], bool],
         base: StrPath | None = None,
         labels: Sequence[int] | None = None,
-        auditing: Auditing | None = None,
+        auditing: Auditing | None = USUAL,
         on_progress: OnProgress | None = None,
         timeout: float | None = None,
     ) -> ContributionDetail:
@@ -78,7 +78,7 @@ class Contributions(Projects):
             confirm: shown what leaves and what stays; anything but True sends nothing.
             base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
             labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
-            auditing: how to audit it before `confirm` is asked, as the command `push` always does; None: not at all.
+            auditing: how it is audited before `confirm` is asked; None: not at all, and nothing is refused by it.
             on_progress: told the bytes that were read, then sent.
             timeout: seconds to wait for the server's checks; None: as long as they take.
 

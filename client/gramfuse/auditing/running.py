@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from gramfuse.auditing.drafting import headers_alone
 from gramfuse.auditing.kept import KeptReports, Wanted
@@ -40,6 +41,10 @@ class Auditing:
     device: str = "auto"
     on_step: Callable[[float, str], None] = lambda _share, _what: None
     on_report: Callable[[AuditReport], None] = lambda _report: None
+
+
+USUAL: Final = Auditing()
+"""Attacks without texts, the usual thresholds; nobody is told what merely warns."""
 
 
 def current_report(
