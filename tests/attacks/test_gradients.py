@@ -73,10 +73,10 @@ def others(block, texts):
     return block.squares(texts.others[:OTHERS], drawn_labels(texts.others, 1))
 
 
-def test_sampled_labels_can_be_drawn_again_by_who_knows_the_seed_which_is_zero_by_default(encoder, block, texts):
+def test_sampled_labels_can_be_drawn_again_by_who_knows_the_seed(encoder, block, texts):
     """So the attacks with known labels are attacks on sampled labels as well, if the text's place is guessed."""
-    measured = collect_fisher(encoder.model, tweets("btc-f")[:6], tokenizer=encoder.tokenizer, device="cpu")
-    again = block.squares(texts.mine[:6], SampledLabels(0, CPU))
+    measured = collect_fisher(encoder.model, tweets("btc-f")[:6], tokenizer=encoder.tokenizer, device="cpu", seed=5)
+    again = block.squares(texts.mine[:6], SampledLabels(5, CPU))
     for name in (QUERIES, *HEAD):
         torch.testing.assert_close(measured.values[name], sum(own[name] for own in again), rtol=1e-3, atol=1e-8)
 
@@ -110,6 +110,31 @@ def test_members_are_told_by_who_knows_texts_and_labels(squares, others, public,
     inside = torch.tensor([statistic(own[QUERIES], total, public) for own in squares[: min(measured, 150)]])
     outside = torch.tensor([statistic(own[QUERIES], total, public) for own in others])
     assert auc(outside, inside) > least
+
+
+@pytest.fixture(scope="session")
+def guessed(block, texts):
+    """Squares with labels of the attacker's own drawing, the mean of two, of sixty members and sixty others."""
+    drawn = [SampledLabels(seed, CPU) for seed in (1, 2)]
+    found = []
+    for part in (texts.mine[:60], texts.others[:60]):
+        one, two = ([own[QUERIES] for own in block.squares(part, loss)] for loss in drawn)
+        found.append([(first + second) / 2 for first, second in zip(one, two, strict=True)])
+    return found
+
+
+@pytest.mark.parametrize(("measured", "least", "most"), [(10, 0.7, 0.95), (100, 0.55, 0.75)])
+def test_without_the_labels_and_their_seed_members_are_told_less_well(
+    block, texts, guessed, public, measured, least, most
+):
+    total = sum(own[QUERIES] for own in block.squares(texts.mine[:measured], SampledLabels(2**100, CPU)))
+
+    def share(squares):
+        held, usual = ((squares / whole).square().mean().log() / 2 for whole in (total, public))
+        return float(held - usual)
+
+    inside, outside = (torch.tensor([share(own) for own in part]) for part in guessed)
+    assert least < auc(outside, inside[:measured]) < most
 
 
 def test_of_ten_texts_no_members_square_exceeds_the_sum_and_every_others_does(squares, others):

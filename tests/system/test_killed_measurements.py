@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gramfuse
+from gramfuse.measuring.checkpoint import read_seed
 from gramfuse.measuring.inference import Progress
 from support.tiny import write_base, write_texts
 
@@ -56,7 +57,10 @@ getattr(gramfuse, name)(
     ("kind", "moment"), [*((kind, "measuring") for kind in MEASUREMENTS), ("Fisher information", "writing")]
 )
 def test_a_killed_run_resumes_to_identical_bytes(tmp_path, kind, moment):
-    """Killed behind its fourth batch, before that is kept; or when its fourth checkpoint has not yet got its name."""
+    """Killed behind its fourth batch, before that is kept; or when its fourth checkpoint has not yet got its name.
+
+    The seed that nobody can guess is kept, too.
+    """
     name, options = MEASUREMENTS[kind]
     folder, checkpoint = tmp_path / "model", tmp_path / "partial"
     write_base(folder)
@@ -68,11 +72,13 @@ def test_a_killed_run_resumes_to_identical_bytes(tmp_path, kind, moment):
     progress: list[Progress] = []
     run: Callable[..., Any] = getattr(gramfuse, name)
     options = options | {"batch_size": 2, "device": "cpu"}
+    seed = read_seed(checkpoint)
+    assert (seed is None) is (kind != "Fisher information")
     resumed = run(folder, texts, checkpoint=checkpoint, on_progress=progress.append, **options)
     assert len(progress) == BATCHES - 3
     assert (progress[0].resumed, progress[-1].tokens) == (3 * 2 * 7, BATCHES * 2 * 7)
     resumed.save(tmp_path / "resumed")
-    run(folder, texts, **options).save(tmp_path / "whole")
+    run(folder, texts, seed=seed, **options).save(tmp_path / "whole")
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 

@@ -46,7 +46,7 @@ class Words:
 def collect(model, texts=TEXTS, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return gramfuse.collect_fisher(model, texts, tokenizer=Words(), **options)
+        return gramfuse.collect_fisher(model, texts, tokenizer=Words(), **{"seed": 0} | options)
 
 
 def plain_loop(model, texts=TEXTS, *, seed=0):
@@ -225,6 +225,12 @@ def test_another_seed_draws_other_labels_and_the_same_seed_the_same():
     one, two, other = (collect(tiny_model("bert"), seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one.values["classifier.weight"], two.values["classifier.weight"])
     assert not torch.equal(one.values["classifier.weight"], other.values["classifier.weight"])
+
+
+def test_without_a_seed_every_run_draws_others():
+    zero, *drawn = (collect(tiny_model("bert"), seed=seed).values["classifier.weight"] for seed in (0, None, None))
+    assert not torch.equal(*drawn)
+    assert not any(torch.equal(zero, values) for values in drawn)
 
 
 def test_the_model_comes_back_as_it_was_and_frozen_parameters_are_measured_too():

@@ -11,7 +11,7 @@ import torch
 
 import gramfuse
 from gramfuse.measuring.batching import TokenizedText
-from gramfuse.measuring.checkpoint import Checkpoint, Unfinished, read_checkpoint, write_checkpoint
+from gramfuse.measuring.checkpoint import Checkpoint, Unfinished, read_checkpoint, read_seed, write_checkpoint
 from gramfuse.measuring.inference import Progress
 from gramfuse.measuring.resuming import ResumableRun, run_digest
 from gramfuse.measuring.statistics import Statistics
@@ -23,8 +23,8 @@ from support.tiny_models import tiny_model
 BATCHES = 6
 MEASUREMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Gram matrices": ("collect", {}),
-    "gradient-weighted Gram matrices": ("collect", {"weighting": "output_gradient"}),
-    "Fisher information": ("collect_fisher", {}),
+    "gradient-weighted Gram matrices": ("collect", {"weighting": "output_gradient", "seed": 7}),
+    "Fisher information": ("collect_fisher", {"seed": 7}),
     "empirical Fisher information": ("collect_fisher", {"labels": [number % 3 for number in range(2 * BATCHES)]}),
 }
 
@@ -75,14 +75,16 @@ def test_a_checkpoint_gives_back_what_was_kept(tmp_path):
         "none": torch.empty(0, dtype=torch.int32),
         "scalar": torch.tensor(2.5),
     }
-    write_checkpoint(tmp_path / "c", Checkpoint("run", 7, Unfinished({"words": ["ä"], "count": 1}, tensors)))
+    write_checkpoint(tmp_path / "c", Checkpoint("run", 7, Unfinished({"words": ["ä"], "count": 1}, tensors), 2**127))
     found = read_checkpoint(tmp_path / "c", "run")
     assert (found.run, found.batches, found.measured.document) == ("run", 7, {"words": ["ä"], "count": 1})
+    assert (found.seed, read_seed(tmp_path / "c")) == (2**127, 2**127)
     assert found.measured.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found.measured.tensors[name].dtype == tensor.dtype
         assert torch.equal(found.measured.tensors[name], tensor)
     assert read_checkpoint(tmp_path / "other", "run") is None
+    assert read_seed(tmp_path / "other") is None
 
 
 def test_a_checkpoint_of_another_run_or_version_is_not_continued(tmp_path):
@@ -154,6 +156,40 @@ def test_a_run_is_known_by_its_model_its_tokens_and_its_settings(folder):
     assert run_digest([], tiny_model("bert"), [TokenizedText([1, 2, 3])], [1]) == digests[0]
 
 
+@pytest.mark.parametrize("kind", ["gradient-weighted Gram matrices", "Fisher information"])
+def test_a_run_without_a_seed_draws_one_keeps_it_until_it_is_done_and_tells_it_to_no_file(folder, tmp_path, kind):
+    name, options = MEASUREMENTS[kind]
+    run: Callable[..., Any] = getattr(gramfuse, name)
+    texts, options = texts_of(tmp_path), options | {"batch_size": 4, "seed": None}
+    interrupted = options | {"is_cancelled": lambda: True, "checkpoint_every": timedelta(hours=1)}
+    for path in ("one", "other"):
+        with pytest.raises(CancelledError):
+            run(folder, texts, checkpoint=tmp_path / path, **interrupted)
+    seed, other = (read_seed(tmp_path / path) for path in ("one", "other"))
+    assert len({seed, other, 0, None}) == 4
+    assert min(seed, other) > 2**64
+    with pytest.raises(CancelledError):  # behind one more batch: it still has to go on
+        run(folder, texts, checkpoint=tmp_path / "one", **interrupted)
+    assert read_seed(tmp_path / "one") == seed
+    run(folder, texts, checkpoint=tmp_path / "one", **options).save(tmp_path / "resumed")
+    run(folder, texts, **options | {"seed": seed}).save(tmp_path / "whole")
+    run(folder, texts, **options | {"seed": other}).save(tmp_path / "otherwise")
+    resumed, whole, otherwise = ((tmp_path / path).read_bytes() for path in ("resumed", "whole", "otherwise"))
+    assert resumed == whole != otherwise
+    assert str(seed).encode() not in resumed
+    assert b"seed" not in resumed
+
+
+def test_what_draws_nothing_has_no_seed(folder, tmp_path):
+    texts = texts_of(tmp_path)
+    for number, options in enumerate(({}, {"labels": [0] * 2 * BATCHES})):
+        run = gramfuse.collect_fisher if options else gramfuse.collect
+        kept = {"checkpoint": tmp_path / str(number), "is_cancelled": lambda: True, "batch_size": 4}
+        with pytest.raises(CancelledError):
+            run(folder, texts, seed=3, **kept, **options)
+        assert read_seed(tmp_path / str(number)) is None
+
+
 def test_labels_and_their_places_are_part_of_a_run_of_fisher_information(folder, tmp_path):
     """Labels are drawn by place: other places would go on with other labels."""
     others = texts_of(tmp_path)
@@ -165,6 +201,8 @@ def test_labels_and_their_places_are_part_of_a_run_of_fisher_information(folder,
         gramfuse.collect_fisher(folder, [*others, longest], **options)
     with pytest.raises(ConflictError):
         gramfuse.collect_fisher(folder, [longest, *others], labels=[0] * 2 * BATCHES, **options)
+    with pytest.raises(ConflictError):
+        gramfuse.collect_fisher(folder, [longest, *others], seed=0, **options)
     with pytest.raises(ConflictError):
         gramfuse.collect(folder, [longest, *others], **options)
     with pytest.raises(CancelledError, match="2 of 3"):

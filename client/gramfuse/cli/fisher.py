@@ -20,6 +20,7 @@ from gramfuse.cli.measuring import (
     LabelFieldOption,
     MaxLengthOption,
     PairFieldOption,
+    SeedOption,
     SplitOption,
     TagsOption,
     TextFieldOption,
@@ -74,7 +75,7 @@ def fisher_command(
     ] = "sampled",
     label_field: LabelFieldOption = None,
     tags: TagsOption = None,
-    seed: Annotated[int, typer.Option(help="What the drawing of labels begins with.")] = 0,
+    seed: SeedOption = None,
     checkpoint_every: CheckpointEveryOption = 60.0,
 ) -> None:
     """Measure how much the model's predictions hang on each single weight: the Fisher information's diagonal.

@@ -47,6 +47,14 @@ TagsOption = Annotated[
     str | None, typer.Option("--tags", help="Field with a tag per word; default: tags, ner_tags, labels.")
 ]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Split of a saved DatasetDict.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="What the drawing of labels begins with; default: what nobody can guess. Whoever knows it draws the "
+        "labels of texts that they know again.",
+    ),
+]
 CheckpointEveryOption = Annotated[
     float,
     typer.Option(

@@ -21,6 +21,7 @@ from gramfuse.cli.measuring import (
     OutOption,
     OverwriteOption,
     PairFieldOption,
+    SeedOption,
     SplitOption,
     TextFieldOption,
     TextsOption,
@@ -77,7 +78,7 @@ def collect_command(
         Weighting,
         typer.Option(help="output_gradient: a row counts by the loss's gradient at its layer's output; slower."),
     ] = "none",
-    seed: Annotated[int, typer.Option(help="What the labels that weighting draws begin with.")] = 0,
+    seed: SeedOption = None,
     checkpoint_every: CheckpointEveryOption = 60.0,
 ) -> None:
     """Run a model over texts and measure the inputs of its linear layers. Nothing leaves this machine."""

@@ -15,7 +15,7 @@ from gramfuse.measuring.example_losses import ExampleLoss, SampledLabels
 from gramfuse.measuring.fisher import Fisher
 from gramfuse.measuring.inference import Progress, open_model, ready_to_run
 from gramfuse.measuring.layers import checkpoint_names
-from gramfuse.measuring.resuming import ResumableRun, run_digest
+from gramfuse.measuring.resuming import ResumableRun, run_digest, seed_of_run
 from gramfuse.measuring.squared_gradients import SquaredGradients
 from gramfuse.measuring.texts import Text
 from gramfuse_shared.contract.manifest import FisherSettings, Labels
@@ -33,7 +33,7 @@ def collect_fisher(
     max_length: int | None = None,
     device: str = "auto",
     base: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: timedelta = timedelta(minutes=1),
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -60,7 +60,8 @@ def collect_fisher(
         max_length: tokens after which a text is cut; default: what the model takes, 512 at most.
         device: "auto", "cpu", "cuda", "cuda:1", …
         base: fingerprint of the project's base model, written into the file.
-        seed: what the drawing of labels begins with.
+        seed: what the drawing of labels begins with; the same draws the same. None: what nobody can guess, and a run
+            that goes on keeps it. Whoever knows it draws the labels of known texts again.
         checkpoint: file to go on from, and to keep the progress in, as large as the model in float32; remove it once
             the result is saved. On a CPU a run that went on gives the same bytes as one that was not interrupted.
         checkpoint_every: how often it is written.
@@ -81,11 +82,12 @@ def collect_fisher(
     given = _require_given(texts, labels) if kind == "given" else None
     opened = open_model(model, tokenizer=tokenizer, device=device)
     tokenized = tokenize(opened.tokenizer, texts, opened.max_tokens(max_length), generates=opened.generates)
-    loss: ExampleLoss = (
-        given_labels(opened, texts, tokenized, given)
-        if kind == "given"
-        else SampledLabels(seed, opened.device, getattr(opened.model.config, "problem_type", None))
-    )
+    loss: ExampleLoss
+    if kind == "given":
+        seed, loss = None, given_labels(opened, texts, tokenized, given)
+    else:
+        seed = seed_of_run(seed, checkpoint)
+        loss = SampledLabels(seed, opened.device, getattr(opened.model.config, "problem_type", None))
     examples = [(number, text) for number, text in enumerate(tokenized) if text.ids and loss.has_labels(number)]
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples.sort(key=lambda numbered: numbered[1].length, reverse=True)
@@ -98,6 +100,7 @@ def collect_fisher(
             ["fisher", batch_size, base, loss.identity, [number for number, _ in examples]],
         ),
         every=checkpoint_every,
+        seed=seed,
     )
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     with ready_to_run(opened):

@@ -15,7 +15,7 @@ from gramfuse.measuring.batching import batch_inputs, tokenize
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run
 from gramfuse.measuring.layers import require_saved_layers
-from gramfuse.measuring.resuming import ResumableRun, run_digest
+from gramfuse.measuring.resuming import ResumableRun, run_digest, seed_of_run
 from gramfuse.measuring.sampled_loss import sampled_loss
 from gramfuse.measuring.sparing import Sparing, compute_nothing, output_layer
 from gramfuse.measuring.statistics import Statistics
@@ -40,7 +40,7 @@ def collect(
     share_inputs: bool = True,
     weighting: Weighting = "none",
     layers: Collection[str] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: timedelta = timedelta(minutes=1),
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -64,7 +64,7 @@ def collect(
         weighting: "output_gradient" lets a row count by the square of the loss's gradient at its layer's output, with
             labels drawn from the model's predictions; takes a backward pass, and measures each layer for itself.
         layers: weights to measure, as the folder names them; None: all. Those that are no linear layer's are left out.
-        seed: what the drawing of labels begins with.
+        seed: what the drawing of labels for `weighting` begins with, see `collect_fisher`.
         checkpoint: file to go on from, and to keep the progress in; remove it once the statistics are saved.
         checkpoint_every: how often it is written.
         on_progress: called after each batch.
@@ -83,12 +83,15 @@ def collect(
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
     folders = [path for path in (folder, adapter) if path is not None]
+    gradients = weighting != "none"
+    seed = seed_of_run(seed, checkpoint) if gradients else None
     settings = ["statistics", batch_size, base, padding, share_inputs, weighting, seed]
     settings += [] if layers is None else [sorted(layers)]
     run = ResumableRun(
         None if checkpoint is None else Path(checkpoint),
         run_digest(folders, loaded, examples, settings),
         every=checkpoint_every,
+        seed=seed,
     )
     collector = Collector(
         loaded,
@@ -102,7 +105,6 @@ def collect(
     if folder is not None:
         require_saved_layers(collector.layers, folder)
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    gradients = weighting != "none"
     # gradients come from the loss, for which everything is computed
     spared = nullcontext() if gradients or layers is None else Sparing(loaded, collector.layers).sparing()
     with collector as statistics, spared, ready_to_measure(opened, gradients=gradients):

@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from torch import nn
 
 from gramfuse.contributing.loading import ADAPTER_CONFIG_FILE
 from gramfuse.measuring.batching import TokenizedText
-from gramfuse.measuring.checkpoint import Checkpoint, Unfinished, read_checkpoint, write_checkpoint
+from gramfuse.measuring.checkpoint import Checkpoint, Unfinished, read_checkpoint, read_seed, write_checkpoint
 from gramfuse.measuring.inference import Progress
 from gramfuse_shared.errors import CancelledError
 
 Batch = TypeVar("Batch")
+
+_SEED_BITS: Final = 128
 
 
 class ResumableRun:
@@ -27,18 +30,19 @@ class ResumableRun:
         done: how many batches that were.
     """
 
-    def __init__(self, path: Path | None, run: str, *, every: timedelta) -> None:
+    def __init__(self, path: Path | None, run: str, *, every: timedelta, seed: int | None = None) -> None:
         """Look for a checkpoint of the run that `run` identifies.
 
         Args:
             path: the checkpoint's file; None to keep nothing.
             run: see `run_digest`.
             every: how often it is written.
+            seed: what the run's drawing begins with, to be kept beside it.
 
         Raises:
             ConflictError, StatisticsMalformedError: the file is of another run, or no checkpoint.
         """
-        self._path, self._run, self._every = path, run, every
+        self._path, self._run, self._every, self._seed = path, run, every, seed
         found = read_checkpoint(path, run) if path is not None else None
         self.kept: Unfinished | None = found.measured if found is not None else None
         self.done = found.batches if found is not None else 0
@@ -72,12 +76,24 @@ class ResumableRun:
             on_progress(Progress(tokens=so_far, total=total, resumed=resumed))
             cancelled = number < len(batches) and is_cancelled()
             if self._path is not None and (cancelled or time.monotonic() - written >= self._every.total_seconds()):
-                write_checkpoint(self._path, Checkpoint(self._run, number, measured()))
+                write_checkpoint(self._path, Checkpoint(self._run, number, measured(), self._seed))
                 written = time.monotonic()
             if cancelled:
                 kept = f"are kept in {self._path}" if self._path is not None else "were measured, and nothing is kept"
                 msg = f"the measurement was interrupted; {number} of {len(batches)} batches {kept}"
                 raise CancelledError(msg)
+
+
+def seed_of_run(given: int | None, checkpoint: str | Path | None) -> int:
+    """Return what a run's drawing of labels begins with: what is given, or as it began, or what nobody can guess.
+
+    Whoever knows the seed draws the labels of known texts again, so it is no part of any file that may leave.
+
+    Raises:
+        StatisticsMalformedError: there is a file, and it is no checkpoint of this version.
+    """
+    began = given if given is not None or checkpoint is None else read_seed(Path(checkpoint))
+    return secrets.randbits(_SEED_BITS) if began is None else began
 
 
 def run_digest(
