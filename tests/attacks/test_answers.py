@@ -16,6 +16,7 @@ from gramfuse.privacy.reading_rows import rows_of_texts
 from gramfuse.privacy.whitening import factor_of, whiten
 from gramfuse_shared import limits
 from gramfuse_shared.contract.calibration import BINS, bin_edge
+from gramfuse_shared.contract.metrics import DECIMALS, in_few_digits
 from gramfuse_shared.fusion.head import solve_head
 from gramfuse_shared.fusion.packing import unpack
 from gramfuse_shared.fusion.products import ProductTerm
@@ -181,6 +182,11 @@ def test_of_few_texts_histograms_tell_who_is_not_among_them_by_empty_bins(counte
     assert auc(torch.tensor(missing[20:]), torch.tensor(missing[:20])) > 0.6
 
 
+def leaving(logits, true):
+    """The metrics as an answer has them."""
+    return in_few_digits(score_classes(logits, true))
+
+
 @pytest.mark.parametrize(("requests", "least"), [(1, 0.65), (4, 1.0)])
 def test_losses_of_models_that_differ_little_give_the_labels_of_a_hundred_known_texts(requests, least):
     """Two labels, the least number of texts that the default policy lets be counted, and 32 models a request. Each loss
@@ -191,9 +197,24 @@ def test_losses_of_models_that_differ_little_give_the_labels_of_a_hundred_known_
     models = requests * limits.MAX_REQUEST_MODELS
     predicted = [near + 0.3 * torch.randn(100, 2, generator=generator) for _ in range(models)]
     costs = torch.stack([-own.double().log_softmax(1) for own in predicted])  # [models, texts, labels]
-    losses = torch.tensor([score_classes(own, true)["loss"] for own in predicted], dtype=torch.float64)
+    losses = torch.tensor([leaving(own, true)["loss"] for own in predicted], dtype=torch.float64)
     # y = ½ + q for the second label: Σᵢ costs₀ + yᵢ(costs₁ − costs₀) = 100·loss
     gaps = costs[:, :, 1] - costs[:, :, 0]
     known = 100 * losses - costs.mean(2).sum(1)
     guess = torch.linalg.lstsq(gaps, known[:, None], driver="gelsd").solution[:, 0] > 0
     assert float((guess == true.bool()).double().mean()) >= least
+
+
+def test_one_exact_loss_would_give_sixteen_labels_and_its_four_decimals_leave_a_hundred_guesses():
+    """Who knows the other 84 of a hundred labels tries all 2¹⁶. The answer's other metrics are not looked at here."""
+    generator = torch.Generator().manual_seed(0)
+    true, logits = torch.randint(2, (100,), generator=generator), torch.randn(100, 2, generator=generator)
+    costs = -logits.double().log_softmax(1)  # [texts, labels]
+    known = costs[16:].gather(1, true[16:, None]).sum()
+    bits = (torch.arange(2**16)[:, None] >> torch.arange(16)) & 1  # [guesses, texts]
+    guesses = (known + costs[:16, 0].sum() + bits.double() @ (costs[:16, 1] - costs[:16, 0])) / 100
+    exact = score_classes(logits, true)["loss"]
+    near = (guesses - exact).abs() < 1e-12
+    assert bits[near].tolist() == [true[:16].tolist()]
+    alike = (guesses - leaving(logits, true)["loss"]).abs() <= 0.5 * 10.0**-DECIMALS
+    assert 60 < int(alike.sum()) < 250

@@ -1,4 +1,4 @@
-"""What the client computes, shows and keeps when it answers `head`, `refit` and `calibration`; no server runs."""
+"""What the client computes, shows and keeps when it answers requests but those for Gram matrices; no server runs."""
 
 import json
 from dataclasses import replace
@@ -13,6 +13,7 @@ from gramfuse.answering.configuration import LocalTexts, Participation
 from gramfuse.answering.kept import KeptAnswers
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.evaluating.calibration import collect_calibration
+from gramfuse.evaluating.evaluation import evaluate
 from gramfuse.measuring.head import HeadStatistics, collect_head
 from gramfuse.measuring.refit import collect_refit
 from gramfuse_shared.contract.answer_rules import require_answer_allowed
@@ -104,6 +105,17 @@ def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, t
     prepared = compute(replace(given, base_folder=desk / "base"), own)
     expected = collect_head(desk / "merged", tmp_path / "whole", texts_of(desk), device="cpu")
     torch.testing.assert_close(HeadStatistics.load(prepared.file).product, expected.product, atol=1e-4, rtol=1e-4)
+
+
+def test_of_scores_four_digits_leave_and_these_are_shown(desk, tmp_path):
+    texts = [json.loads(line) for line in (desk / "labelled.jsonl").read_text().splitlines()]
+    exact = evaluate(desk / "merged", [one["text"] for one in texts], [one["label"] for one in texts]).metrics
+    given = assignment(desk, tmp_path / "evaluate-1", "evaluate", Policy(requests=("evaluate",)))
+    prepared = compute(given, participation(desk))
+    leaving = prepared.answer.scores[0].metrics
+    assert leaving == {name: round(value, 4) for name, value in exact.items()}
+    assert leaving["loss"] != exact["loss"]
+    assert all(f"{name.replace('_', ' ')} {value}" in str(prepared) for name, value in leaving.items())
 
 
 def test_an_adapter_is_scored_as_the_whole_model_that_it_makes_of_the_base(desk, tmp_path):

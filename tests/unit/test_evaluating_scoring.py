@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from gramfuse.evaluating.language import TextLoss
 from gramfuse.evaluating.scoring import names_entities, score_classes, score_label_sets, score_tags, score_texts
-from gramfuse_shared.contract.metrics import Metrics
+from gramfuse_shared.contract.metrics import Metrics, in_few_digits
 from gramfuse_shared.errors import WeightsInvalidError
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -163,6 +163,25 @@ def test_a_perplexity_beyond_doubles_is_left_out_and_a_loss_that_is_not_finite_i
     assert score_texts([TextLoss(9000.0, 1, 0)]) == {"loss": 9000.0, "accuracy": 0.0}
     with pytest.raises(WeightsInvalidError, match="NaN"):
         score_texts([TextLoss(math.nan, 1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "leaving"),
+    [
+        ("f1", 2 / 3, 0.6667),
+        ("accuracy", 0.99999, 1.0),
+        ("loss", 0.000049, 0.0),
+        ("loss", 12.345678, 12.3457),
+        ("perplexity", 1.00004, 1.0),
+        ("perplexity", 12345.678, 12350.0),
+        ("perplexity", 1.23456e299, 1.235e299),
+    ],
+)
+def test_what_leaves_of_a_metric_are_four_decimals_of_a_perplexity_four_digits(name, value, leaving):
+    found = in_few_digits({name: value})
+    assert found == {name: leaving}
+    assert TypeAdapter(Metrics).validate_python(found) == found
+    assert in_few_digits(found) == found
 
 
 @pytest.mark.parametrize(

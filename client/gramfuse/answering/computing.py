@@ -30,6 +30,7 @@ from gramfuse.measuring.own_blocks import put_own_blocks
 from gramfuse.measuring.refit import collect_refit
 from gramfuse.measuring.texts import Fields, Text, read_texts
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
+from gramfuse_shared.contract.metrics import in_few_digits
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import WHY_NOT_REFIT, layers_that_may_be_refit, require_histograms_may_leave
 from gramfuse_shared.contract.requests import Answer, AskedKind, ModelScore, RequestInfo, require_request_allowed
@@ -101,7 +102,7 @@ def _evaluate(assignment: Assignment, participation: Participation, run: Mapping
     scores = []
     for name, model in models:
         found = _evaluated(model, held_out, run)
-        scores.append(ModelScore(model=name, examples=found.distinct_examples, metrics=dict(found.metrics)))
+        scores.append(ModelScore(model=name, examples=found.distinct_examples, metrics=in_few_digits(found.metrics)))
     return PreparedAnswer(_document(assignment, scores=tuple(scores)))
 
 

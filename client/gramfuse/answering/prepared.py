@@ -236,5 +236,5 @@ def _describe_question(asked: RequestInfo) -> str:
 
 
 def _describe_score(score: ModelScore) -> str:
-    metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in score.metrics.items())
+    metrics = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in score.metrics.items())
     return f"{score.model or 'your own model'} on {score.examples:,} of your held-out texts: {metrics}"

@@ -18,6 +18,9 @@ tags name entities, else the mean over the classes that occur among the labels; 
 
 LOWER_IS_BETTER: Final[frozenset[MetricName]] = frozenset({"loss", "perplexity"})
 
+DECIMALS: Final = 4
+"""Of every metric that leaves, but perplexity: so many of its significant digits, which tell no more than its loss."""
+
 _LEAST: Final[Mapping[MetricName, float]] = {"perplexity": 1.0}
 _UNBOUNDED: Final[frozenset[MetricName]] = frozenset({"loss", "perplexity"})
 
@@ -30,6 +33,14 @@ def require_possible(metrics: Mapping[MetricName, float]) -> Mapping[MetricName,
             msg = f"{name} must be at least {least:g}" + ("" if name in _UNBOUNDED else f" and at most {most:g}")
             raise ValueError(msg)
     return metrics
+
+
+def in_few_digits(metrics: Mapping[MetricName, float]) -> dict[MetricName, float]:
+    """Return metrics as they may leave: who knows the texts has in each digit of a loss a piece of an equation."""
+    return {
+        name: float(f"{value:.{DECIMALS}g}") if name == "perplexity" else round(value, DECIMALS)
+        for name, value in metrics.items()
+    }
 
 
 Metrics = Annotated[Mapping[MetricName, FiniteFloat], Field(min_length=1), AfterValidator(require_possible)]
