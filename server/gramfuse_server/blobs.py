@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ CHUNK_BYTES: Final = 4 * limits.MIB
 WHOLE_BYTES: Final = 64 * limits.MIB
 """A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
+_HARDLY: Final = timedelta(seconds=5)
 _UNFINISHED: Final = re.compile(r"#\d+$")
 
 
@@ -141,31 +142,40 @@ class Blobs:
                     deleted += 1
         return deleted
 
-    def probe(self, name: str) -> None:
-        """Write, read and delete a small blob.
+    def probe(self, name: str, *, folder: str = "probes/") -> datetime:
+        """Write, read and delete a small blob; return when it was written by the store's clock.
 
         Raises:
             OSError: the store does not answer as it should.
         """
-        key = f"probes/{name}"
+        key = f"{folder}{name}"
         try:
             obstore.put(self.store, key, _PROBE, use_multipart=False)
-            found = bytes(obstore.get(self.store, key).bytes())
+            got = obstore.get(self.store, key)
+            written, found = got.meta["last_modified"], bytes(got.bytes())
             self.delete(key)
         except (BaseError, OSError) as error:
             raise OSError(str(error).partition("\n")[0]) from error
         if found != _PROBE:
             msg = "the blob store returned other bytes than were written"
             raise OSError(msg)
+        return written
 
 
-def open_blobs(url: str) -> Blobs:
+def open_blobs(url: str, *, patient: bool = True) -> Blobs:
     """Open the blob store of a URL; a local folder is created.
+
+    Args:
+        url: where it is.
+        patient: whether a store that does not answer is asked again for minutes, as work wants it, or hardly.
 
     Raises:
         ConfigurationError: the URL names no store that is known, or one that cannot be opened.
     """
     options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else {}
+    if not patient and not url.startswith("file:"):
+        # client options are not for this: given, they would be in place of the AWS_… variables
+        options["retry_config"] = {"max_retries": 1, "retry_timeout": _HARDLY}
     try:
         return Blobs(from_url(url, **options))
     except (BaseError, ValueError, OSError) as error:

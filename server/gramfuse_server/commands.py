@@ -23,6 +23,7 @@ from gramfuse_server import audit_log, schema
 from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import Database, insert_if_absent, open_database, reading, require_answer, transaction
+from gramfuse_server.doctor.command import doctor
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
@@ -46,6 +47,7 @@ cli.add_typer(database_commands, name="db")
 cli.add_typer(token_commands, name="token")
 cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
+cli.command()(doctor)
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.database import Database, database_url
@@ -141,6 +141,13 @@ def migrate(settings: Settings) -> None:
     """Create or upgrade DBOS' own tables, beside ours."""
     _quiet()
     DBOS.migrate(_url(settings), schema=_SCHEMA)
+
+
+def is_migrated(database: Database) -> bool:
+    """Tell whether DBOS' own tables are there."""
+    with database.read.connect() as connection:
+        schema = None if connection.dialect.name == "sqlite" else _SCHEMA
+        return inspect(connection).has_table("workflow_status", schema=schema)
 
 
 def worker_configuration(settings: Settings, executor: str) -> DBOSConfig:

@@ -1,5 +1,6 @@
 """The story once more with the bytes in an S3 store: the worker reads tensors by ranges, and nothing lies elsewhere."""
 
+import json
 import re
 
 import gramfuse
@@ -28,6 +29,10 @@ def test_with_s3_everything_lies_in_the_bucket_and_is_read_by_ranges(tmp_path, m
                 assert (job.state, job.total_tasks > 1) == ("succeeded", True)
                 merged = client.pull(PROJECT, "regmean-1", tmp_path / "merged")
             gramfuse.verify(merged, home=client.home)
+
+            told = json.loads(deployment.operator("doctor", "--format", "json"))["checks"]
+            verdicts = {check["name"]: check["verdict"] for check in told}
+            assert verdicts["blob store"] == verdicts["clock, blob store"] == verdicts["workers"] == "ok"
 
             # nothing but scratch and settings lies on the server's disk
             left = [path.name for path in (deployment.folder / "server").rglob("*") if path.is_file()]

@@ -1,0 +1,91 @@
+"""Checks of what the server is told: its settings, and the key that it signs receipts with."""
+
+import os
+import stat
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from gramfuse_server.database import database_url
+from gramfuse_server.doctor.findings import Finding, failed, ok, warning
+from gramfuse_server.receipt_key import load_key
+from gramfuse_server.settings import Settings
+from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.signatures import public_key
+
+_NOT_THE_SERVERS: Final = frozenset(
+    {
+        *("GRAMFUSE_HOME", "GRAMFUSE_URL", "GRAMFUSE_TOKEN", "GRAMFUSE_ALLOW_HTTP", "GRAMFUSE_AUDIT_THRESHOLDS"),
+        "GRAMFUSE_DB_PASSWORD",  # the compose file's
+    }
+)
+_SIMILAR: Final = 0.85  # as difflib counts: GRAMFUSE_BLOB and GRAMFUSE_BLOBS are, GRAMFUSE_URL and any setting are not
+
+
+def check_settings(settings: Settings, variables: Iterable[str]) -> Finding:
+    """Say where everything lies; warn of variables that look like a setting and are none.
+
+    Args:
+        settings: as they were read.
+        variables: the names in the environment.
+    """
+    places = f"home {settings.server_home}, database {describe_database(settings)}, blobs {describe_store(settings)}"
+    known = {f"GRAMFUSE_{name.upper()}" for name in Settings.model_fields}
+    unknown = sorted({name for name in variables if name.startswith("GRAMFUSE_")} - known - _NOT_THE_SERVERS)
+    meant = {name: get_close_matches(name, known, n=1, cutoff=_SIMILAR) for name in unknown}
+    misspelt = [f"{name} is no setting, {near[0]} is" for name, near in meant.items() if near]
+    if misspelt:
+        return warning("settings", f"{places}; {', '.join(misspelt)}", "correct the variable's name, or remove it")
+    return ok("settings", places)
+
+
+def describe_database(settings: Settings) -> str:
+    """Name the database without its password."""
+    try:
+        url = database_url(settings.database_url)
+        return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    except ConfigurationError:
+        return "unreadable"
+
+
+def describe_store(settings: Settings) -> str:
+    """Name the blob store without anything that a URL could hold beside its place."""
+    parts = urlsplit(settings.blobs)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def check_key(path: Path, *, user: int) -> Finding:
+    """The receipt key is there, can be read, and nobody but its owner may read or change it.
+
+    Args:
+        path: where it should lie.
+        user: the id of the user whom the server runs as.
+    """
+    name = "receipt key"
+    try:
+        status = path.stat()
+        key = load_key(path)
+    except FileNotFoundError:
+        return failed(name, f"{path} is not there", "run `gramfuse-server init`, or correct GRAMFUSE_RECEIPT_KEY")
+    except OSError as error:
+        return failed(name, f"{path} cannot be read: {error.strerror}", _run_as_owner())
+    except ConfigurationError as error:
+        advice = (
+            "restore the key from a backup: a new one is another identity, which clients that pinned this one refuse"
+        )
+        return failed(name, error.message, advice)
+    mode, owner = stat.S_IMODE(status.st_mode), status.st_uid
+    found = f"{public_key(key)} in {path}, mode {mode:04o}, owner {owner}"
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        return failed(name, f"{found}: others than its owner may read or change it", f"run `chmod 600 {path}`")
+    if mode & stat.S_IRGRP:
+        return warning(name, f"{found}: its group may read it", f"run `chmod 600 {path}`, unless the group is meant")
+    if owner not in {user, 0}:
+        return warning(name, f"{found}, while this runs as {user}", "run the doctor as the server's user")
+    return ok(name, found)
+
+
+def _run_as_owner() -> str:
+    return f"give the file to the server's user (this is {os.geteuid()}), or run the doctor as that user"

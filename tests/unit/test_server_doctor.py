@@ -1,0 +1,414 @@
+"""The doctor's checks, each with what it finds where all is well and where it is not."""
+
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import SecretStr
+
+from gramfuse_server import receipt_key
+from gramfuse_server.blobs import open_blobs
+from gramfuse_server.clock import system_clock
+from gramfuse_server.database import open_database
+from gramfuse_server.doctor.clocks import check_clock
+from gramfuse_server.doctor.command import table
+from gramfuse_server.doctor.configuration import check_key, check_settings
+from gramfuse_server.doctor.database import Work, check_database, check_schema, check_versions, check_workers
+from gramfuse_server.doctor.device import check_device
+from gramfuse_server.doctor.examination import examine
+from gramfuse_server.doctor.findings import Finding, failed, masked, ok, secrets_of, warning, worst
+from gramfuse_server.doctor.storage import Need, check_disk, check_round_trip, examine_disks, examine_store
+from gramfuse_server.settings import Settings
+from gramfuse_server.tables import WorkerRow
+from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.limits import GIB
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LEASE = timedelta(seconds=5)
+NOBODY = 65534
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(server_home=tmp_path)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_say_where_everything_lies_without_a_password(tmp_path):
+    settings = Settings(
+        server_home=tmp_path,
+        database_url=SecretStr("postgresql://user:hunter2@db/gramfuse"),
+        blobs="https://key:s3cret@store.example/bucket?signature=abcdef",
+    )
+    found = check_settings(settings, ["PATH", "GRAMFUSE_DATABASE_URL"])
+    assert found.verdict == "ok"
+    assert "postgresql://user:***@db/gramfuse" in found.found
+    assert "https://store.example/bucket" in found.found
+    assert not [word for word in ("hunter2", "s3cret", "abcdef") if word in found.found]
+
+
+def test_a_misspelt_variable_is_told_with_the_setting_that_was_meant(settings):
+    found = check_settings(settings, ["GRAMFUSE_DATABSE_URL", "GRAMFUSE_HOME", "GRAMFUSE_URL", "GRAMFUSE_ELSE"])
+    assert found.verdict == "warning"
+    assert "GRAMFUSE_DATABSE_URL is no setting, GRAMFUSE_DATABASE_URL is" in found.found
+    assert "GRAMFUSE_ELSE" not in found.found
+    assert "GRAMFUSE_HOME" not in found.found
+
+
+def test_settings_that_cannot_be_read_end_the_examination_with_the_variable():
+    def load() -> Settings:
+        raise ConfigurationError("GRAMFUSE_PART_BYTES must be a whole number, not hunter2")
+
+    (found,) = examine(load, {"SOME_PASSWORD": "hunter2"})
+    assert (found.name, found.verdict) == ("settings", "failed")
+    assert found.found == "GRAMFUSE_PART_BYTES must be a whole number, not ***"
+
+
+# --- receipt key ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path) -> Path:
+    receipt_key.create_key(tmp_path / "receipt-key.pem")
+    return tmp_path / "receipt-key.pem"
+
+
+def test_a_receipt_key_as_init_makes_it_is_well(key):
+    found = check_key(key, user=os.geteuid())
+    assert found.verdict == "ok"
+    assert f"mode 0600, owner {os.geteuid()}" in found.found
+    assert "PRIVATE" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict"), [(0o400, "ok"), (0o640, "warning"), (0o644, "failed"), (0o660, "failed"), (0o602, "failed")]
+)
+def test_who_else_may_read_or_change_the_receipt_key_is_told_with_the_command(key, mode, verdict):
+    key.chmod(mode)
+    found = check_key(key, user=os.geteuid())
+    assert found.verdict == verdict
+    assert ("chmod 600" in found.advice) == (verdict != "ok")
+
+
+def test_a_receipt_key_that_is_missing_or_none_is_told(key):
+    assert "gramfuse-server init" in check_key(key.with_name("other.pem"), user=0).advice
+    key.write_text("nonsense")
+    found = check_key(key, user=0)
+    assert found.verdict == "failed"
+    assert "backup" in found.advice
+
+
+def test_a_receipt_key_of_another_user_is_told(key, as_nobody):
+    if as_nobody.was_root:
+        os.chown(key, NOBODY, -1)
+    assert check_key(key, user=os.geteuid() + 1).verdict == "warning"
+
+
+# --- disks and the blob store -----------------------------------------------------------------------------------------
+
+
+class AsNobody:
+    """Acts as a user who is not root, for whom modes count; its folder is one that this user may enter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.was_root = os.geteuid() == 0
+
+    def __enter__(self) -> None:
+        if self.was_root:
+            os.seteuid(NOBODY)
+
+    def __exit__(self, *_: object) -> None:
+        if self.was_root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[AsNobody]:
+    with tempfile.TemporaryDirectory(prefix="gramfuse-doctor-") as folder:
+        Path(folder).chmod(0o755)
+        yield AsNobody(Path(folder))
+
+
+def test_a_blob_store_takes_gives_and_deletes_and_nothing_is_left(tmp_path):
+    blobs = open_blobs((tmp_path / "blobs").as_uri())
+    store, clock = check_round_trip(blobs, "here", tmp_path / "blobs", system_clock)
+    assert (store.verdict, clock.verdict) == ("ok", "ok")
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+def test_a_blob_folder_that_is_read_only_fails_and_says_what_is_needed(as_nobody):
+    folder = as_nobody.folder / "blobs"
+    folder.mkdir(mode=0o555)
+    blobs = open_blobs(folder.as_uri())
+    with as_nobody:
+        (found,) = check_round_trip(blobs, "here", folder, system_clock)
+    assert found.verdict == "failed"
+    assert "cannot be written and read: " in found.found
+    assert "owner and mode" in found.advice
+
+
+def test_a_blob_folder_of_another_user_is_told_since_the_api_may_not_be_root(as_nobody):
+    folder = as_nobody.folder / "blobs"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    blobs = open_blobs(folder.as_uri())
+    with as_nobody:
+        found, _ = check_round_trip(blobs, "here", folder, system_clock)
+    assert found.verdict == ("warning" if as_nobody.was_root else "ok")
+    assert ("run the doctor as that user" in found.advice) == as_nobody.was_root
+
+
+def test_a_blob_folder_that_is_missing_is_not_made_by_the_doctor(tmp_path, as_nobody):
+    settings = Settings(server_home=tmp_path)
+    (found,) = examine_store(settings, system_clock)
+    assert found.verdict == "warning"
+    assert list(tmp_path.iterdir()) == []
+    as_nobody.folder.chmod(0o555)
+    with as_nobody:
+        (found,) = examine_store(Settings(server_home=as_nobody.folder / "home"), system_clock)
+    assert (found.verdict, "cannot be made" in found.found) == ("failed", True)
+    (tmp_path / "blobs").touch()
+    (found,) = examine_store(settings, system_clock)
+    assert found.verdict == "failed"
+
+
+def test_a_blob_store_of_no_kind_fails(tmp_path):
+    (found,) = examine_store(Settings(server_home=tmp_path, blobs="nowhere://x"), system_clock)
+    assert (found.verdict, "GRAMFUSE_BLOBS" in found.found) == ("failed", True)
+
+
+def test_an_object_store_that_does_not_answer_fails_within_seconds(tmp_path, monkeypatch):
+    for name, value in (("ENDPOINT", "http://127.0.0.1:1"), ("ALLOW_HTTP", "true"), ("REGION", "x")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    began = system_clock()
+    findings = examine_store(Settings(server_home=tmp_path, blobs="s3://bucket/x"), system_clock)
+    assert system_clock() - began < timedelta(seconds=10)
+    assert [finding.verdict for finding in findings] == ["failed"]
+    assert "builder" not in findings[0].found, "the variables count"
+    assert "AWS_" in findings[0].advice
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(0, "failed"), (GIB - 1, "failed"), (GIB, "warning"), (2 * GIB, "ok")])
+def test_a_disk_is_full_nearly_full_or_has_room(tmp_path, free, verdict):
+    need = Need(GIB, 2 * GIB, "GRAMFUSE_SCRATCH")
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return SimpleNamespace(total=10 * GIB, free=free)
+
+    found = check_disk("disk", tmp_path / "not" / "there", need, usage)
+    assert found.verdict == verdict
+    assert asked == [tmp_path], "of the folder in which it would be made"
+    assert ("GRAMFUSE_SCRATCH" in found.advice) == (verdict != "ok")
+
+
+def test_a_full_disk_fails_for_everything_that_lies_on_this_machine_and_for_nothing_else(tmp_path):
+    def full(_):
+        return SimpleNamespace(total=GIB, free=0)
+
+    here = examine_disks(Settings(server_home=tmp_path), full)
+    assert {finding.name: finding.verdict for finding in here} == dict.fromkeys(
+        ("disk, scratch", "disk, blobs", "disk, database"), "failed"
+    )
+    elsewhere = Settings(server_home=tmp_path, database_url=SecretStr("postgresql://db/x"), blobs="s3://b/x")
+    assert [finding.name for finding in examine_disks(elsewhere, full)] == ["disk, scratch"]
+
+
+def test_a_disk_that_cannot_be_asked_fails(tmp_path):
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    assert check_disk("disk", tmp_path, Need(1, 2, "X"), broken).verdict == "failed"
+
+
+def test_a_database_file_that_is_read_only_is_told(as_nobody):
+    url = SecretStr(f"sqlite:///{as_nobody.folder}/gramfuse.sqlite")
+    made = open_database(url, create=True)
+    assert check_database(made).verdict == "ok"
+    made.close()
+    (as_nobody.folder / "gramfuse.sqlite").chmod(0o444)
+    as_nobody.folder.chmod(0o555)
+    opened = open_database(url)
+    with as_nobody:
+        found = check_database(opened)
+    opened.close()
+    assert found.verdict == "failed"
+    assert found.advice
+
+
+# --- schema, clocks, workers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("revision", "verdict", "advice"),
+    [
+        ("0007", "ok", ""),
+        ("0006", "failed", "gramfuse-server db upgrade"),
+        (None, "failed", "gramfuse-server init"),
+        ("0008", "failed", "install the version"),
+    ],
+)
+def test_a_schema_of_another_version_fails_with_the_command_that_helps(revision, verdict, advice):
+    found = check_schema(revision, "0007")
+    assert found.verdict == verdict
+    assert advice in found.advice
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [(0, "ok"), (2.9, "ok"), (-2.9, "ok"), (4, "warning"), (-299, "warning"), (301, "failed")]
+)
+def test_clocks_may_differ_by_seconds_and_no_more(seconds, verdict):
+    found = check_clock("clock", NOW + timedelta(seconds=seconds), NOW)
+    assert found.verdict == verdict
+    if verdict != "ok":
+        assert ("behind" if seconds < 0 else "ahead") in found.found
+        assert "NTP" in found.advice
+
+
+def worker(name="w1", *, age=0.0, version="1") -> WorkerRow:
+    beat = NOW - timedelta(seconds=age)
+    return WorkerRow(id=name, host="h", device="cpu (2 threads)", version=version, heartbeat_at=beat, stopped_at=None)
+
+
+def test_workers_that_are_alive_are_named():
+    found = check_workers(Work([worker(), worker("w2", age=3), worker("w3", age=60)], waiting=2), NOW, LEASE)
+    assert found.verdict == "ok"
+    assert found.found == "2 alive: w1 on cpu (2 threads), w2 on cpu (2 threads); 2 uploads or jobs wait"
+
+
+@pytest.mark.parametrize(("waiting", "verdict"), [(0, "warning"), (1, "failed")])
+def test_no_worker_is_a_warning_and_a_failure_where_work_waits(waiting, verdict):
+    for workers in ([], [worker(age=60)]):
+        found = check_workers(Work(workers, waiting), NOW, LEASE)
+        assert found.verdict == verdict
+        assert "none is alive" in found.found
+        assert "gramfuse-server worker" in found.advice
+        assert ("w1, 60 s ago" in found.found) == bool(workers)
+
+
+def test_workers_of_another_version_are_told_and_dead_ones_do_not_count():
+    workers = Work([worker(version="2"), worker("w2", version="1", age=60)], waiting=0)
+    found = check_versions(workers, NOW, LEASE, version="1")
+    assert (found.verdict, "this is 1, workers run 2" in found.found) == ("warning", True)
+    assert check_versions(workers, NOW, LEASE, version="2").verdict == "ok"
+    assert check_versions(Work([], 0), NOW, LEASE, version="2").verdict == "ok"
+
+
+# --- device -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_torch(monkeypatch):
+    """A torch that sees what a test says: no machine of the suite has every device."""
+    torch = pytest.importorskip("torch")
+
+    def see(*, available=False, built="13.0", memory=None):
+        def mem_get_info(_):
+            if memory is None:
+                raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nmore lines")
+            return memory
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(torch.version, "cuda", built)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+
+    return see
+
+
+def test_without_torch_the_device_is_nobodys_business(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = check_device("cuda")
+    assert (found.verdict, "gramfuse[worker]" in found.found) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "built", "why"),
+    [
+        ("cpu", "13.0", "GRAMFUSE_DEVICE says so"),
+        ("auto", None, "built without CUDA"),
+        ("auto", "13.0", "sees no CUDA device"),
+    ],
+)
+def test_a_cpu_is_told_with_its_reason(fake_torch, choice, built, why):
+    fake_torch(built=built)
+    found = check_device(choice, drivers=())
+    assert found.verdict == "ok"
+    assert found.found.startswith("cpu, ")
+    assert found.found.endswith(why) or f"because this torch is {why}" in found.found
+
+
+def test_a_cpu_beside_an_nvidia_driver_is_a_warning_unless_it_was_chosen(fake_torch, tmp_path):
+    fake_torch()
+    assert check_device("auto", drivers=(tmp_path,)).verdict == "warning"
+    assert check_device("cpu", drivers=(tmp_path,)).verdict == "ok"
+
+
+def test_cuda_that_was_asked_for_and_is_not_there_fails(fake_torch):
+    fake_torch()
+    assert check_device("cuda", drivers=()).verdict == "failed"
+
+
+def test_a_cuda_device_is_told_with_its_memory_and_a_busy_one_fails(fake_torch):
+    fake_torch(available=True, memory=(7 * GIB, 80 * GIB))
+    assert check_device("auto").found == "cuda, Test GPU, 7.0 of 80.0 GiB free"
+    fake_torch(available=True)
+    busy = check_device("auto")
+    assert (busy.verdict, busy.found) == (
+        "failed",
+        "CUDA does not start: CUDA error: all CUDA-capable devices are busy",
+    )
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_masked_wherever_they_come_from(tmp_path):
+    variables = {
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+        "AWS_SESSION_TOKEN": "FwoGZXIvYXdz",
+        "GRAMFUSE_DB_PASSWORD": "hunter2",
+        "HTTPS_PROXY": "http://user:proxypass@proxy:3128",
+        "SHORT_TOKEN": "a",
+        "PATH": "/bin",
+    }
+    settings = Settings(server_home=tmp_path, database_url=SecretStr("postgresql://u:other%21pass@db/x"))
+    said = "wJalrXUtnFEMI FwoGZXIvYXdz hunter2 proxypass other%21pass a /bin"
+    (found,) = masked([Finding("x", "failed", said, said)], secrets_of(variables, settings))
+    assert found.found == found.advice == "*** *** *** *** *** a /bin"
+
+
+def test_a_secret_within_another_leaves_no_rest():
+    (found,) = masked([ok("x", "hunter2hunter2")], {"hunter2", "hunter2hunter2"})
+    assert found.found == "***"
+
+
+def test_the_worst_verdict_counts():
+    good, bad, worse = ok("a", ""), warning("b", "", "x"), failed("c", "", "x")
+    assert [worst([]), worst([good]), worst([bad, good]), worst([good, worse, bad])] == [
+        "ok", "ok", "warning", "failed",
+    ]  # fmt: skip
+
+
+def test_the_table_wraps_at_the_terminals_width_and_never_otherwise():
+    findings = [ok("short", "fine"), failed("a longer name", "word " * 30, "do " * 30)]
+    assert len(table(findings, width=None)) == 3
+    wrapped = table(findings, width=60)
+    assert len(wrapped) > 6
+    assert all(line.startswith(" ") for line in wrapped[2:])
+
+
+def test_a_key_file_made_by_init_is_closed_to_others(key):
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
