@@ -8,6 +8,7 @@ from gramfuse.auditing.report import AuditReport
 from gramfuse.auditing.running import USUAL, Auditing, current_report, require_not_refused
 from gramfuse.contributing.packaging import Package
 from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.contributing.sent_before import SentBefore
 from gramfuse.extras import EXTRAS
 from gramfuse.progress import OnProgress, begin_check
 from gramfuse.projects import Projects, StrPath
@@ -68,7 +69,8 @@ class Contributions(Projects):
     ) -> ContributionDetail:
         """Send a fine-tuned model and its statistics; return the contribution once the server accepted it.
 
-        Only what the project's policy allows is sent. A rerun sends only the parts that are missing.
+        Only what the project's policy allows is sent. A rerun sends only the parts that are missing. The home remembers
+        which project the weights went to, and the plan warns of the next one.
 
         Args:
             project: the project.
@@ -102,6 +104,7 @@ class Contributions(Projects):
             raise NotConfirmedError(msg)
         package = prepared.package(on_progress)
         self._count_release(prepared)
+        SentBefore(self.home).remember(prepared.sent)
         sent = pushing.send(
             self._transport,
             package,
@@ -179,6 +182,8 @@ class Contributions(Projects):
             base_folder=Path(base) if base is not None else self.home.base_folder(found.base),
             fisher=None if fisher is None else Path(fisher),
             labels=labels,
+            before=SentBefore(self.home),
+            url=self.url,
         )
 
     def _audited(self, prepared: pushing.Prepared, auditing: Auditing) -> AuditReport:

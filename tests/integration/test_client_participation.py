@@ -223,6 +223,40 @@ def test_content_that_was_withdrawn_can_be_pushed_again(globex, project, tuned):
     assert (first.manifest.generation, second.manifest.generation) == (1, 2)
 
 
+def test_weights_that_were_pushed_to_one_project_are_warned_of_before_another_one_gets_them(
+    acme, globex, project, base, tuned
+):
+    other = OPEN.model_copy(update={"heads": "private"})
+    with acme.client() as client:
+        client.create_project("news", base=base, policy=other)
+        client.invite("acme.news", "globex")
+    shown = []
+
+    def push(client, to, *, answer=True):
+        return client.push(to, model=tuned, confirm=lambda plan: shown.append(str(plan)) or answer)
+
+    with globex.client() as client:
+        client.accept_policy("acme.news", client.policy("acme.news").digest)
+        with pytest.raises(NotConfirmedError):
+            push(client, project, answer=False)
+        push(client, project)
+        push(client, "acme.news")
+        push(client, project)
+        told = client.plan(project, model=tuned).to_json()["warnings"]
+    warned = ["you pushed these weights to" in text for text in shown]
+    assert warned == [False, False, True, True]
+    assert "pushed these weights to acme.tweets before" in shown[2]
+    assert any("pushed these weights to acme.news before" in warning for warning in told)
+
+
+def test_a_push_that_broke_off_counts_as_sent(globex, project, tuned):
+    globex.wire.breaks_at = lambda request: "/parts/" in request.url.path
+    with globex.client() as client, pytest.raises(TransportError):
+        client.push(project, model=tuned, confirm=yes)
+    (file,) = (globex.home.path / "sent").iterdir()
+    assert json.loads(file.read_text())["project"] == project
+
+
 @pytest.mark.parametrize("answer", [False, None, "yes"])
 def test_without_a_clear_yes_nothing_is_sent(globex, project, tuned, answer):
     with globex.client() as client, pytest.raises(NotConfirmedError):

@@ -9,6 +9,7 @@ from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import Draft, draft_contribution
 from gramfuse.contributing.packaging import Package, build_package, leaving_files
 from gramfuse.contributing.plan import ContributionPlan
+from gramfuse.contributing.sent_before import Sent, SentBefore
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts
@@ -34,7 +35,10 @@ _MAX_GENERATIONS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A push that was decided and not yet confirmed: nothing but headers has been read."""
+    """A push that was decided and not yet confirmed: headers have been read, and beginnings of tensors.
+
+    `sent` is what the home remembers of it once it is confirmed.
+    """
 
     project: Project
     organization: str
@@ -42,6 +46,7 @@ class Prepared:
     policy: Policy
     draft: Draft
     base_folder: Path | None
+    sent: Sent
 
     @property
     def plan(self) -> ContributionPlan:
@@ -86,13 +91,15 @@ def prepare(
     base_folder: Path | None,
     labels: Sequence[int] | None = None,
     fisher: Path | None = None,
+    before: SentBefore,
+    url: str,
 ) -> Prepared:
-    """Plan a push from headers, for a project that is ready and whose policy is accepted.
+    """Plan a push, for a project at `url` that is ready and whose policy is accepted; warn of pushes `before`.
 
     Raises:
         StateError: the project is not ready.
         PolicyNotAcceptedError: the organization has not accepted the project's current policy.
-        GramfuseError: see `draft_contribution`.
+        GramfuseError: see `draft_contribution` and `SentBefore.prepare`.
     """
     require_ready(project)
     require_accepted(project, organization)
@@ -101,7 +108,8 @@ def prepare(
         msg = f"the server's base model of {project.id} does not have the announced digest"
         raise ArchitectureMismatchError(msg)
     draft = draft_contribution(model, statistics, base, policy, base_folder=base_folder, labels=labels, fisher=fisher)
-    return Prepared(project, organization, base, policy, draft, base_folder)
+    draft, sent = before.prepare(draft, url, project.id)
+    return Prepared(project, organization, base, policy, draft, base_folder, sent)
 
 
 def send(
