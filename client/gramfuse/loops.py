@@ -104,13 +104,16 @@ class Loops(Contributions, Merges):
     ) -> Job:
         """Merge contributions of which the server sees their sum alone, where the policy says `aggregation: secure`.
 
-        Five requests, one after the other, to everybody whose contribution counts, and the job that merges the sum. All
-        names follow from `result`, so the same call after an interruption goes on where it was; a stage that somebody
-        missed is asked anew, and whoever spoke in it says the same again.
+        Five requests, one after the other, to everybody whose contribution counts, and the job that merges the sum; of
+        a head or of biases a sixth stands before them, in which everybody announces its answer. All names follow from
+        `result`, so the same call after an interruption goes on where it was; a stage that somebody missed is asked
+        anew, and whoever spoke in it says the same again.
 
         Args:
             project: the project.
-            recipe: `linear`, `regmean` or `fisher`, with organizations as models, or none for all.
+            recipe: `linear`, `regmean` or `fisher`, with organizations as models, or none for all; or `head` or
+                `calibration` with a merged model as `base_model`, and as `request` the one to which answers are
+                announced, which is made where there is none.
             result: the id of the model that comes out.
             seconds: until the deadline of each stage.
             on_request: told each open request before it is waited for, as `refine` does.

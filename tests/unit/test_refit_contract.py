@@ -101,9 +101,14 @@ def test_a_kind_is_asked_where_the_policy_names_it_and_its_method_and_shares_hea
             require_request_allowed(kind, ALLOWING.model_copy(update=changes))
 
 
-def test_why_a_private_heads_statistics_are_not_asked_for_is_said():
-    with pytest.raises(PolicyViolationError, match="secure aggregation, which this version does not have"):
-        require_request_allowed("head", ALLOWING.model_copy(update={"heads": "private"}))
+def test_a_private_heads_statistics_are_asked_for_only_where_a_secure_sum_hides_each_ones_own():
+    private = ALLOWING.model_copy(update={"heads": "private"})
+    with pytest.raises(PolicyViolationError, match="with aggregation: secure nobody sees more than the sum"):
+        require_request_allowed("head", private)
+    secure = private.model_copy(update={"aggregation": "secure"})
+    require_request_allowed("head", secure)
+    with pytest.raises(PolicyViolationError, match="whose biases nobody shifts"):
+        require_request_allowed("calibration", secure)
 
 
 def test_gram_matrices_are_asked_only_where_regmean_may_merge_them():

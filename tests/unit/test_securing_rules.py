@@ -6,11 +6,14 @@ import pytest
 
 from gramfuse.securing.kept import Completed, KeptSessions
 from gramfuse.securing.rules import require_session, require_survivors
-from gramfuse_shared.contract.manifest import CollectorSettings, TrainedLabels
+from gramfuse_shared.contract.calibration import CalibrationHistograms
+from gramfuse_shared.contract.manifest import CollectorSettings, PolicyReference, TrainedLabels
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.recipe import Conditional
+from gramfuse_shared.contract.recipe import Conditional, Recipe
+from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.secure_session import SessionManifest, SummedTensor
 from gramfuse_shared.errors import FileUnreadableError, RecipeInvalidError, SecureSessionRefusedError
+from gramfuse_shared.secure.answer_planning import plan_answer_session
 from gramfuse_shared.secure.planning import plan_session
 from support.merging_cases import random_models, recipe_of
 from support.secure_models import POLICY, base_manifest, contribution_of, session_of_models
@@ -270,3 +273,59 @@ def test_an_ended_session_keeps_what_was_said_and_nothing_else_and_draws_no_seco
     assert KeptSessions(tmp_path).unended() == {}
     with pytest.raises(SecureSessionRefusedError, match="was removed"):
         session.secret(32)
+
+
+# --- sums of announced answers ---------------------------------------------------------------------------------------
+
+
+def announced(organization: str, **changes: object) -> Answer:
+    counted = CalibrationHistograms(score="logit", labels=3, classes=())
+    policy = PolicyReference(version=1, digest=POLICIES_OF_ANSWERS.content_digest())
+    told = {"project": "acme.tweets", "request": "asked", "policy": policy, "histograms": counted, "announced": True}
+    return Answer.model_validate({"organization": organization} | told | changes)
+
+
+POLICIES_OF_ANSWERS = POLICY.model_copy(update={"methods": ("linear", "calibration")})
+CALIBRATION = Recipe(merge_method="calibration", base_model="summed", request="asked")
+
+
+def session_of_answers() -> SessionManifest:
+    base, policy = base_manifest(BASE), announced("acme").policy
+    members = [
+        (
+            contribution_of(model, name, base).model_copy(update={"policy": policy}),
+            public_identity(name),
+            1.0,
+            announced(name),
+        )
+        for name, model in zip(ORGANIZATIONS, MODELS[:3], strict=False)
+    ]
+    return plan_answer_session("secure-1", CALIBRATION, members, base)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer", "fault"),
+    [
+        ({}, {}, None),
+        ({"recipe": CALIBRATION.model_copy(update={"request": "other"})}, {}, "does not sum what acme announced"),
+        ({}, {"request": "other"}, "does not sum what acme announced"),
+        (
+            {"sums": (SummedTensor(name="labelled", shape=(3, 129), fraction_bits=1, bound=1.0),)},
+            {},
+            "sums other tensors than labelled, others, holders",
+        ),
+        ({"recipe": Recipe(merge_method="linear", request="asked")}, {}, "is merged by calibration"),
+    ],
+)
+def test_a_session_of_answers_is_joined_where_it_sums_what_was_announced(change, answer, fault):
+    session = session_of_answers().model_copy(update=change)
+    own = OWN.model_copy(update={"policy": announced("acme").policy})
+
+    def joined() -> None:
+        require_session(session, "acme", own, POLICIES_OF_ANSWERS, PINNED, (), announced("acme", **answer))
+
+    if fault is None:
+        joined()
+        return
+    with pytest.raises(SecureSessionRefusedError, match=fault):
+        joined()

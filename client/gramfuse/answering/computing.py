@@ -10,6 +10,7 @@ from torch import nn
 from gramfuse.adapters.adapter import require_base_folder
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.answering.configuration import LocalTexts, Participation
+from gramfuse.answering.kept import HISTOGRAMS_FILE_NAME
 from gramfuse.answering.prepared import (
     KeptStatistics,
     PreparedAnswer,
@@ -29,11 +30,19 @@ from gramfuse.measuring.inference import OpenModel, Progress, open_model
 from gramfuse.measuring.own_blocks import put_own_blocks
 from gramfuse.measuring.refit import collect_refit
 from gramfuse.measuring.texts import Fields, Text, read_texts
+from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.metrics import in_few_digits
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import WHY_NOT_REFIT, layers_that_may_be_refit, require_histograms_may_leave
-from gramfuse_shared.contract.requests import Answer, AskedKind, ModelScore, RequestInfo, require_request_allowed
+from gramfuse_shared.contract.requests import (
+    SUMMED_ANSWERS,
+    Answer,
+    AskedKind,
+    ModelScore,
+    RequestInfo,
+    require_request_allowed,
+)
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
 
 _MEASURED: Final = "measured.safetensors"
@@ -155,7 +164,7 @@ def _measure_head(assignment: Assignment, participation: Participation, run: Map
     found = collect_head(folder, own, texts, base=assignment.base.content_digest(), **run)
     leaving = assignment.folder / STATISTICS_FILE_NAME
     section = keep_head_statistics(found, leaving, assignment.policy, assignment.base)
-    return PreparedAnswer(_document(assignment, statistics=section), leaving)
+    return PreparedAnswer(_document(assignment, statistics=section, announced=_is_summed(assignment)), leaving)
 
 
 def _measure_layers(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
@@ -205,7 +214,13 @@ def _calibrate(assignment: Assignment, participation: Participation, run: Mappin
     minimum = assignment.policy.minimum_evaluation_examples
     counted = collect_calibration(folder, labelled.texts, labelled.labels, minimum_examples=minimum, **run)
     require_histograms_may_leave(counted, assignment.policy)
-    return PreparedAnswer(_document(assignment, histograms=counted))
+    if not _is_summed(assignment):
+        return PreparedAnswer(_document(assignment, histograms=counted))
+    kept = assignment.folder / HISTOGRAMS_FILE_NAME
+    with written_whole(kept) as stream:
+        stream.write(counted.canonical())
+    announced = counted.model_copy(update={"classes": ()})
+    return PreparedAnswer(_document(assignment, histograms=announced, announced=True), kept)
 
 
 _ANSWERS: Final[Mapping[AskedKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
@@ -215,6 +230,11 @@ _ANSWERS: Final[Mapping[AskedKind, Callable[[Assignment, Participation, Mapping[
     "refit": _measure_layers,
     "calibration": _calibrate,
 }
+
+
+def _is_summed(assignment: Assignment) -> bool:
+    """Tell whether a secure sum tells the answer's numbers, and the answer itself none."""
+    return assignment.policy.aggregation == "secure" and assignment.request.kind in SUMMED_ANSWERS
 
 
 def _document(assignment: Assignment, **parts: Any) -> Answer:  # noqa: ANN401 - the answer's own fields

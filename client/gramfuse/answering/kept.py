@@ -15,6 +15,9 @@ from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.errors import DocumentMalformedError
 
 _ANSWER: Final = "answer.json"
+HISTOGRAMS_FILE_NAME: Final = "histograms.json"
+"""The counts of an announced answer to `calibration`; they do not travel."""
+
 _STAYS: Final = "stays.json"
 _MODELS: Final = "models"
 
@@ -78,11 +81,23 @@ class KeptAnswers:
             stays = tuple((str(name), str(reason)) for name, reason in json.loads((place / _STAYS).read_bytes()))
         except (OSError, ValueError, DocumentMalformedError):
             return None
-        statistics = place / STATISTICS_FILE_NAME if answer.statistics is not None else None
-        if statistics is not None and not statistics.is_file():
+        name = _file_of(answer)
+        if name is not None and not (place / name).is_file():
             return None
-        return PreparedAnswer(answer, statistics, stays)
+        return PreparedAnswer(answer, None if name is None else place / name, stays)
+
+    def announced(self) -> list[str]:
+        """List the requests to which an announced answer is kept, until its sum is over."""
+        found = [place.parent.name for place in self.folder.glob(f"*/{_ANSWER}")]
+        kept = {request: self.find(request) for request in sorted(found)}
+        return [request for request, prepared in kept.items() if prepared is not None and prepared.answer.announced]
 
     def forget(self, request: str) -> None:
         """Remove what was kept for a request."""
         shutil.rmtree(self.folder / request, ignore_errors=True)
+
+
+def _file_of(answer: Answer) -> str | None:
+    if answer.statistics is not None:
+        return STATISTICS_FILE_NAME
+    return HISTOGRAMS_FILE_NAME if answer.announced else None

@@ -86,7 +86,7 @@ def participate(
             on_failure(request, error)
             outcome = "failed"
         handled.append(Handled(request, outcome))
-    forget_ended(client, participation.project, now=clock())
+    forget_ended(client, participation.project, kept, now=clock())
     kept.forget_models({model for one in handled if one.outcome != "answered" for model in one.request.models})
     return handled
 
@@ -128,9 +128,12 @@ class _OneAnswer:
             return "declined"
         with self.transferring() as on_transfer:
             self.client.answer(prepared, confirm=lambda _: True, on_progress=on_transfer)
-        self.kept.forget(request.id)
+        if not prepared.answer.announced:
+            self.kept.forget(request.id)
         if prepared.session is not None and request.kind == "unmask":
             kept_sessions(self.client, request.project).session(prepared.session.digest).forget_secrets()
+            if prepared.session.recipe.request is not None:
+                self.kept.forget(prepared.session.recipe.request)
         return "answered"
 
 

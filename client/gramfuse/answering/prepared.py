@@ -16,7 +16,7 @@ from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection, TapInfo
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.refits import layers_that_may_be_refit
+from gramfuse_shared.contract.refits import heads_to_refit, layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.contract.secure_session import SessionManifest
@@ -40,8 +40,12 @@ class PreparedAnswer:
 
     @property
     def files(self) -> tuple[VirtualFile, ...]:
-        """The files that leave, in the document's order."""
-        return () if self.file is None else (VirtualFile.of_path(self.file, self.answer.files[0].name),)
+        """The files that leave, in the document's order; what was announced stays."""
+        return (
+            ()
+            if self.file is None or not self.answer.files
+            else (VirtualFile.of_path(self.file, self.answer.files[0].name),)
+        )
 
     def __str__(self) -> str:
         """Tell people what is answered, all of what leaves, who will see it, and what stays."""
@@ -50,13 +54,15 @@ class PreparedAnswer:
         if self.answer.scores:
             lines += [f"  {_describe_score(score)}" for score in self.answer.scores]
             lines.append("  The members of the project will see these numbers under your organization's name.")
-        if self.answer.statistics is not None:
+        if self.answer.announced:
+            lines += [f"  {line}" for line in _describe_announced(self.answer)]
+        elif self.answer.statistics is not None:
             lines += [f"  {line}" for line in _describe_statistics(self.answer.statistics)]
         if self.answer.withheld:
             reasons = ", ".join(IN_SHORT[reason] for reason in self.answer.withheld)
             lines.append(f"  that nothing of what is asked for may leave: {reasons}.")
             lines.append("  The members of the project will see this, and these layers of the model stay as they are.")
-        if self.answer.histograms is not None:
+        if self.answer.histograms is not None and not self.answer.announced:
             lines += [f"  {line}" for line in _describe_histograms(self.answer.histograms)]
         if self.answer.message is not None and self.session is not None:
             return "\n".join([*lines, *describe_stage(self.answer.message.message, self.session)])
@@ -136,7 +142,7 @@ def keep_head_statistics(
     """
     metadata = found.metadata
     (tap,) = metadata.taps
-    reason = why_tap_stays(tap, weights_that_may_leave(base, policy), policy)
+    reason = why_tap_stays(tap, heads_to_refit(base, policy), policy)
     if reason is not None:
         msg = f"what a head would be refit from may not leave: {reason}"
         raise PolicyViolationError(msg, refused=[tap.name])
@@ -204,6 +210,26 @@ def _describe_statistics(section: StatisticsSection) -> list[str]:
         f"model reads, with a constant, and its product with your own model's logits of {section.labels} labels.",
         "The two together tell your own head, as sharing it does. " + seen,
     ]
+
+
+def _describe_announced(answer: Answer) -> list[str]:
+    """Say what is announced now, and that numbers follow under masks alone, in a sum that people are asked to join."""
+    later = [
+        "The numbers stay here until you join a sum of everybody's, which you are asked before: then words leave that",
+        "alone are random.",
+    ]
+    if answer.statistics is not None:
+        (tap,) = answer.statistics.taps
+        return [
+            f"that of {tap.rows:,} rows, {tap.distinct_rows:,} of them distinct, there are the Gram matrix of the",
+            f"{tap.width - 1} features that {tap.name} of the merged model reads, and its product with your own",
+            f"model's logits of {answer.statistics.labels} labels; and the digest of their file.",
+            *later,
+        ]
+    if answer.histograms is not None:
+        labels, score = answer.histograms.labels, answer.histograms.score
+        return [f"that scores of {labels} labels were counted ({score}); not of which, nor how many.", *later]
+    return []
 
 
 def _describe_histograms(histograms: CalibrationHistograms) -> list[str]:

@@ -10,7 +10,7 @@ from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import PolicyVersion
-from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.policy import Policy, RequestKind
 from gramfuse_shared.contract.privacy import COVERS, PrivacyBudget
 from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.errors import DocumentMalformedError
@@ -74,6 +74,23 @@ _REQUESTS: Final = {
         "occurs in your labelled texts"
     ),
 }
+
+
+_SUMMED_REQUESTS: Final = {
+    "head": (
+        "measure what a merged model's head reads, and its product with your own model's logits, and to join a sum of "
+        "everybody's, from which the merged model's head is refit, also where heads are private"
+    ),
+    "calibration": (
+        "count a merged model's scores by label, and to join a sum of everybody's, by which its biases are shifted; "
+        "counts of a label that one member alone counted are that member's in the sum"
+    ),
+}
+
+
+def _request(kind: RequestKind, policy: Policy) -> str:
+    summed = _SUMMED_REQUESTS.get(kind) if policy.aggregation == "secure" else None
+    return summed or _REQUESTS[kind]
 
 
 def read_policy(path: Path) -> Policy:
@@ -144,7 +161,7 @@ def _describe_requests(policy: Policy) -> list[str]:
     if not policy.requests and not summed:
         return ["Nothing is asked of you after your contribution."]
     sentences = summed + [
-        f"Later you may be asked to {_REQUESTS[kind]}. Nothing is answered unseen." for kind in policy.requests
+        f"Later you may be asked to {_request(kind, policy)}. Nothing is answered unseen." for kind in policy.requests
     ]
     if "evaluate" in policy.requests:
         sentences.append(f"An evaluation counts at least {policy.minimum_evaluation_examples} distinct examples.")

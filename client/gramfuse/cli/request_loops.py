@@ -98,6 +98,9 @@ def sum_command(
         str | None, typer.Option("--method", help=f"{', '.join(SUMMED)}, with default parameters.")
     ] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="RegMean's alpha, at most 0.95; default 0.9.")] = None,
+    anew: Annotated[
+        str | None, typer.Option("--anew", help="Of head and calibration: the merged model whose head is changed.")
+    ] = None,
     identifier: Annotated[
         str, typer.Option("--id", help="The model's id; requests begin with it. The same id again goes on.")
     ] = "summed",
@@ -109,9 +112,12 @@ def sum_command(
     --watch`; each asks its person before it joins. Ctrl-C leaves the open request open; the same command again goes on
     where it was, and asks a stage anew that somebody missed.
 
+    With --anew everybody is first asked to measure for the merged model's head, or its biases, and the sum is of that.
+
     Example: gramfuse request sum acme.tweets --method regmean --alpha 0.9 --id regmean-1
+    Example: gramfuse request sum acme.tweets --method head --anew regmean-1 --id head-1
     """
-    chosen = choose_recipe(recipe, method, alpha)
+    chosen = choose_recipe(recipe, method, alpha, anew=anew, request=None if anew is None else f"{identifier}-answers")
     with session.open_client() as client, shown_loop(project, "Summing") as shown:
         job = client.sum(
             project,
@@ -130,10 +136,10 @@ def sum_command(
 
 
 def _describe_sum(progress: SumProgress) -> str:
-    if progress.stage is None:
+    if progress.stage is None and progress.request is None:
         return "merging"
     answered = "" if progress.request is None else f" · {describe_answers(progress.request)}"
-    return f"{progress.stage}{answered}"
+    return f"{progress.stage or 'measuring'}{answered}"
 
 
 def _describe_refinement(progress: RefinementProgress) -> str:

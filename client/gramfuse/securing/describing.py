@@ -43,6 +43,8 @@ def describe_stage(message: Message, session: SessionManifest) -> list[str]:
 
 def _summed(session: SessionManifest) -> list[str]:
     size = _WORD_BYTES * sum(tensor.count for tensor in session.sums)
+    if session.recipe.request is not None:
+        return _summed_answers(session, size)
     prefix = weighted_name("")
     parameters = [tensor.name.removeprefix(prefix) for tensor in session.sums if tensor.name.startswith(prefix)]
     lines = [
@@ -55,3 +57,17 @@ def _summed(session: SessionManifest) -> list[str]:
     if session.elements:
         lines.append(f"  and of the Fisher information of {len(session.elements)} of these, with its products")
     return lines
+
+
+def _summed_answers(session: SessionManifest, size: int) -> list[str]:
+    """Say what a sum of announced answers tells: of a label that one member counted alone it is that member's."""
+    words, model = f"  masked words, {format_bytes(size)}, of", session.recipe.base_model
+    if session.recipe.merge_method == "calibration":
+        return [
+            f"{words} the histograms that you announced to {session.recipe.request}:",
+            f"  how {model} scores your labelled texts. Counts of a label that you alone counted are yours in the sum.",
+        ]
+    return [
+        f"{words} what you announced to {session.recipe.request}: the Gram matrix of what",
+        f"  the head of {model} reads of your texts, and its product with your own model's logits",
+    ]

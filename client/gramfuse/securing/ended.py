@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from gramfuse.answering.kept import KeptAnswers
 from gramfuse.participation import Client
 from gramfuse.securing.kept import KeptSessions
 from gramfuse.securing.rules import claim_of
@@ -11,23 +12,27 @@ from gramfuse_shared import limits
 from gramfuse_shared.contract.requests import RequestInfo
 
 
-def forget_ended(client: Client, project: str, *, now: datetime) -> None:
+def forget_ended(client: Client, project: str, answers: KeptAnswers, *, now: datetime) -> None:
     """Remove the secrets and words of a project's sessions in which this member will not speak again.
+
+    And answers that were announced to requests of which no sum was begun.
 
     A server that says falsely that a session ended loses its sum, and learns nothing.
 
     Args:
         client: the organization's connection.
         project: whose sessions they are.
+        answers: where announced answers lie.
         now: the time, in UTC.
 
     Raises:
         GramfuseError: the server, or the folder, cannot be read.
     """
     sessions = kept_sessions(client, project)
-    unended = sessions.unended()
+    unended, announced = sessions.unended(), answers.announced()
+    requests = client.requests(project) if unended or announced else []
     stages: dict[str, list[RequestInfo]] = {digest: [] for digest in unended}
-    for request in client.requests(project) if unended else ():
+    for request in requests:
         if request.session in stages:
             stages[request.session].append(request)
     for digest, session in unended.items():
@@ -39,6 +44,11 @@ def forget_ended(client: Client, project: str, *, now: datetime) -> None:
             or _is_outrun(client, sessions, digest, known)
         ):
             session.forget_secrets()
+    if announced and not sessions.unended() and all(request.state != "open" for request in requests):
+        deadlines = {request.id: request.deadline for request in requests}
+        for name in announced:
+            if name in deadlines and deadlines[name] + limits.LONGEST_SESSION_PAUSE <= now:
+                answers.forget(name)
 
 
 def _is_outrun(client: Client, sessions: KeptSessions, digest: str, stages: Sequence[RequestInfo]) -> bool:

@@ -6,12 +6,20 @@ from gramfuse.securing.kept import Completed
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.recipe import Overridable
+from gramfuse_shared.contract.recipe import values_of
+from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.secure import MaskedMessage, Message, SharesMessage, SurvivorsMessage, roster_digest
-from gramfuse_shared.contract.secure_session import SessionManifest, precision_name, product_name, weighted_name
+from gramfuse_shared.contract.secure_session import (
+    SessionManifest,
+    SessionMember,
+    precision_name,
+    product_name,
+    weighted_name,
+)
 from gramfuse_shared.contract.statistics_file import packed_length
 from gramfuse_shared.digest import document_digest
 from gramfuse_shared.errors import SecureSessionRefusedError
+from gramfuse_shared.secure.answer_planning import summed_of_answers
 
 
 def claim_of(session: SessionManifest, organization: str) -> str:
@@ -27,6 +35,7 @@ def require_session(
     policy: Policy,
     pinned: Mapping[str, str],
     completed: Sequence[Completed],
+    answer: Answer | None = None,
 ) -> None:
     """Require that a session is one that this member may take part in.
 
@@ -34,7 +43,7 @@ def require_session(
       2. the policy is the one that was accepted, and allows the method, the number of members and the scales,
       3. every member has the identity key that is pinned here,
       4. no weight singles a member out,
-      5. it sums nothing but what the contribution holds, in its shapes,
+      5. it sums nothing but what the contribution holds, or what was announced, in its shapes,
       6. where cohorts are frozen, it is of those, and so weighted, as sessions before.
 
     Args:
@@ -44,6 +53,7 @@ def require_session(
         policy: the one that this member accepted.
         pinned: identity keys in base64 by organization, compared by people.
         completed: this project's sessions before.
+        answer: what was announced, where the session sums answers to a request.
 
     Raises:
         SecureSessionRefusedError: one of these does not hold.
@@ -68,12 +78,15 @@ def require_session(
             )
             raise SecureSessionRefusedError(msg, organization=each.organization)
     # 4.
-    values = [value for each in session.members for value in _values(each.weight)]
+    values = [value for each in session.members for value in values_of(each.weight)]
     if min(values) <= 0 or max(values) > limits.MAX_WEIGHT_RATIO * min(values):
         msg = f"the weights run from {min(values):g} to {max(values):g}: the sum would show one organization's own"
         raise SecureSessionRefusedError(msg)
     # 5.
-    _require_contributed(session, contribution)
+    if answer is None:
+        _require_contributed(session, contribution)
+    else:
+        _require_announced(session, member, answer)
     # 6.
     if policy.cohorts == "frozen":
         for before in completed:
@@ -174,6 +187,21 @@ def _require_contributed(session: SessionManifest, contribution: ContributionMan
             raise SecureSessionRefusedError(msg, tensor=tensor.name)
 
 
+def _require_announced(session: SessionManifest, member: SessionMember, answer: Answer) -> None:
+    """Require that the session sums this answer, announced under the same policy, and in its shapes."""
+    if (member.answer, session.recipe.request) != (answer.content_digest(), answer.request):
+        msg = f"the session does not sum what {member.organization} announced to {answer.request}"
+        raise SecureSessionRefusedError(msg, request=answer.request)
+    by = "calibration" if answer.histograms is not None else "head"
+    if session.recipe.merge_method != by or answer.policy.digest != session.policy.digest:
+        msg = f"what was announced to {answer.request} is merged by {by}, under the policy it was announced under"
+        raise SecureSessionRefusedError(msg, request=answer.request)
+    expected = summed_of_answers([answer], session.recipe, largest_weight=1.0)
+    if [(each.name, each.shape) for each in session.sums] != [(each.name, each.shape) for each in expected]:
+        msg = f"the session sums other tensors than {', '.join(each.name for each in expected)}, which were announced"
+        raise SecureSessionRefusedError(msg)
+
+
 def _require_same(session: SessionManifest, before: Completed) -> None:
     """Two sums that differ by a member, its weight or, by one method, α or another parameter, reveal that member."""
     weights = {member.organization: member.weight for member in session.members}
@@ -185,7 +213,3 @@ def _require_same(session: SessionManifest, before: Completed) -> None:
             "sums would reveal what only one of them holds"
         )
         raise SecureSessionRefusedError(msg, before=before.session)
-
-
-def _values(value: Overridable) -> list[float]:
-    return [value] if isinstance(value, float) else [conditional.value for conditional in value]

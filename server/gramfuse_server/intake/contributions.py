@@ -216,11 +216,12 @@ def withdraw(
 def _withdraw_answers(session: Session, row: ContributionRow, *, delete_after: datetime, now: datetime) -> None:
     """Withdraw what the organization answered to the server alone: it is about merges of what it withdraws.
 
-    Files go after a while; histograms, which have no file, are forgotten at once.
+    Files go after a while; histograms and what was announced, which have no file, are forgotten at once.
     """
     places = select(AskedRow).where(AskedRow.project == row.project, AskedRow.organization == row.organization)
     for place in session.scalars(places.where(AskedRow.upload.is_(None), AskedRow.answer.is_not(None))):
-        if Answer.parse(place.answer or "").histograms is not None:
+        answer = Answer.parse(place.answer or "")
+        if answer.histograms is not None or answer.announced:
             place.answer = place.answered_at = None
     uploads = session.scalars(
         select(UploadRow)

@@ -6,7 +6,7 @@ from typing import Final
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.policy import MergeMethod, Policy
-from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Overridable, Recipe
+from gramfuse_shared.contract.recipe import PARAMETERS_OF, ModelParameters, Overridable, Recipe, values_of
 from gramfuse_shared.errors import CohortFrozenError, PolicyViolationError, RecipeInvalidError
 
 SELECTIVE_METHODS: Final = frozenset(
@@ -121,7 +121,7 @@ def require_allowed(
 
 
 def _require_nobody_singled_out(cohort: Sequence[CohortMember]) -> None:
-    values = [value for member in cohort for value in _values(member.weight)]
+    values = [value for member in cohort for value in values_of(member.weight)]
     if min(values) <= 0 or max(values) > limits.MAX_WEIGHT_RATIO * min(values):
         msg = (
             f"the weights run from {min(values):g} to {max(values):g}; with frozen cohorts every weight is "
@@ -209,7 +209,3 @@ def _require_same_holders(cohort: Sequence[CohortMember], release: Release, *, m
 
 def _holders(name: str, tensors: Mapping[str, frozenset[str]]) -> set[str]:
     return {organization for organization, names in tensors.items() if name in names}
-
-
-def _values(weight: Overridable) -> list[float]:
-    return [weight] if isinstance(weight, float) else [conditional.value for conditional in weight]

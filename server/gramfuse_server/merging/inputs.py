@@ -27,6 +27,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import ModelEntry, ModelParameters, Recipe
 from gramfuse_shared.contract.refits import bias_of_labels
 from gramfuse_shared.contract.release_gate import ReleaseGate
+from gramfuse_shared.errors import RecipeInvalidError
 from gramfuse_shared.merging.decoding import decode_statistics, decode_weights, decoded_tensors
 from gramfuse_shared.merging.execution import MemberReader
 from gramfuse_shared.merging.parameters import output_tensor
@@ -34,7 +35,9 @@ from gramfuse_shared.merging.plan import LabelRows, Member, MergePlan
 from gramfuse_shared.merging.planning import plan_merge
 from gramfuse_shared.merging.ready_sums import plan_sums
 from gramfuse_shared.merging.refit_planning import plan_calibration, plan_head, plan_layers
+from gramfuse_shared.merging.refit_steps import SummedHistograms
 from gramfuse_shared.merging.streaming import TensorFile, TensorFiles
+from gramfuse_shared.merging.summed_refits import plan_summed_calibration, plan_summed_head
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
 
@@ -98,11 +101,12 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         if row.identity is not None and row.signature is not None
     }
     recipe = Recipe.parse(job.recipe)
-    refined = find_refined(session, job, recipe, cohort)
     summed = find_summed(session, job, recipe)
+    answered = recipe.request if summed is None else summed.session.recipe.request
+    refined = find_refined(session, job, recipe.model_copy(update={"request": answered}), cohort)
     explicit = recipe.model_copy(
         update={
-            "request": None if summed is not None else recipe.request,
+            "request": answered,
             "base_model": project.base_digest if refined is None else refined.model,
             "models": tuple(
                 ModelEntry(model=member.contribution, parameters=ModelParameters(weight=member.weight))
@@ -133,7 +137,7 @@ def load_inputs(session: Session, attempt: Attempt, *, shard_bytes: int) -> Merg
         plan=(
             _plan(members, recipe, base, rules, refined, shard_bytes)
             if summed is None
-            else plan_sums(summed.member(base), _origin_tensors(base, None), recipe, shard_bytes=shard_bytes)
+            else _plan_sums(summed, recipe, base, rules, refined, shard_bytes)
         ),
         refined=refined,
         summed=summed,
@@ -156,7 +160,8 @@ def open_origin(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> TensorF
 def open_members(blobs: Blobs, inputs: MergeInputs, base: TensorFiles) -> dict[str, MemberReader]:
     """Open every contribution's weights and statistics of both kinds, or their sums; raises FileUnreadableError."""
     if inputs.summed is not None:
-        return {KEY: MemberReader(open_sums(inputs.attempt, blobs), None)}
+        sums = open_sums(inputs.attempt, blobs)
+        return {KEY: MemberReader(weights=sums, statistics=sums)}
     readers = {}
     for contribution, manifest in inputs.manifests.items():
         section = manifest.weights
@@ -198,6 +203,25 @@ def _plan(
         embedding_parameters=policy.embedding_parameters,
         only=None if refined is None else refined.layers,
     )
+
+
+def _plan_sums(
+    summed: Summed, recipe: Recipe, base: BaseManifest, policy: Policy, refined: Refined | None, shard_bytes: int
+) -> MergePlan:
+    origin = _origin_tensors(base, refined)
+    if refined is None:
+        return plan_sums(summed.member(base), origin, recipe, shard_bytes=shard_bytes)
+    announced = next(iter(refined.answers.values()))  # all are alike but for their rows
+    if announced.statistics is not None:
+        (tap,) = announced.statistics.taps
+        return plan_summed_head(tap, summed.answers, origin, recipe, shard_bytes=shard_bytes)
+    found = announced.histograms
+    if found is None:
+        msg = f"the answers that {summed.session.session} sums say of nothing what there is"
+        raise RecipeInvalidError(msg)
+    histograms = SummedHistograms(KEY, found.score, found.labels, policy.minimum_cohort)
+    bias = bias_of_labels(base, policy, found.labels)
+    return plan_summed_calibration(histograms, summed.answers, bias.name, origin, recipe, shard_bytes=shard_bytes)
 
 
 def _statistics(

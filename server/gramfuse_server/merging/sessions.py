@@ -11,7 +11,7 @@ from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.sealing import read_header
 from gramfuse_server.merging.cohort import Candidate, CohortMember
-from gramfuse_server.requests.documents import progress
+from gramfuse_server.requests.documents import accepted_answers, find_request, progress
 from gramfuse_server.requests.sessions import require_words, session_of, stage_of_request, stages_of
 from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.manifest import ContributionManifest
@@ -19,6 +19,7 @@ from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.scales_file import parse_scales_metadata
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import RecipeInvalidError, StateError
+from gramfuse_shared.secure.answer_planning import plan_answer_session
 from gramfuse_shared.secure.planning import plan_session
 
 
@@ -42,20 +43,24 @@ def plan_secure_session(
         scaled_taps: the taps that the project's scales file is of.
 
     Raises:
-        RecipeInvalidError: the recipe is of an answered request, or what it merges cannot be summed.
-        StateError: the masks came off a sum of one of the contributions before.
+        RecipeInvalidError: what the recipe merges cannot be summed.
+        StateError: the masks came off a sum of one of the contributions, or of these answers, before.
         GramfuseError: see `decide_cohort`.
     """
-    if recipe.request is not None or recipe.base_model is not None:
-        msg = "a secure sum is of contributions around the project's base; leave out base_model and request"
+    if recipe.request is None and recipe.base_model is not None:
+        msg = "a secure sum of contributions is around the project's base; leave out base_model"
         raise RecipeInvalidError(msg)
     cohort = decide_cohort(recipe)
-    _require_unsummed(session, project.id, cohort)
+    _require_unsummed(session, project.id, cohort, recipe.request)
     policy = current_policy(session, project)
     contributions = [
         (_manifest(session, member), _identity(session, project.id, member.organization), member.weight)
         for member in cohort
     ]
+    if recipe.request is not None:
+        answers = accepted_answers(session, find_request(session, project.id, recipe.request))
+        answered = [(*joined, answers[joined[0].organization]) for joined in contributions]
+        return plan_answer_session(identifier, recipe, answered, base_of(project))
     return plan_session(
         project.id,
         identifier,
@@ -111,8 +116,8 @@ def summed_cohort(
     return tuple(sorted(cohort, key=lambda member: member.contribution))
 
 
-def _require_unsummed(session: Session, project: str, cohort: Sequence[CohortMember]) -> None:
-    """Members let a contribution be summed once; who asks again would wait for answers that nobody gives."""
+def _require_unsummed(session: Session, project: str, cohort: Sequence[CohortMember], request: str | None) -> None:
+    """Members let a contribution, or their answers to a request, be summed once; who asks again would wait in vain."""
     contributions = {member.contribution: member.organization for member in cohort}
     answered = (
         select(RequestRow)
@@ -123,11 +128,16 @@ def _require_unsummed(session: Session, project: str, cohort: Sequence[CohortMem
     for row in session.scalars(answered):
         if stage_of_request(row) == "unmask":
             manifest = session_of(session, row)
+            if manifest.recipe.request != request:
+                continue
             again = sorted(member.organization for member in manifest.members if member.contribution in contributions)
             if again:
+                what, anew = "the contribution", "contribute anew"
+                if request is not None:
+                    what, anew = f"the answer to {request}", "answer another request"
                 msg = (
-                    f"the contribution of {', '.join(again)} was summed in {manifest.session} before, and is once: two "
-                    "sums would differ by what single members hold. Have everybody contribute anew"
+                    f"{what} of {', '.join(again)} was summed in {manifest.session} before, and is once: two "
+                    f"sums would differ by what single members hold. Have everybody {anew}"
                 )
                 raise StateError(msg, organizations=again)
 

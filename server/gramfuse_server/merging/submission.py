@@ -49,7 +49,7 @@ def submit(
             msg = f"job {job} was submitted with another recipe; choose another id"
             raise ConflictError(msg)
         return known, False
-    if body.recipe.request is None and current_policy(session, project).aggregation == "secure":
+    if current_policy(session, project).aggregation == "secure" and not _is_of_sum(session, project, body.recipe):
         msg = (
             "the policy says aggregation: secure, so nothing but sums is merged; begin one with `gramfuse request sum`"
         )
@@ -152,6 +152,12 @@ def decide_cohort(
     cohort = _with_contents(session, found)
     require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
     return cohort
+
+
+def _is_of_sum(session: Session, project: ProjectRow, recipe: Recipe) -> bool:
+    """Tell whether a recipe names a stage of a secure sum, or a request that does not exist, which is told later."""
+    row = None if recipe.request is None else find_request(session, project.id, recipe.request)
+    return row is not None and stage_named(request_of(row).kind) is not None
 
 
 def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:

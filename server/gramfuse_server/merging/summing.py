@@ -23,6 +23,7 @@ from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.merging.ready_sums import SummedMember
 from gramfuse_shared.merging.scales import load_scales
 from gramfuse_shared.merging.streaming import TensorFile
+from gramfuse_shared.merging.summed_refits import SummedAnswers
 from gramfuse_shared.secure.summands import mean_squares_of
 from gramfuse_shared.secure.sums import summed_member, write_sums
 from gramfuse_shared.secure.unmasking import Transcript, Unmasking, plan_unmasking
@@ -41,6 +42,12 @@ class Summed:
     def member(self, base: BaseManifest) -> SummedMember:
         """Describe the sums to the engine."""
         return summed_member(self.session, self.unmasking, {tensor.name: tensor for tensor in base.tensors}, KEY)
+
+    @property
+    def answers(self) -> SummedAnswers:
+        """Describe the sums of announced answers to the engine."""
+        count = len(self.unmasking.masked)
+        return SummedAnswers(KEY, f"the sum of {count} organizations' answers", count)
 
 
 def find_summed(session: Session, job: JobRow, recipe: Recipe) -> Summed | None:

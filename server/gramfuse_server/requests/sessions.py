@@ -89,8 +89,8 @@ def require_stage_after(session: Session, project: str, stage: Stage, after: str
 def forget_words(session: Session, project: str, request: str, *, now: datetime) -> None:
     """Let the files of masked words of a session go, whose sum is merged; the signed messages stay.
 
-    Those of stages that somebody missed go, too, and those of other sessions of one of these contributions: each is
-    summed once, so no sum of them will be asked for.
+    Those of stages that somebody missed go, too, and those of other sessions of one of these contributions, or answers:
+    each is summed once, so no sum of them will be asked for.
     """
     row = find_request(session, project, request)
     summed = {signed.message.sender for signed in stages_of(session, row)["masked"]}
@@ -148,8 +148,11 @@ def _forget(session: Session, uploads: Sequence[str], now: datetime) -> None:
     session.execute(update(UploadRow).where(UploadRow.id.in_(uploads)).values(delete_after=now))
 
 
-def _summed(manifest: SessionManifest, members: Collection[str] | None = None) -> set[str]:
-    return {each.contribution for each in manifest.members if members is None or each.organization in members}
+def _summed(manifest: SessionManifest, members: Collection[str] | None = None) -> set[tuple[str, str | None]]:
+    """Return what a session sums, of all members or of these: contributions, or what of them answered which request."""
+    request = manifest.recipe.request
+    joined = [each for each in manifest.members if members is None or each.organization in members]
+    return {(each.contribution, request) for each in joined}
 
 
 def _is_abandoned(session: Session, project: str, opened_by: str | None, now: datetime) -> bool:

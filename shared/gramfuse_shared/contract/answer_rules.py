@@ -7,11 +7,13 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import (
     WHY_NOT_REFIT,
     bias_of_labels,
+    heads_to_refit,
     layers_that_may_be_refit,
     require_histograms_may_leave,
 )
 from gramfuse_shared.contract.requests import (
     OF_LAYERS,
+    SUMMED_ANSWERS,
     Answer,
     AskedKind,
     RequestCreate,
@@ -37,12 +39,14 @@ def require_answer_allowed(
     """
     require_request_allowed(asked.kind, policy)
     require_parts(answer, asked.kind)
+    _require_announced(answer, asked.kind, policy)
     if asked.kind == "evaluate":
         _require_scores(answer, asked.models, policy)
     if answer.statistics is not None:
         _require_statistics(answer.statistics, asked, policy, base)
     if answer.histograms is not None:
-        require_histograms_may_leave(answer.histograms, policy)
+        if not answer.announced:
+            require_histograms_may_leave(answer.histograms, policy)
         bias_of_labels(base, policy, answer.histograms.labels)
 
 
@@ -78,6 +82,21 @@ def require_parts(answer: Answer, kind: AskedKind) -> None:
         raise RequestMalformedError(msg)
 
 
+def _require_announced(answer: Answer, kind: AskedKind, policy: Policy) -> None:
+    wanted = policy.aggregation == "secure" and kind in SUMMED_ANSWERS
+    if answer.announced != wanted:
+        msg = (
+            f"the policy sums answers to {kind} in secret (aggregation: secure), so they are announced, and their "
+            "numbers never sent"
+            if wanted
+            else f"an answer to {kind} is sent, not announced, under aggregation: {policy.aggregation}"
+        )
+        raise PolicyViolationError(msg, kind=kind)
+    if answer.announced and answer.histograms is not None and answer.histograms.classes:
+        msg = "an announced answer counts no scores: its histograms are of no class"
+        raise PolicyViolationError(msg, kind=kind)
+
+
 def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> None:
     scored = [score.model for score in answer.scores if score.model is not None]
     if sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
@@ -107,7 +126,7 @@ def _require_statistics(
         msg = f"{spare[0]} was not asked for"
         raise ArchitectureMismatchError(msg, layers=spare[:20])
     # what was never contributed needs no statistics either
-    sendable = weights_that_may_leave(base, policy)
+    sendable = heads_to_refit(base, policy) if asked.kind == "head" else weights_that_may_leave(base, policy)
     if asked.kind == "refit":  # a product tells its own layer, whatever else reads the tap
         sendable = layers_that_may_be_refit(base, policy)
         kept = sorted(measured - sendable)

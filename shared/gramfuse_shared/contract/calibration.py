@@ -28,6 +28,11 @@ def bin_edge(number: int) -> float:
     return math.sinh(most * (2 * number / BINS - 1))
 
 
+LABELLED_SUM: Final = "labelled"
+OTHERS_SUM: Final = "others"
+HOLDERS_SUM: Final = "holders"
+"""Tensors of a secure sum of histograms: counts by label and bin, and of each label how many members counted it."""
+
 Count = Annotated[int, Field(ge=0, le=limits.MAX_ROWS)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=BINS, max_length=BINS)]
 ScoreKind = Literal["logit", "margin"]

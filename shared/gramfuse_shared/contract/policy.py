@@ -67,9 +67,10 @@ _METHODS_WITH_NOISE: Final = frozenset(
 _REQUESTS_WITH_NOISE: Final = frozenset({"evaluate"})
 """What differential privacy goes with: whatever else there is, and comes, asks for statistics that nothing noises."""
 
-SUMMED_METHODS: Final[frozenset[MergeMethod]] = frozenset({"linear", "regmean", "fisher"})
-_UNSUMMED_REQUESTS: Final = frozenset({"evaluate"})
-"""What secure sums go with: methods that need sums alone, and questions whose answers are no statistics."""
+SUMMED_METHODS: Final[frozenset[MergeMethod]] = frozenset({"linear", "regmean", "fisher", "head", "calibration"})
+_SECURE_REQUESTS: Final = frozenset({"evaluate", "head", "calibration"})
+"""What secure sums go with: methods that need sums alone, as those of delta kind do not, and questions whose answers
+are no statistics, or summed."""
 
 MINIMUM_SUMMED: Final = 3
 """A sum of two is each one's own, to the other."""
@@ -88,7 +89,7 @@ class Policy(Document):
         description="plain: the server sees each organization's weights and statistics. secure: it sees sums over all "
         "members, and of each alone names, shapes, sizes, row counts and when it answers. What the sum itself tells is "
         "not hidden, nor is a member from all others together. Allows what sums are enough for: linear, regmean (which "
-        "needs scales), fisher, and evaluate requests",
+        "needs scales), fisher, head and calibration, and requests of the kinds evaluate, head and calibration",
     )
     methods: tuple[MergeMethod, ...] = Field(default=("linear", "regmean"), min_length=1)
     embeddings: Literal["base", "average"] = Field(
@@ -204,7 +205,7 @@ class Policy(Document):
         if self.aggregation != "secure":
             return self
         bare: list[str] = [method for method in self.methods if method not in SUMMED_METHODS]
-        bare += [request for request in self.requests if request not in _UNSUMMED_REQUESTS]
+        bare += [request for request in self.requests if request not in _SECURE_REQUESTS]
         if bare:
             msg = f"with aggregation: secure neither methods nor requests hold {bare[0]}, which is not summed"
             raise ValueError(msg)

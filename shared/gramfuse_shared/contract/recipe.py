@@ -57,7 +57,8 @@ def resolve(value: Overridable, name: str, *, default: float) -> float:
     return next((conditional.value for conditional in value if conditional.selects(name)), default)
 
 
-def _values(value: Overridable) -> list[float]:
+def values_of(value: Overridable) -> list[float]:
+    """List the values that a setting takes anywhere."""
     return [value] if isinstance(value, float) else [conditional.value for conditional in value]
 
 
@@ -69,7 +70,7 @@ class ModelParameters(Document):
     @field_validator("weight")
     @classmethod
     def _weights_are_not_negative(cls, weight: Overridable) -> Overridable:
-        if any(value < 0 for value in _values(weight)):
+        if any(value < 0 for value in values_of(weight)):
             msg = "a weight is not negative"
             raise ValueError(msg)
         return weight
@@ -120,7 +121,7 @@ class MethodParameters(Document):
     @field_validator("alpha")
     @classmethod
     def _alpha_is_a_share(cls, alpha: Overridable) -> Overridable:
-        if any(not 0 <= value <= 1 for value in _values(alpha)):
+        if any(not 0 <= value <= 1 for value in values_of(alpha)):
             msg = "alpha lies between 0 and 1"
             raise ValueError(msg)
         return alpha
@@ -128,7 +129,7 @@ class MethodParameters(Document):
     @field_validator("ridge")
     @classmethod
     def _ridges_are_not_negative(cls, ridge: Overridable) -> Overridable:
-        if any(not 0 <= value <= limits.MAX_RIDGE for value in _values(ridge)):
+        if any(not 0 <= value <= limits.MAX_RIDGE for value in values_of(ridge)):
             msg = f"ridge lies between 0 and {limits.MAX_RIDGE:g}"
             raise ValueError(msg)
         return ridge
@@ -136,7 +137,7 @@ class MethodParameters(Document):
     @field_validator("density")
     @classmethod
     def _density_is_a_positive_share(cls, density: Overridable) -> Overridable:
-        if any(not 0 < value <= 1 for value in _values(density)):
+        if any(not 0 < value <= 1 for value in values_of(density)):
             msg = "density is above 0 and at most 1"
             raise ValueError(msg)
         return density
@@ -224,7 +225,7 @@ class Recipe(Document):
         if self.parameters.exclude:
             msg = f"{self.merge_method} changes what the answers are about, and nothing else; leave out exclude"
             raise ValueError(msg)
-        if self.merge_method in _RIDGED_REFITS and min(_values(self.parameters.ridge)) <= 0:
+        if self.merge_method in _RIDGED_REFITS and min(values_of(self.parameters.ridge)) <= 0:
             what = "a head is" if self.merge_method == "head" else "layers are"
             msg = f"{what} refit with a ridge above 0: without one what follows a layer norm has no one solution"
             raise ValueError(msg)

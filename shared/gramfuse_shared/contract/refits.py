@@ -20,15 +20,17 @@ _MATRIX: Final = 2
 
 
 def require_shared_head(kind: RequestKind, policy: Policy) -> None:
-    """Require, where a request is about the head, that it is shared.
+    """Require, where a request is about the head, that it is shared, or that a secure sum hides each one's own.
 
     Raises:
         PolicyViolationError: it is private.
     """
+    if kind == "head" and policy.aggregation == "secure":
+        return
     if kind in REFITS and policy.heads != "shared":
         why = {
-            "head": "what a head is refit from reveals each organization's own; without that it takes secure "
-            "aggregation, which this version does not have",
+            "head": "what a head is refit from reveals each organization's own; with aggregation: secure nobody sees "
+            "more than the sum",
             "calibration": "the merged model keeps the base's head, whose biases nobody shifts",
         }
         msg = f"a request of the kind {kind} needs shared heads, and the policy has heads: private: {why[kind]}"
@@ -58,6 +60,21 @@ def require_histograms_may_leave(histograms: CalibrationHistograms, policy: Poli
                 "bear it and as many that do not (minimum_evaluation_examples)"
             )
             raise PolicyViolationError(msg, label=one.label, examples=fewest)
+
+
+def heads_to_refit(base: BaseManifest, policy: Policy) -> frozenset[str]:
+    """Name the weights of which it may be told what a head is refit from: those that may leave, and in sums all heads.
+
+    A head that is refit from a secure sum is everybody's: it says nothing that one organization's own does alone.
+    """
+    sendable = weights_that_may_leave(base, policy)
+    if policy.aggregation != "secure":
+        return sendable
+    return sendable | {
+        tensor.name
+        for tensor in base.tensors
+        if policy.role_of(tensor.name, tensor.shape, base.vocabulary_size) == "head"
+    }
 
 
 def bias_of_labels(base: BaseManifest, policy: Policy, count: int) -> TensorInfo:

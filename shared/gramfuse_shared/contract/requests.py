@@ -49,6 +49,9 @@ MERGED_BY: Final[Mapping[AskedKind, MergeMethod]] = MappingProxyType(
 )
 """By which method a model is merged anew with the answers to a request about it."""
 
+SUMMED_ANSWERS: Final[frozenset[AskedKind]] = frozenset({"head", "calibration"})
+"""Kinds of which a secure sum of the answers is enough; the sums of what a layer is refit from are not planned."""
+
 OF_LAYERS: Final[frozenset[AskedKind]] = frozenset({"gram", "refit"})
 
 
@@ -134,6 +137,10 @@ class ModelScore(Document):
 class Answer(Document):
     """One organization's answer. It holds no clock and no chance, so the same answer has the same bytes.
 
+    Where the policy sums in secret, an answer to `head` or `calibration` is `announced`: it says what there is, and no
+    numbers of it, which only a sum over all members tells. Its statistics' file does not travel, its histograms are of
+    no class.
+
     `scores` answer `evaluate`, `statistics` (a file beside this document) `gram`, `head` and `refit`, each of its own
     kind, or `withheld` alone `gram` and `refit`: nothing of these layers may leave, for these reasons. `histograms`
     answer `calibration`, and a signed `message` a stage of a secure sum; masked words are a file beside it.
@@ -151,13 +158,14 @@ class Answer(Document):
     withheld: Withheld = Field(default=(), exclude_if=lambda value: not value)
     histograms: CalibrationHistograms | None = Field(default=None, exclude_if=lambda value: value is None)
     message: SignedMessage | None = Field(default=None, exclude_if=lambda value: value is None)
+    announced: bool = Field(default=False, exclude_if=lambda value: value is False)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """The files that travel beside the document."""
         if self.message is not None and isinstance(self.message.message, MaskedMessage):
             return (self.message.message.body.words,)
-        return () if self.statistics is None else (self.statistics.file,)
+        return () if self.statistics is None or self.announced else (self.statistics.file,)
 
 
 class Asked(Document):

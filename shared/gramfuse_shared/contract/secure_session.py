@@ -13,16 +13,13 @@ from pydantic import Field, model_validator
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import LayerInfo, PolicyReference, Size, TensorInfo
-from gramfuse_shared.contract.policy import MINIMUM_SUMMED, MergeMethod
+from gramfuse_shared.contract.policy import MINIMUM_SUMMED, SUMMED_METHODS
 from gramfuse_shared.contract.recipe import DEFAULT_ALPHA, DEFAULT_WEIGHT, Overridable, Recipe, resolve
 from gramfuse_shared.identifiers import Digest, JobId, Key, OrganizationName, ProjectId, TensorName
 
 WORD_BITS: Final = 64
 MAX_SECURE_ALPHA: Final = 0.95
 """Up to here the scaled sum's smallest eigenvalue is at least 0.05, so that rounding to words stays below 1e-10."""
-
-SECURE_METHODS: Final[frozenset[MergeMethod]] = frozenset({"linear", "regmean", "fisher", "head", "calibration"})
-"""Methods whose result is a function of sums; those of delta kind look at single differences."""
 
 SummedName = Annotated[str, Field(min_length=1, max_length=limits.MAX_TENSOR_NAME_CHARACTERS + 16)]
 
@@ -55,7 +52,8 @@ class SummedTensor(Document):
 
     Attributes:
         name: `weighted.<parameter>`, `precision.<tap>` or, of Fisher information, `precision.<parameter>`, and
-            `product.<parameter>`.
+            `product.<parameter>`; of answers to `head` `gram.<tap>` and `product.<tap>` as in their statistics file,
+            of answers to `calibration` `labelled`, `others` and `holders`.
         shape: of the words.
         fraction_bits: may be negative for what is always large, and above 63 for what is always small.
         bound: of |x|; who has a larger one sends nothing.
@@ -81,10 +79,14 @@ class SummedTensor(Document):
 
 
 class SessionMember(Document):
-    """A member: whose it is, the contribution by its manifest's digest, the identity key, and the weight cᵢ."""
+    """A member: whose it is, the contribution by its manifest's digest, the identity key, and the weight cᵢ.
+
+    `answer` is the digest of its announced answer, where answers to a request are summed.
+    """
 
     organization: OrganizationName
     contribution: Digest
+    answer: Digest | None = Field(default=None, exclude_if=lambda value: value is None)
     identity: Key
     weight: Overridable = DEFAULT_WEIGHT
 
@@ -184,7 +186,7 @@ class SessionManifest(Document):
 
     @model_validator(mode="after")
     def _recipe_is_of_sums(self) -> Self:
-        if self.recipe.merge_method not in SECURE_METHODS:
+        if self.recipe.merge_method not in SUMMED_METHODS:
             msg = f"{self.recipe.merge_method} is no function of sums"
             raise ValueError(msg)
         alpha = self.recipe.parameters.alpha
@@ -210,6 +212,10 @@ class SessionManifest(Document):
             if not needed <= summed:
                 msg = f"tap {tap.name} is named, but not all of its sums are"
                 raise ValueError(msg)
+        is_of_answers = self.recipe.request is not None
+        if any((member.answer is not None) != is_of_answers for member in self.members):
+            msg = "members have answers where the recipe names the request that they answer, and only there"
+            raise ValueError(msg)
         if (self.scales is not None) != (self.recipe.merge_method == "regmean" and bool(self.taps)):
             msg = "a scales file is named where regmean sums precisions of taps, and only there"
             raise ValueError(msg)

@@ -74,7 +74,7 @@ def plan_head(
         by_rows=recipe.parameters.normalize == "rows",
         reason=_why_rows(stored.shape[0], parts, len(chosen)),
     )
-    return _plan_around([step], chosen, model, recipe, shard_bytes)
+    return plan_around([step], labels_of(chosen), model, recipe, shard_bytes)
 
 
 def plan_layers(
@@ -129,7 +129,7 @@ def plan_layers(
     ]
     have_a_say = {term.key for step in steps for term in step.terms} if steps else taps.keys()
     chosen = sorted((member for member in members if member.key in have_a_say), key=lambda member: member.key)
-    return _plan_around(steps, chosen, model, recipe, shard_bytes)
+    return plan_around(steps, labels_of(chosen), model, recipe, shard_bytes)
 
 
 def _layouts(members: Sequence[Member]) -> dict[str, Layout]:
@@ -179,18 +179,27 @@ def plan_calibration(
     if not enough:
         msg = f"no label was counted by {max(minimum_holders, 1)} of the organizations, so none is shifted"
         raise RecipeInvalidError(msg)
-    few = total.labels - len(enough)
-    reason = None
-    if few:
-        reason = f"{few} of {total.labels} labels stay: fewer than {max(minimum_holders, 1)} organizations counted them"
+    reason = why_labels_stay(total.labels, len(enough), max(minimum_holders, 1))
     kept = total.model_copy(update={"classes": tuple(one for one in total.classes if one.label in enough)})
     step = ShiftStep(output_tensor(model[bias], recipe), model[bias], kept, len(chosen), reason)
-    return _plan_around([step], chosen, model, recipe, shard_bytes)
+    return plan_around([step], labels_of(chosen), model, recipe, shard_bytes)
 
 
-def _plan_around(
+def why_labels_stay(labels: int, counted: int, minimum_holders: int) -> str | None:
+    """Say how many labels keep their bias because too few counted them; None where none does."""
+    if counted == labels:
+        return None
+    return f"{labels - counted} of {labels} labels stay: fewer than {minimum_holders} organizations counted them"
+
+
+def labels_of(members: Sequence[Member]) -> dict[str, str]:
+    """Return what members are called, by their keys."""
+    return {member.key: member.label for member in members}
+
+
+def plan_around(
     changing: Sequence[RefitStep],
-    members: Sequence[Member],
+    labels: Mapping[str, str],
     model: Mapping[str, TensorInfo],
     recipe: Recipe,
     shard_bytes: int,
@@ -207,7 +216,7 @@ def _plan_around(
     return MergePlan(
         method=recipe.merge_method,
         method_version=method_version(recipe),
-        labels={member.key: member.label for member in members},
+        labels=dict(labels),
         tasks=plan_tasks(steps, shard_bytes=shard_bytes),
     )
 

@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gramfuse_shared.contract.calibration import CalibrationHistograms
+from gramfuse_shared.contract.calibration import (
+    BINS,
+    HOLDERS_SUM,
+    LABELLED_SUM,
+    OTHERS_SUM,
+    CalibrationHistograms,
+    ScoreKind,
+)
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import packed_length
-from gramfuse_shared.merging.terms import Layout, OfOneParameter, Term, tensor_bytes
+from gramfuse_shared.merging.terms import SUM_BYTES, Layout, OfOneParameter, Term, tensor_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,7 @@ class HeadStep:
         ridge: λ of `fusion.head`.
         by_rows: whether each row of the statistics counts the same, else each member.
         reason: how many rows are not refit from everybody's answers; None where all are.
+        summed: how many organizations' answers the one term is the sum of, which is in float64; None of single ones.
     """
 
     weight: TensorInfo
@@ -39,6 +47,7 @@ class HeadStep:
     ridge: float
     by_rows: bool
     reason: str | None = None
+    summed: int | None = None
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
@@ -55,7 +64,8 @@ class HeadStep:
         """Bytes that are read: the head, and for each part of each member a packed Gram matrix and a product."""
         read = packed_length(self.width) + self.width * self.weight.shape[0]
         terms = sum(len(part.terms) for part in self.parts)
-        return sum(map(tensor_bytes, self.stored)) + terms * read * DTYPE_BYTES["F32"]
+        value_bytes = DTYPE_BYTES["F32"] if self.summed is None else SUM_BYTES
+        return sum(map(tensor_bytes, self.stored)) + terms * read * value_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +127,38 @@ class LayersStep:
 
 
 @dataclass(frozen=True, slots=True)
+class SummedHistograms:
+    """Histograms that were added up elsewhere, in the file of sums under `key`, and how many counted each label.
+
+    Labels of which fewer than `minimum_holders` did are not shifted.
+    """
+
+    key: str
+    score: ScoreKind
+    labels: int
+    minimum_holders: int
+
+    @property
+    def tensors(self) -> tuple[tuple[str, int], ...]:
+        """Names of the tensors, and how many values each has."""
+        counts = self.labels * BINS
+        return (LABELLED_SUM, counts), (OTHERS_SUM, counts), (HOLDERS_SUM, self.labels)
+
+
+@dataclass(frozen=True, slots=True)
 class ShiftStep(OfOneParameter):
     """A merged model's bias, shifted by what the sums of score histograms say; `members` counts whose they are."""
 
     stored: TensorInfo
-    histograms: CalibrationHistograms
+    histograms: CalibrationHistograms | SummedHistograms
     members: int
     reason: str | None = None
 
     @property
     def input_bytes(self) -> int:
         """Bytes that are read."""
-        return tensor_bytes(self.stored)
+        summed = self.histograms.tensors if isinstance(self.histograms, SummedHistograms) else ()
+        return tensor_bytes(self.stored) + SUM_BYTES * sum(count for _, count in summed)
 
 
 RefitStep: TypeAlias = HeadStep | LayersStep | ShiftStep

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from gramfuse_shared.contract.calibration import CalibrationHistograms, ClassHistogram
 from gramfuse_shared.fusion.calibration import choose_shifts
 from gramfuse_shared.fusion.head import solve_head
 from gramfuse_shared.fusion.products import LinearFit, ProductTerm
 from gramfuse_shared.fusion.refit import solve_correction
 from gramfuse_shared.merging.reading import Inputs
-from gramfuse_shared.merging.refit_steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep
+from gramfuse_shared.merging.refit_planning import why_labels_stay
+from gramfuse_shared.merging.refit_steps import HeadPart, HeadStep, LayersStep, RefitStep, ShiftStep, SummedHistograms
 from gramfuse_shared.merging.schedule import tap_of
 from gramfuse_shared.merging.terms import Term
 
@@ -82,19 +84,39 @@ def _terms_of_layers(step: LayersStep, inputs: Inputs) -> Iterator[ProductTerm]:
 
 
 def _shift_bias(step: ShiftStep, inputs: Inputs) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    bias = inputs.read(None, step.stored.name, 0, step.histograms.labels).cpu().double()
-    shifts = choose_shifts(step.histograms)
+    labels = step.histograms.labels
+    bias = inputs.read(None, step.stored.name, 0, labels).cpu().double()
+    if isinstance(step.histograms, SummedHistograms):
+        found = _read_histograms(step.histograms, inputs)
+        reason = why_labels_stay(labels, len(found.classes), step.histograms.minimum_holders)
+    else:
+        found, reason = step.histograms, step.reason
+    shifts = choose_shifts(found)
     moved = shifts[shifts != 0]
     span = f", by {float(moved.min()):+.3g} to {float(moved.max()):+.3g}" if len(moved) else ""
-    told = f"{len(moved)} of {step.histograms.labels} biases are shifted{span}"
+    told = f"{len(moved)} of {labels} biases are shifted{span}"
     described = {
         "parameters": [step.output.name],
         "method": "calibration",
         "fallback": "none",
-        "reason": told if step.reason is None else f"{told}; {step.reason}",
+        "reason": told if reason is None else f"{told}; {reason}",
         "members": step.members,
     }
     return [bias + shifts], [described]
+
+
+def _read_histograms(summed: SummedHistograms, inputs: Inputs) -> CalibrationHistograms:
+    """Read sums of counts, which are whole numbers, of those labels that enough members counted."""
+    labelled, others, holders = (
+        inputs.read(summed.key, name, 0, count).cpu().round().long().view(summed.labels, -1).tolist()
+        for name, count in summed.tensors
+    )
+    classes = tuple(
+        ClassHistogram(label=label, labelled=tuple(labelled[label]), others=tuple(others[label]))
+        for label in range(summed.labels)
+        if holders[label][0] >= summed.minimum_holders
+    )
+    return CalibrationHistograms(score=summed.score, labels=summed.labels, classes=classes)
 
 
 def _terms(step: HeadStep, part: HeadPart, inputs: Inputs) -> Iterator[ProductTerm]:
@@ -118,12 +140,12 @@ def _describe_part(step: HeadStep, part: HeadPart, head: LinearFit) -> dict[str,
 
 def _describe(step: HeadStep | LayersStep, terms: Sequence[Term], found: LinearFit) -> dict[str, Any]:
     rows = [tap_of(term).rows for term in terms]
+    summed = step.summed if isinstance(step, HeadStep) else None
     return {
         "parameters": [output.name for output in step.outputs],
         "method": "head" if isinstance(step, HeadStep) else "refit",
         "width": step.width,
         "compute": "float64",
-        "members": len(terms),
-        "rows": sum(rows),
-        "fewest_rows": min(rows),
+        "members": len(terms) if summed is None else summed,
+        **({"rows": sum(rows), "fewest_rows": min(rows)} if summed is None else {}),
     } | asdict(found.diagnosis)

@@ -8,7 +8,7 @@ from gramfuse_shared.contract.manifest import TapInfo, TensorInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import gram_tensor_name, packed_length, product_tensor_name
 from gramfuse_shared.merging import ready_sums
-from gramfuse_shared.merging.refit_steps import LayersStep, RefitStep, ShiftStep
+from gramfuse_shared.merging.refit_steps import HeadStep, LayersStep, RefitStep, ShiftStep, SummedHistograms
 from gramfuse_shared.merging.steps import (
     AverageStep,
     CopyStep,
@@ -127,17 +127,32 @@ def _reads_of_diagonal(step: DiagonalStep) -> Iterator[Read]:
 
 
 def _reads_of_refit(step: RefitStep) -> Iterator[Read]:
-    if isinstance(step, ShiftStep):
-        yield Read(None, step.stored.name, 0, _count(step.stored))
-        return
-    if isinstance(step, LayersStep):
-        for stored in (tensor for layer in step.layers for tensor in layer.stored):
-            yield Read(None, stored.name, 0, _count(stored))
-        for term in step.terms:
-            yield read_gram(term.key, tap_of(term).name, step.width)
-            for layer in step.layers:
-                yield read_product(term.key, layer.weight, step.width * layer.height)
-        return
+    match step:
+        case ShiftStep():
+            yield from _reads_of_shift(step)
+        case LayersStep():
+            yield from _reads_of_layers(step)
+        case HeadStep():
+            yield from _reads_of_head(step)
+
+
+def _reads_of_shift(step: ShiftStep) -> Iterator[Read]:
+    yield Read(None, step.stored.name, 0, _count(step.stored))
+    if isinstance(step.histograms, SummedHistograms):
+        for name, count in step.histograms.tensors:
+            yield Read(step.histograms.key, name, 0, count)
+
+
+def _reads_of_layers(step: LayersStep) -> Iterator[Read]:
+    for stored in (tensor for layer in step.layers for tensor in layer.stored):
+        yield Read(None, stored.name, 0, _count(stored))
+    for term in step.terms:
+        yield read_gram(term.key, tap_of(term).name, step.width)
+        for layer in step.layers:
+            yield read_product(term.key, layer.weight, step.width * layer.height)
+
+
+def _reads_of_head(step: HeadStep) -> Iterator[Read]:
     for stored in step.stored:
         yield Read(None, stored.name, 0, _count(stored))
     for part in step.parts:

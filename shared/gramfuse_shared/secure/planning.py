@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
 from gramfuse_shared.contract.policy import DEFAULT_HEAD_PARAMETERS, matches_any
-from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, Overridable, Recipe, resolve
+from gramfuse_shared.contract.recipe import DEFAULT_RIDGE, Overridable, Recipe, resolve, values_of
 from gramfuse_shared.contract.rules import CONTRIBUTED_DTYPES
 from gramfuse_shared.contract.secure_session import (
     WORD_BITS,
@@ -98,7 +98,7 @@ def plan_session(
         taps = tuple(tap for tap in _common_taps(manifests, shapes) if tap.name in scaled_taps)
     for tap in taps:
         _require_alike(tap, recipe, members)
-    largest = max(max(_values(member.weight)) for member in members)
+    largest = max(max(values_of(member.weight)) for member in members)
     rows = max((_rows(manifest) for manifest in manifests), default=1)
     scaled = largest * (rows if recipe.parameters.normalize == "rows" else 1)
     sizes: dict[SumKind, float] = {
@@ -224,7 +224,3 @@ def _taps(manifest: ContributionManifest) -> tuple[TapInfo, ...]:
 
 def _rows(manifest: ContributionManifest) -> int:
     return max((tap.rows for tap in _taps(manifest)), default=1)
-
-
-def _values(value: Overridable) -> list[float]:
-    return [value] if isinstance(value, float) else [conditional.value for conditional in value]

@@ -1,23 +1,31 @@
 """The file of masked words: a safetensors file with a tensor I64 for each of the session's sums, in their order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.secure import WORDS_FILE_NAME
-from gramfuse_shared.contract.secure_session import SessionManifest
+from gramfuse_shared.contract.secure_session import SessionManifest, SummedTensor
 from gramfuse_shared.errors import HeaderMalformedError
 from gramfuse_shared.merging.streaming import TensorReader
 from gramfuse_shared.merging.writing import ShardWriter
 from gramfuse_shared.secure.masks import Mask, TensorMasks, Words
 from gramfuse_shared.secure.ring import encode
-from gramfuse_shared.secure.summands import Summands
 
 
-def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], summands: Summands) -> FileEntry:
+class Values(Protocol):
+    """What a member adds to each sum: `Summands` of a contribution, or those of an announced answer."""
+
+    def chunks(self, tensor: SummedTensor) -> Iterator[torch.Tensor]:
+        """Yield the values of one sum in order, flat, float64."""
+        ...
+
+
+def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], values: Values) -> FileEntry:
     """Encode, mask and write one tensor after the other; the file appears when it is complete and on the disk.
 
     Raises:
@@ -27,8 +35,8 @@ def write_words(target: Path, session: SessionManifest, masks: Sequence[Mask], s
     with ShardWriter(target, list(session.words)) as shard:
         for number, tensor in enumerate(session.sums):
             tensor_masks = TensorMasks(masks, number)
-            for values in summands.chunks(tensor):
-                words = encode(values, tensor)
+            for chunk in values.chunks(tensor):
+                words = encode(chunk, tensor)
                 tensor_masks.add_to(as_words(words))
                 shard.write(tensor.name, words)
     return shard.entry.model_copy(update={"name": WORDS_FILE_NAME})
