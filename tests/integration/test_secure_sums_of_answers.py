@@ -118,7 +118,7 @@ def test_a_head_is_refit_from_the_sum_of_what_everybody_measured_and_nobody_sent
     for name, machine in cohort.machines.items():
         with machine.client() as client:
             assert kept_sessions(client, PROJECT).unended() == {}
-        assert KeptAnswers(cohort.participation(name).folder).announced() == []
+        assert KeptAnswers.of(cohort.participation(name)).announced() == []
 
 
 def test_biases_are_shifted_by_sums_of_counts_of_labels_that_enough_members_counted(world, worker, summed):
@@ -154,7 +154,7 @@ def test_answers_are_announced_not_sent_and_each_is_summed_once(world, worker, s
                 client.submit(PROJECT, HEAD, job="in-the-open")
         elif request.kind == "keys":
             # not by who lost what it announced
-            kept = KeptAnswers(cohort.participation("globex").folder)
+            kept = KeptAnswers.of(cohort.participation("globex"))
             place = kept.place("head-1-answers")
             place.rename(place.with_name("elsewhere"))
             with pytest.raises(SecureSessionRefusedError, match=r"is not in .* Have the coordinator ask anew"):

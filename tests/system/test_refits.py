@@ -86,7 +86,7 @@ def test_a_merged_models_head_and_then_its_biases_are_refit_with_what_everybody_
     refused = globex.run("participate", "participate.yaml", timeout=120)
     assert refused.returncode == 3, refused.stderr
     assert "tell your own head" in refused.stderr
-    kept = globex.folder / "answers" / "head-1" / "answer.json"
+    kept = globex.folder / "answers" / merged.project / "head-1" / "answer.json"
     before = json.loads(kept.read_bytes())
     assert globex.run("participate", "participate.yaml", "--yes", timeout=120).returncode == 0
     with globex.client() as client:

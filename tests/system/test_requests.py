@@ -95,7 +95,7 @@ def test_nothing_leaves_where_nobody_can_be_asked_and_the_kind_is_not_allowed(me
     places = globex.json("request", "show", merged.project, "gram-0")["asked"]
     assert {place["state"] for place in places} == {"awaited"}
     # what was computed is kept, and sent as it is once somebody says yes
-    kept = globex.folder / "answers" / "gram-0" / "answer.json"
+    kept = globex.folder / "answers" / merged.project / "gram-0" / "answer.json"
     before = kept.read_bytes()
     assert kept.parent.stat().st_mode & 0o077 == 0
     assert globex.run("participate", "participate.yaml", "--yes").returncode == 0

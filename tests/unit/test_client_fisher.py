@@ -126,6 +126,18 @@ def test_information_of_another_base_or_model_is_refused(folders):
         draft(folders, fisher="nowhere.safetensors")
 
 
+def test_a_private_head_may_be_of_another_task_and_its_information_stays(folders):
+    other = Fisher.load(folders[2] / "fisher.safetensors")
+    labels, width = other.values["classifier.weight"].shape
+    other.values = {name: torch.ones(value.shape) for name, value in other.values.items()}
+    other.values["classifier.weight"] = torch.ones(labels + 3, width)
+    other.save(folders[2] / "task.safetensors")
+    plan = draft(folders, fisher="task.safetensors").plan
+    assert [decision.info.name for decision in plan.leaving_fisher] == LEAVING
+    with pytest.raises(ArchitectureMismatchError, match=r"classifier\.weight is"):
+        draft(folders, ALLOWED.model_copy(update={"heads": "shared"}), fisher="task.safetensors")
+
+
 # --- the package -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 import gramfuse
 from gramfuse.answering import participating
+from gramfuse.answering.kept import KeptAnswers
 from gramfuse.answering.participating import Handled, participate
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import participate as command
@@ -114,7 +116,7 @@ def test_the_oldest_request_is_answered_first_and_of_all_models_one_is_left(erro
     client = Client(participation.folder)
     assert answer_all(client, participation) == dict.fromkeys(("first", "second", "third"), "answered")
     assert client.answered == ["first", "second", "third"]
-    assert len(list(participation.folder.glob("models/*"))) == 1
+    assert len(list(participation.folder.glob("*/models/*"))) == 1
 
 
 def test_whoever_is_shown_an_answer_is_told_what_was_asked_also_of_one_that_was_kept(errors, participation):
@@ -133,7 +135,7 @@ def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered
     found = answer_all(client, participation, on_failure=lambda seen, error: told.append((seen.id, error.code)))
     assert found == {"first": "answered", "second": "failed", "third": "answered"}
     assert told == [("second", "policy-violation")]
-    assert "first" in {path.name for path in participation.folder.glob("models/*")}  # its model may be needed yet
+    assert "first" in {path.name for path in participation.folder.glob("*/models/*")}  # its model may be needed yet
     assert answer_all(client, participation, skip={"second"}).keys() == {"first", "third"}
 
 
@@ -221,3 +223,11 @@ def test_ctrl_c_in_a_computation_ends_it_behind_the_batch_and_other_errors_end_t
         raise PolicyViolationError(msg)
 
     assert watch(refused, lambda _: [])[0] == 3
+
+
+def test_two_projects_that_share_a_folder_keep_their_answers_and_models_apart(participation):
+    other = participation.model_copy(update={"project": "acme.letters"})
+    mine, theirs = KeptAnswers.of(participation), KeptAnswers.of(other)
+    assert mine.model("first") != theirs.model("first")
+    assert mine.place("asked") != theirs.place("asked")
+    assert stat.S_IMODE(mine.place("asked").parent.stat().st_mode) == 0o700

@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from gramfuse.answering.configuration import Participation
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.transfer.downloads import PARTIAL_SUFFIX
@@ -24,13 +25,21 @@ _MODELS: Final = "models"
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswers:
-    """A folder with a folder for every request that is being answered, readable by its owner only."""
+    """A folder with a folder for every request that is being answered, readable by its owner only.
+
+    Each project has its own: models and requests of two may have the same names.
+    """
 
     folder: Path
 
+    @classmethod
+    def of(cls, participation: Participation) -> Self:
+        """Return where a participation's project keeps its answers."""
+        return cls(participation.folder / participation.project)
+
     def place(self, request: str) -> Path:
         """Return the folder of a request, which is made if needed; raises FileUnwritableError."""
-        return private_folder(self.folder / request)
+        return private_folder(private_folder(self.folder) / request)
 
     def model(self, model: str) -> Path:
         """Return where a pulled model lies, or will."""

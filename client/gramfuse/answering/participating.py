@@ -72,7 +72,7 @@ def participate(
     Raises:
         GramfuseError: see `compute` and `Client.answer`; answers that were given stay given.
     """
-    kept = KeptAnswers(participation.folder)
+    kept = KeptAnswers.of(participation)
     one_answer = _OneAnswer(client, participation, kept, confirm, on_allowed, measuring, transferring, is_cancelled)
     handled = []
     for request in waiting_requests(client, participation.project):

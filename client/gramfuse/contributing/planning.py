@@ -164,9 +164,10 @@ def _decide_fisher(
     policy: Policy,
 ) -> tuple[FisherDecision, ...]:
     _require_same_base("the Fisher information was measured for", fisher.base, base)
-    for parameter in fisher.parameters:
-        _require_shape(parameter, expected.get(parameter.name))
     reasons = why_fisher_stays(fisher, leaving.keys(), base, policy)
+    for parameter in fisher.parameters:
+        if reasons[parameter.name] is None:  # a private head may be of another task
+            _require_shape(parameter, expected.get(parameter.name))
     ordered = sorted(fisher.parameters, key=lambda parameter: parameter.name)
     return tuple(FisherDecision(parameter, reasons[parameter.name]) for parameter in ordered)
 

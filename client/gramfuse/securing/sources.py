@@ -163,7 +163,7 @@ def source_of(
     request = session.recipe.request
     if request is None:
         return Contributed(client, participation, session, contribution)
-    kept = KeptAnswers(participation.folder).find(request)
+    kept = KeptAnswers.of(participation).find(request)
     if kept is None or kept.file is None or not kept.answer.announced:
         msg = (
             f"the answer to {request} that would be summed is not in {participation.folder}, where it is kept until "
