@@ -2,11 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
-from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.types import ASGIApp
 
 from gramfuse_server.api import (
@@ -31,6 +29,9 @@ from gramfuse_server.database import open_database
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.logs import RequestLog
+from gramfuse_server.metrics.requests import RequestMetrics
+from gramfuse_server.metrics.serving import new_registry
+from gramfuse_server.metrics.state import StateCollector
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
@@ -56,7 +57,8 @@ class Api(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Wrap what FastAPI builds."""
-        return RequestLog(ProblemDocuments(super().build_middleware_stack()))
+        services: Services = self.state.services
+        return RequestLog(ProblemDocuments(super().build_middleware_stack()), services.metrics)
 
 
 def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
@@ -67,6 +69,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     """
     key = load_key(settings.receipt_key)  # before the blobs' folder is made
     database = open_database(settings.database_url)
+    registry = new_registry()
+    registry.register(StateCollector(database, clock, lease=settings.worker_lease))
     services = Services(
         settings=settings,
         database=database,
@@ -75,6 +79,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         clock=clock,
         receipt_key=public_key(key),
         part_buffers=PartBuffers(settings.concurrent_parts),
+        metrics=RequestMetrics(registry),
     )
 
     @asynccontextmanager
@@ -92,17 +97,12 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         max_body_size=limits.MAX_REQUEST_BYTES,
     )
     app.state.services = services
+    app.state.registry = registry
     for router in ROUTERS:
         # as they are: including a router has the first request build each of its routes again, 0.2 s of work
         app.router.routes.extend(router.routes)
     app.add_route("/", front_door, include_in_schema=False)
     app.mount("/dashboard", create_dashboard(database, settings, clock))
-    _expose_metrics(app)
     install_handlers(app)
     describe(app)
     return app
-
-
-def _expose_metrics(app: FastAPI) -> None:
-    instrumentator: Any = Instrumentator(registry=CollectorRegistry(), excluded_handlers=["/metrics", "/healthz"])
-    instrumentator.instrument(app).expose(app, include_in_schema=False)

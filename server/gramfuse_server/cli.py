@@ -14,7 +14,6 @@ _WORKER: Final = ("torch", "numpy", "safetensors")
 _SERVER: Final = (
     *("alembic", "dbos", "fastapi", "httptools", "jinja2", "obstore", "prometheus_client"),
     *(
-        "prometheus_fastapi_instrumentator",
         "psycopg",
         "pydantic_settings",
         "sqlalchemy",

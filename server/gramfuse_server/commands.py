@@ -111,6 +111,7 @@ def serve(
         import uvicorn  # noqa: PLC0415 - the other commands need no web server
 
         from gramfuse_server.app import create_app  # noqa: PLC0415
+        from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
 
         settings = _settings_with_logs()
         app = create_app(settings)
@@ -130,7 +131,8 @@ def serve(
         timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
         timeout_graceful_shutdown=10,
     )
-    uvicorn.Server(configuration).run(sockets=[listening])
+    with serving_metrics(settings, app.state.registry):
+        uvicorn.Server(configuration).run(sockets=[listening])
 
 
 @cli.command()

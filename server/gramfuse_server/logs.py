@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gramfuse_server.metrics.requests import RequestMetrics, route_of
 from gramfuse_server.settings import Settings
 
 REQUEST_ID: Final = b"x-request-id"
@@ -60,13 +61,14 @@ def configure_logs(settings: Settings) -> None:
 
 
 class RequestLog:
-    """Gives every request an id, the client's if it sent one, and logs how it ended."""
+    """Gives every request an id, the client's if it sent one; logs and counts how it ended."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Log method, path, status and duration; the query is left out, since cursors and searches are the caller's."""
+        """Log method, path, route, status, duration; not the query, since cursors and searches are the caller's."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -86,7 +88,13 @@ class RequestLog:
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
-                milliseconds = round((time.perf_counter() - began) * 1000, 1)
+                seconds, method, route = time.perf_counter() - began, scope["method"], route_of(scope)
+                self._metrics.answered(method=method, route=route, status=status, seconds=seconds)
                 _log.info(
-                    "request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds
+                    "request",
+                    method=method,
+                    path=scope["path"],
+                    route=route,
+                    status=status,
+                    milliseconds=round(seconds * 1000, 1),
                 )

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        default=None, description="where Prometheus finds this process's metrics, 0 for a free port; unset, nowhere"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="the address of that port; who reaches it may read it")
+
     part_bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)] = limits.DEFAULT_PART_BYTES
     concurrent_parts: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=32, description="parts received at once; the others wait, so that memory is bounded"

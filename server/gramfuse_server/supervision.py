@@ -5,7 +5,7 @@ Safe on any number of workers at once.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -22,6 +22,7 @@ from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, inspection_workflow
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
+from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.requests.sessions import forget_abandoned_words
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
@@ -43,6 +44,7 @@ class Supervisor:
     worker: str
     watch: Watch
     clock: Clock
+    metrics: WorkMetrics = field(default_factory=WorkMetrics)
     monotonic: Callable[[], float] = time.monotonic
 
     def take_over(self) -> list[str]:
@@ -60,6 +62,7 @@ class Supervisor:
             # resume_workflow would forget how often a workflow has been tried, and its queue, and could restart one
             # that another worker has taken over in this moment; this is guarded by the dead worker's name
             DBOS._recover_pending_workflows(dead)  # noqa: SLF001 - see above; the take-over tests would notice
+            self.metrics.took_over(len(dead))
             _log.warning("took over", dead=dead, workflows=len(pending))
         return dead
 
@@ -75,6 +78,7 @@ class Supervisor:
             expired = expire_uploads(session, now)
             forget_abandoned_words(session, now)
         deleted = delete_spent_bytes(self.database, self.blobs, now)
+        self.metrics.swept(expired_uploads=expired, deleted_files=deleted)
         if expired or deleted:
             _log.info("swept", expired_uploads=expired, deleted_keys=deleted)
 

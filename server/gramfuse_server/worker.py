@@ -32,6 +32,8 @@ from gramfuse_server.jobs import (
 )
 from gramfuse_server.merging import workflows
 from gramfuse_server.merging.merger import Merger
+from gramfuse_server.metrics.serving import new_registry, serving_metrics
+from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
@@ -88,6 +90,8 @@ class Worker:
         blobs = open_blobs(settings.blobs)
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
+        self._registry = new_registry()
+        self._metrics = WorkMetrics(self._registry)
         self._merger = Merger(
             database=self._database,
             blobs=blobs,
@@ -96,8 +100,11 @@ class Worker:
             worker=self.name,
             device=settings.device,
             clock=clock,
+            metrics=self._metrics,
         )
-        self._inspector = Inspector(self._database, blobs, scratch, partial(check_numbers, device=self._device), clock)
+        self._inspector = Inspector(
+            self._database, blobs, scratch, partial(check_numbers, device=self._device), clock, self._metrics
+        )
         self._supervisor = Supervisor(
             database=self._database,
             blobs=blobs,
@@ -105,11 +112,12 @@ class Worker:
             worker=self.name,
             watch=heartbeats.Watch(settings.worker_lease),
             clock=clock,
+            metrics=self._metrics,
         )
 
     def run(self) -> None:
         """Work until `stopping` is set, then drain and leave."""
-        with own_folder(self._settings.scratch, self.name):
+        with own_folder(self._settings.scratch, self.name), serving_metrics(self._settings, self._registry):
             self._run()
 
     def _run(self) -> None:
@@ -156,15 +164,20 @@ class Worker:
             heartbeats.beat(session, self.name, self._clock())
 
     def _every(self, seconds: float, duty: Callable[[], object], *, until: threading.Event) -> threading.Thread:
+        name = duty.__name__.lstrip("_")
+
         def repeat() -> None:
             while not until.wait(seconds):
                 try:
                     duty()
                 except Exception:  # noqa: BLE001 - the border of a duty, see below
                     # the border of a duty: the database may be away for a while, the next round tries again
-                    _log.exception("a duty failed", duty=duty.__name__)
+                    _log.exception("a duty failed", duty=name)
+                    self._metrics.duty_ended(name, well=False)
+                else:
+                    self._metrics.duty_ended(name, well=True)
 
-        thread = threading.Thread(target=repeat, name=duty.__name__, daemon=True)
+        thread = threading.Thread(target=repeat, name=name, daemon=True)
         thread.start()
         return thread
 

@@ -21,6 +21,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     RequestMalformedError,
 )
+from support.scraping import free_port, scrape
 
 TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
 
@@ -181,8 +182,10 @@ def test_a_database_server_that_is_away_is_told_without_its_password(command, mo
     assert "secret" not in str(told.value)
 
 
-def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command, home, tmp_path):
+def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command, home, tmp_path, monkeypatch):
     command("init")
+    metrics_port = free_port()
+    monkeypatch.setenv("GRAMFUSE_METRICS_PORT", str(metrics_port))
     port_file = tmp_path / "port"
     program = Path(sys.executable).with_name("gramfuse-server")
     arguments = [str(program), "serve", "--port", "0", "--port-file", str(port_file)]
@@ -191,6 +194,9 @@ def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command,
         assert url == f"http://127.0.0.1:{port_file.read_text().strip()}"
         with urllib.request.urlopen(f"{url}/readyz") as answer:  # noqa: S310 - loopback
             assert json.load(answer)["checks"] == {"database": "ok", "migrations": "ok", "blobs": "ok"}
+        told = scrape(metrics_port)
+        assert 'gramfuse_http_requests_total{method="GET",route="/readyz",status="200"} 1.0' in told
+        assert "gramfuse_database_up 1.0" in told
         process.send_signal(signal.SIGTERM)
         process.stdout.read()
         process.stderr.read()

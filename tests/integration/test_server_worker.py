@@ -13,6 +13,7 @@ from gramfuse_server.heartbeats import Host, Watch, enter, leave
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
+from support.scraping import free_port, scrape
 from support.worker_world import MEMBERS, contribute, wait_for, worker_process
 
 PROJECT = "acme.tweets"
@@ -91,12 +92,16 @@ def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard
 
 
 def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_once(world, settings, tmp_path):
+    metrics_port = free_port()
     sealed(world)
     items = "/v1/admin/contributions"
-    with worker_process(settings, tmp_path / "a.log") as first:
+    with worker_process(settings, tmp_path / "a.log", GRAMFUSE_METRICS_PORT=str(metrics_port)) as first:
         wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
         submit(world)
         wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
+        told = scrape(metrics_port)
+        assert f'gramfuse_worker_inspections_total{{outcome="accepted"}} {len(MEMBERS)}.0' in told
+        assert 'gramfuse_worker_duty_last_success_timestamp_seconds{duty="beat"}' in told
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
     (row,) = rows(world, WorkerRow)

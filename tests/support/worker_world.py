@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prometheus_client import CollectorRegistry
 from safetensors.torch import save
 
 from gramfuse_server.blobs import open_blobs
@@ -17,6 +18,7 @@ from gramfuse_server.database import reading
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.merger import Merger
+from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import JobRow, UploadRow
@@ -68,7 +70,9 @@ class InProcessWorker:
         blobs = open_blobs(settings.blobs)
         self.database = world.services.database
         self.shard_bytes = settings.shard_bytes
-        self.inspector = Inspector(self.database, blobs, settings.scratch, check_numbers, world.clock)
+        self.registry = CollectorRegistry()
+        metrics = WorkMetrics(self.registry)
+        self.inspector = Inspector(self.database, blobs, settings.scratch, check_numbers, world.clock, metrics)
         self.merger = Merger(
             database=self.database,
             blobs=blobs,
@@ -77,6 +81,7 @@ class InProcessWorker:
             worker="in-process",
             device="cpu",
             clock=world.clock,
+            metrics=metrics,
         )
 
     def inspect_all(self) -> list[str | None]:

@@ -16,6 +16,7 @@ from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
+from gramfuse_server.metrics.requests import RequestMetrics
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import (
     GramfuseError,
@@ -48,6 +49,7 @@ class Services:
     receipt_key: str
     """The public half, base64."""
     part_buffers: PartBuffers
+    metrics: RequestMetrics
 
 
 async def services(request: Request) -> Services:

@@ -78,7 +78,7 @@ def file_response(request: Request, services: Services, file: StoredFile) -> Res
     status = 200 if found is None else 206
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
-    body: AsyncIterator[bytes] = services.blobs.stream(key, start, end)
+    body: AsyncIterator[bytes] = services.metrics.counted(services.blobs.stream(key, start, end))
     return StreamingResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 

@@ -168,6 +168,8 @@ async def _store_part(request: Request, response: Response, services: Services, 
             raise PartOutOfRangeError(msg) from error
         await run_in_threadpool(services.blobs.put, slot.key, content)
     new = await run_in_threadpool(_record, services, slot)
+    if new:
+        services.metrics.part_kept(slot.bytes)
     response.status_code = 201 if new else 200
     return Part(number=slot.number, bytes=slot.bytes, sha256=slot.sha256)
 

@@ -4,9 +4,10 @@ The worker's side of intake. The numerical check is passed in, because it needs 
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -23,6 +24,7 @@ from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.intake.sealing import complete_files, reject
 from gramfuse_server.intake.subjects import Manifest, subject_of
 from gramfuse_server.intake.uploads import lock_upload
+from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.tables import BlobRow, UploadFileRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.errors import DigestMismatchError, GramfuseError
@@ -45,12 +47,14 @@ class Inspector:
     scratch: Path
     check: Check
     clock: Clock
+    metrics: WorkMetrics = field(default_factory=WorkMetrics)
 
     def inspect(self, upload: str) -> str | None:
         """Bring a sealed upload to accepted or rejected; return its state, None where nothing was to be done.
 
         Safe to repeat: until the transaction at the end, nothing but content-addressed blobs has been written.
         """
+        began = time.monotonic()
         found = self._find(upload)
         if found is None:
             return None
@@ -60,8 +64,11 @@ class Inspector:
                 for name, path in paths.items():
                     self.blobs.put_file(blob_key(found.digests[name]), path)
         except GramfuseError as error:
-            return self._decide(found, f"{error.code}: {error.message}")
-        return self._decide(found, None)
+            state = self._decide(found, f"{error.code}: {error.message}")
+        else:
+            state = self._decide(found, None)
+        self.metrics.inspected(state, seconds=time.monotonic() - began)
+        return state
 
     def abandon(self, upload: str, reason: str) -> None:
         """Reject a sealed upload that could not be inspected."""

@@ -17,6 +17,7 @@ from gramfuse_server.merging import attempts, publication
 from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskSize
 from gramfuse_server.merging.inputs import load_inputs, open_base, open_members, open_origin
 from gramfuse_server.merging.summing import put_sums
+from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.requests.sessions import forget_words
 from gramfuse_shared.errors import CancelledError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
@@ -38,6 +39,7 @@ class Merger:
     worker: str
     device: DeviceChoice
     clock: Clock
+    metrics: WorkMetrics = field(default_factory=WorkMetrics)
 
     def plan(self, attempt: Attempt, *, shard_bytes: int) -> int | None:
         """Plan the attempt and note its tasks; return their number, None where the attempt may not go on."""
@@ -83,8 +85,10 @@ class Merger:
                 )
             except CancelledError:
                 _log.info("task stopped", attempt=str(attempt), task=number)
+                self.metrics.shard_stopped()
                 return
             self.blobs.put_file(blob_key(result.file.sha256), target)
+        seconds = time.monotonic() - began
         with transaction(self.database) as session:
             attempts.finish_task(
                 session,
@@ -92,10 +96,11 @@ class Merger:
                 number,
                 file=result.file,
                 diagnostics=result.diagnostics,
-                seconds=time.monotonic() - began,
+                seconds=seconds,
                 worker=self.worker,
                 now=self.clock(),
             )
+        self.metrics.shard_finished(seconds=seconds, read_bytes=watch.done_bytes, written_bytes=result.file.bytes)
         _log.info("task finished", attempt=str(attempt), task=number, bytes=result.file.bytes)
 
     def is_complete(self, attempt: Attempt) -> bool | None:
@@ -119,6 +124,8 @@ class Merger:
             published = publication.publish(session, attempt, prepared, now=self.clock())
             if published and inputs.summed is not None:
                 forget_words(session, attempt.project, inputs.summed.request, now=self.clock())
+        if published:
+            self.metrics.model_published()
         _log.info("published" if published else "not published", attempt=str(attempt))
         return published
 
@@ -129,6 +136,7 @@ class Merger:
                 return
             failed = attempts.fail(session, attempt, code=error.code, message=error.message, now=self.clock())
         if failed:
+            self.metrics.attempt_failed(error.code)
             _log.warning("attempt failed", attempt=str(attempt), code=error.code)
 
 
