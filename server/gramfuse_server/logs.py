@@ -1,4 +1,4 @@
-"""Logs: one line per event, JSON or for people, each with its request's id. Never tokens, bodies or text."""
+"""Logs: one line per event, JSON or for people, with the ids of its request or job. Never tokens, bodies or text."""
 
 import logging
 import re
@@ -16,7 +16,21 @@ from gramfuse_server.settings import Settings
 REQUEST_ID: Final = b"x-request-id"
 _FORM: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
+_SECRETS: Final = (
+    (re.compile(r"\b(gf_[0-9a-f]{16})_[0-9a-f]{64}"), r"\1_***"),
+    (re.compile(r"(//[^\s/:@]*):[^\s/@]+@"), r"\1:***@"),
+    (re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+", re.IGNORECASE), r"\1***"),
+)
+"""Tokens, passwords within URLs, what signs a URL of an object store."""
+
 _log: Final = structlog.get_logger("gramfuse_server.requests")
+
+
+def mask_secrets(line: str) -> str:
+    """Take out of a line what has the form of a secret: messages of libraries and tracebacks are not ours to word."""
+    for form, shown in _SECRETS:
+        line = form.sub(shown, line)
+    return line
 
 
 def configure_logs(settings: Settings) -> None:
@@ -35,6 +49,10 @@ def configure_logs(settings: Settings) -> None:
             exception_formatter=structlog.dev.plain_traceback,  # the other one prints variables, tokens included
         )
     )
+
+    def render(logger: Any, name: str, event: Any) -> str:  # noqa: ANN401 - structlog's own types
+        return mask_secrets(renderer(logger, name, event))
+
     errors: list[Any] = [structlog.processors.format_exc_info] if settings.log_format == "json" else []
     structlog.configure(
         processors=[
@@ -50,7 +68,7 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *errors, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *errors, render],
         )
     )
     root = logging.getLogger()

@@ -98,6 +98,7 @@ class Supervisor:
                 if row.workflow in ended or any(shards[waiting[row.workflow].index(task)] in ended for task in left):
                     message = f"given up: {_GIVEN_UP}"
                     attempts.fail(session, attempt, code=GramfuseError.code, message=message, now=self.clock())
+                    _log.warning("attempt given up", project=row.project, job=row.job, attempt=row.number)
 
     def _end_inspections(self) -> None:
         with reading(self.database) as session:

@@ -127,7 +127,7 @@ class Worker:
             heartbeats.enter(session, self.name, host, self._clock())
         DBOS(config=worker_configuration(settings, self.name))
         workflows.register(self._merger, shard_bytes=settings.shard_bytes, stopping=self._stopping)
-        _register_inspection(self._inspector)
+        _register_inspection(self._inspector, worker=self.name)
         DBOS.launch()
         for queue, at_once in (
             (INSPECTIONS, INSPECTIONS_AT_ONCE),
@@ -167,6 +167,7 @@ class Worker:
         name = duty.__name__.lstrip("_")
 
         def repeat() -> None:
+            structlog.contextvars.bind_contextvars(worker=self.name)  # this thread's own
             while not until.wait(seconds):
                 try:
                     duty()
@@ -228,11 +229,12 @@ def describe_host(device: torch.device) -> heartbeats.Host:
     return heartbeats.Host(name=socket.gethostname(), device=described, memory_bytes=memory, version=__version__)
 
 
-def _register_inspection(inspector: Inspector) -> None:
+def _register_inspection(inspector: Inspector, *, worker: str) -> None:
     @DBOS.workflow(name=INSPECT, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
     def inspect(upload: str) -> None:
         # tried again, because what fails here and is not the upload's fault is the store or the database
-        DBOS.run_step(
-            {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
-            lambda: inspector.inspect(upload),
-        )
+        with structlog.contextvars.bound_contextvars(worker=worker, upload=upload):
+            DBOS.run_step(
+                {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
+                lambda: inspector.inspect(upload),
+            )

@@ -13,6 +13,7 @@ from gramfuse_server.heartbeats import Host, Watch, enter, leave
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
+from support.log_lines import parsed
 from support.scraping import free_port, scrape
 from support.worker_world import MEMBERS, contribute, wait_for, worker_process
 
@@ -95,7 +96,8 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
     metrics_port = free_port()
     sealed(world)
     items = "/v1/admin/contributions"
-    with worker_process(settings, tmp_path / "a.log", GRAMFUSE_METRICS_PORT=str(metrics_port)) as first:
+    observed = {"GRAMFUSE_METRICS_PORT": str(metrics_port), "GRAMFUSE_LOG_FORMAT": "json"}
+    with worker_process(settings, tmp_path / "a.log", **observed) as first:
         wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
         submit(world)
         wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
@@ -105,6 +107,15 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
     (row,) = rows(world, WorkerRow)
+    lines = parsed((tmp_path / "a.log").read_text())
+    shards = [line for line in lines if line["event"] == "task finished"]
+    assert {(line["worker"], line["project"], line["job"], line["attempt"]) for line in shards} == {
+        (row.id, PROJECT, "first", 1)
+    }
+    assert {line["task"] for line in shards} == set(finished(world))
+    inspected = [line for line in lines if line["event"] == "inspected"]
+    assert len({line["upload"] for line in inspected}) == len(MEMBERS)
+    assert {line["worker"] for line in inspected} == {row.id}
     assert row.stopped_at is not None
     assert row.device.startswith("cpu")
     assert len(finished(world)) < len(rows(world, TaskRow))

@@ -30,10 +30,6 @@ class Attempt:
     job: str
     number: int
 
-    def __str__(self) -> str:
-        """For messages and logs."""
-        return f"{self.project}/{self.job} attempt {self.number}"
-
 
 @dataclass(frozen=True, slots=True)
 class TaskSize:

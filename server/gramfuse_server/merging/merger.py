@@ -57,6 +57,7 @@ class Merger:
         )
         with transaction(self.database) as session:
             goes_on = attempts.begin(session, attempt, size, worker=self.worker, now=self.clock())
+        _log.info("planned", tasks=len(plan.tasks), goes_on=goes_on)
         return len(plan.tasks) if goes_on else None
 
     def execute(self, attempt: Attempt, number: int, *, shard_bytes: int) -> None:
@@ -84,7 +85,7 @@ class Merger:
                     is_cancelled=watch.is_cancelled,
                 )
             except CancelledError:
-                _log.info("task stopped", attempt=str(attempt), task=number)
+                _log.info("task stopped")
                 self.metrics.shard_stopped()
                 return
             self.blobs.put_file(blob_key(result.file.sha256), target)
@@ -101,7 +102,7 @@ class Merger:
                 now=self.clock(),
             )
         self.metrics.shard_finished(seconds=seconds, read_bytes=watch.done_bytes, written_bytes=result.file.bytes)
-        _log.info("task finished", attempt=str(attempt), task=number, bytes=result.file.bytes)
+        _log.info("task finished", seconds=round(seconds, 3), bytes=result.file.bytes)
 
     def is_complete(self, attempt: Attempt) -> bool | None:
         """Tell whether all tasks have succeeded; None where the attempt may not go on."""
@@ -126,7 +127,7 @@ class Merger:
                 forget_words(session, attempt.project, inputs.summed.request, now=self.clock())
         if published:
             self.metrics.model_published()
-        _log.info("published" if published else "not published", attempt=str(attempt))
+        _log.info("published" if published else "not published")
         return published
 
     def fail(self, attempt: Attempt, error: GramfuseError, *, task: int | None = None) -> None:
@@ -137,7 +138,7 @@ class Merger:
             failed = attempts.fail(session, attempt, code=error.code, message=error.message, now=self.clock())
         if failed:
             self.metrics.attempt_failed(error.code)
-            _log.warning("attempt failed", attempt=str(attempt), code=error.code)
+            _log.warning("attempt failed", code=error.code)
 
 
 @dataclass(slots=True)

@@ -71,14 +71,19 @@ def _wait(merger: Merger, attempt: Attempt, stopping: threading.Event) -> bool:
 
 
 def _bounded(merger: Merger, attempt: Attempt, work: Callable[[], T], *, task: int | None = None) -> T | None:
-    """Do the work of an attempt; whatever goes wrong ends the attempt with its code and message."""
-    try:
-        return work()
-    except GramfuseError as error:
-        merger.fail(attempt, error, task=task)
-    except Exception as error:  # noqa: BLE001 - the border of the attempt, see below
-        # the border of the attempt: a bug or a failing machine must not leave the job running for ever
-        _log.exception("attempt crashed", attempt=str(attempt))
-        crash = GramfuseError(f"the worker failed with {type(error).__name__}; its log has the details")
-        merger.fail(attempt, crash, task=task)
+    """Do the work of an attempt; whatever goes wrong ends the attempt with its code and message.
+
+    Every line that is logged within says whose work it is.
+    """
+    told = {"worker": merger.worker, "project": attempt.project, "job": attempt.job, "attempt": attempt.number}
+    with structlog.contextvars.bound_contextvars(**told, **({} if task is None else {"task": task})):
+        try:
+            return work()
+        except GramfuseError as error:
+            merger.fail(attempt, error, task=task)
+        except Exception as error:  # noqa: BLE001 - the border of the attempt, see below
+            # the border of the attempt: a bug or a failing machine must not leave the job running for ever
+            _log.exception("attempt crashed")
+            crash = GramfuseError(f"the worker failed with {type(error).__name__}; its log has the details")
+            merger.fail(attempt, crash, task=task)
     return None
