@@ -82,13 +82,17 @@ class Stages:
 
     def _contribution(self, session: SessionManifest) -> ContributionManifest:
         member = session.member(self.client.organization)
-        found = None
-        if member is not None:
-            found = self.client.contribution(session.project, member.contribution).manifest
-        if found is None:
+        found = None if member is None else self.client.contribution(session.project, member.contribution)
+        if found is None or found.manifest is None:
             msg = f"the session {session.session} sums no contribution of {self.client.organization}"
             raise SecureSessionRefusedError(msg)
-        return found
+        if not found.counts:
+            msg = (
+                f"the contribution {found.id[:12]} was withdrawn or replaced since {session.session} began, so "
+                f"{self.client.organization} says nothing more in that session"
+            )
+            raise SecureSessionRefusedError(msg)
+        return found.manifest
 
 
 def _speak(participant: Participant, stage: Stage, shown: Sequence[SignedMessage], source: Source) -> SignedMessage:

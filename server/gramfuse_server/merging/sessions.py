@@ -10,9 +10,16 @@ from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.sealing import read_header
-from gramfuse_server.merging.cohort import Candidate, CohortMember
+from gramfuse_server.merging.cohort import CohortMember
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress
-from gramfuse_server.requests.sessions import require_words, session_of, stage_of_request, stages_of
+from gramfuse_server.requests.sessions import (
+    require_standing,
+    require_words,
+    session_of,
+    shown_in,
+    stage_of_request,
+    summed_by,
+)
 from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.contract.recipe import Recipe
@@ -80,9 +87,7 @@ def taps_of_scales(blobs: Blobs, scales: str | None) -> tuple[str, ...]:
     return tuple(tap.name for tap in parse_scales_metadata(read_header(_Blob(blobs, scales))).taps)
 
 
-def summed_cohort(
-    session: Session, row: RequestRow, recipe: Recipe, candidates: Sequence[Candidate], *, now: datetime
-) -> tuple[CohortMember, ...]:
+def summed_cohort(session: Session, row: RequestRow, recipe: Recipe, *, now: datetime) -> tuple[CohortMember, ...]:
     """Return those whose words are in a session's sum, with their weights, if a recipe is the session's own.
 
     Raises:
@@ -98,21 +103,14 @@ def summed_cohort(
         reason = f": {state.reason}" if state.reason else ""
         msg = f"request {row.id} is {state.state}{reason}; the sum can be merged once it is complete"
         raise StateError(msg, state=state.state)
-    surviving = {signed.message.sender for signed in stages_of(session, row)["masked"]}
-    cohort = tuple(
+    surviving = summed_by(shown_in(session, row))
+    require_standing(session, row, surviving)
+    require_words(session, row, surviving)
+    cohort = [
         CohortMember(member.contribution, member.organization, member.weight)
         for member in manifest.members
         if member.organization in surviving
-    )
-    usable = {candidate.contribution for candidate in candidates}
-    gone = sorted(member.organization for member in cohort if member.contribution not in usable)
-    if gone:
-        msg = (
-            f"the contribution of {', '.join(gone)} was withdrawn or replaced. Members let a contribution be summed "
-            "once: have everybody contribute anew, then begin another session"
-        )
-        raise StateError(msg, organizations=gone)
-    require_words(session, row)
+    ]
     return tuple(sorted(cohort, key=lambda member: member.contribution))
 
 

@@ -113,7 +113,8 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     recipe = Recipe.parse(row.recipe)
     require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=row.id))
     if recipe.request is not None:
-        require_words(session, find_request(session, project.id, recipe.request))
+        summed = [member.organization for member in cohort]
+        require_words(session, find_request(session, project.id, recipe.request), summed)
     row.attempt += 1
     row.state = row.stage = "queued"
     row.done_tasks = row.total_tasks = row.done_bytes = row.total_bytes = 0
@@ -146,7 +147,7 @@ def decide_cohort(
     if row is None:
         found = resolve_cohort(recipe, candidates)
     elif stage_named(request_of(row).kind) is not None:
-        found = summed_cohort(session, row, recipe, candidates, now=now)
+        found = summed_cohort(session, row, recipe, now=now)
     else:
         found = answered_cohort(session, project, recipe, row, candidates, now=now)
     cohort = _with_contents(session, found)

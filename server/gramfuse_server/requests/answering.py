@@ -10,7 +10,7 @@ from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.uploads import create_upload, shown_state
 from gramfuse_server.requests.documents import progress, request_of
-from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
+from gramfuse_server.requests.sessions import require_standing, session_of, shown_in, stage_of_request, summed_by
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import AskedRow, ProjectRow, RequestRow, UploadRow
 from gramfuse_shared.contract.answer_rules import require_answer_allowed
@@ -83,13 +83,14 @@ def answer_request(
       3. the request is open,
       4. the current policy is accepted, and the answer was made under it,
       5. it answers what was asked, and the policy allows all of it to leave,
-      6. its statistics fit the base; a message of a secure sum is signed, and answers the ones of the stage before,
+      6. its statistics fit the base; a message of a secure sum is signed, answers the ones of the stage before, and is
+         about contributions that still count,
       7. the quota has room.
 
     Raises:
         RequestMalformedError, RoleRequiredError, NotFoundError: 1.
         ConflictError: 2, another answer was given.
-        StateError: 3.
+        StateError: 3, 6.
         PolicyNotAcceptedError: 4.
         PolicyViolationError, RequestMalformedError, ArchitectureMismatchError: 5, 6.
         SecureSessionRefusedError, SignatureInvalidError: 6.
@@ -128,8 +129,9 @@ def answer_request(
     if answer.statistics is not None:
         require_statistics_architecture(answer.statistics, base)
     if answer.message is not None:
-        secured, stage = session_of(session, row), stage_of_request(row)
-        require_next(answer.message, secured, stage, place.organization, shown_in(session, row))
+        secured, stage, shown = session_of(session, row), stage_of_request(row), shown_in(session, row)
+        require_standing(session, row, summed_by(shown) | {place.organization})
+        require_next(answer.message, secured, stage, place.organization, shown)
     # 7.
     place.upload = None
     if answer.files:

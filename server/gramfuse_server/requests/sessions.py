@@ -8,11 +8,12 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress, request_of
+from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import AskedRow, JobRow, RequestRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import stage_before, stage_named
-from gramfuse_shared.contract.secure import SignedMessage, Stage
+from gramfuse_shared.contract.secure import MaskedMessage, SignedMessage, Stage, SurvivorsMessage
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.errors import NotFoundError, RequestMalformedError, StateError
 
@@ -67,7 +68,7 @@ def require_stage_after(session: Session, project: str, stage: Stage, after: str
     Raises:
         NotFoundError: there is no such request.
         RequestMalformedError: it is of another stage.
-        StateError: it is not complete, or the session was left for too long.
+        StateError: it is not complete, the session was left for too long, or what it sums does not count any more.
     """
     earlier = find_request(session, project, after)
     wanted = stage_before(stage)
@@ -83,7 +84,40 @@ def require_stage_after(session: Session, project: str, stage: Stage, after: str
         days = limits.LONGEST_SESSION_PAUSE.days
         msg = f"the session of request {after} was left for more than {days} days; begin another"
         raise StateError(msg)
+    require_standing(session, earlier, summed_by(messages_of(session, earlier)))
     return earlier
+
+
+def summed_by(messages: Sequence[SignedMessage]) -> set[str]:
+    """Return whose words are summed by what was said in a stage: the senders', or those that were signed for."""
+    names: set[str] = set()
+    for signed in messages:
+        if isinstance(signed.message, MaskedMessage):
+            names.add(signed.message.sender)
+        if isinstance(signed.message, SurvivorsMessage):
+            names.update(signed.message.body.organizations)
+    return names
+
+
+def require_standing(session: Session, row: RequestRow, organizations: Collection[str]) -> None:
+    """Require that contributions of a stage's session are the ones that count, so that their sum may be merged.
+
+    Raises:
+        StateError: one of them was withdrawn or replaced. What would be unmasked would be of no use.
+    """
+    counting = {standing.contribution for standing in standing_contributions(session, row.project)}
+    members = session_of(session, row).members
+    gone = [
+        each.organization
+        for each in members
+        if each.organization in organizations and each.contribution not in counting
+    ]
+    if gone:
+        msg = (
+            f"the contribution of {', '.join(gone)} was withdrawn or replaced, so the sum is not merged, and nothing "
+            "more is taken that lets masks come off. Begin another session; if some did, have everybody contribute anew"
+        )
+        raise StateError(msg, organizations=gone)
 
 
 def forget_words(session: Session, project: str, request: str, *, now: datetime) -> None:
@@ -114,15 +148,25 @@ def forget_abandoned_words(session: Session, now: datetime) -> None:
             _forget(session, uploads, now)
 
 
-def require_words(session: Session, row: RequestRow) -> None:
-    """Require that the words of a session are still here; of a request that is no stage nothing is required.
+def require_words(session: Session, row: RequestRow, organizations: Collection[str]) -> None:
+    """Require that the words of these members are still here, as the last stage of a session sums them.
+
+    Of a request that is no stage nothing is required.
 
     Raises:
-        StateError: they were deleted.
+        StateError: they were deleted, or will be.
     """
     if stage_named(request_of(row).kind) is None:
         return
-    if (row.project, row.opened_by) not in _kept_words(session):
+    masked = row
+    while stage_of_request(masked) != "masked":
+        masked = before(session, masked) or masked
+    query = (
+        select(AskedRow.organization)
+        .join(UploadRow, UploadRow.id == AskedRow.upload)
+        .where(AskedRow.project == row.project, AskedRow.request == masked.id, UploadRow.delete_after.is_(None))
+    )
+    if not set(organizations) <= set(session.scalars(query)):
         msg = (
             "the masked words of this session were deleted: its sum was merged, or nobody asked for it within "
             f"{limits.LONGEST_SESSION_PAUSE.days} days. Have everybody contribute anew and begin another"
