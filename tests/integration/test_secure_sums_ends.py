@@ -4,6 +4,7 @@ import pytest
 
 from gramfuse.answering.configuration import Participation
 from gramfuse.securing.stages import Stages
+from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.secure import STAGES
 from gramfuse_shared.errors import SecureSessionRefusedError
@@ -119,6 +120,17 @@ def test_words_that_were_merged_are_not_merged_again_because_others_of_their_ses
     assert world.participant("acme").put_document(place, prepared.answer).status_code == 201
     told = problem(merge(world, "again"), 409, "wrong-state")
     assert "were deleted" in told["detail"]
+
+
+def test_words_stay_until_all_merges_of_their_sum_are_over(world, settings, members, clock):
+    say(world, settings, members, last="unmask")
+    assert [merge(world, job).status_code for job in ("first", "second")] == [201, 201]
+    worker = InProcessWorker(world, settings)
+    for job in ("first", "second"):
+        worker.run(PROJECT, job)
+        delete_spent_bytes(worker.database, world.services.blobs, clock())
+    words = {f"sha256/{member.prepare('masked', 'masked').answer.files[0].sha256}" for member in members}
+    assert not words & world.stored_keys()
 
 
 def test_the_client_of_who_withdrew_says_nothing_more(world, members, tmp_path):

@@ -124,13 +124,14 @@ def forget_words(session: Session, project: str, request: str, *, now: datetime)
     """Let the files of masked words of a session go, whose sum is merged; the signed messages stay.
 
     Those of stages that somebody missed go, too, and those of other sessions of one of these contributions, or answers:
-    each is summed once, so no sum of them will be asked for.
+    each is summed once, so no sum of them will be asked for. While another job merges such a sum its words stay.
     """
     row = find_request(session, project, request)
     summed = {signed.message.sender for signed in stages_of(session, row)["masked"]}
     merged = _summed(session_of(session, row), summed)
+    merging = _being_merged(session)
     for (owner, opened_by), uploads in _kept_words(session).items():
-        if owner == project:
+        if owner == project and (owner, opened_by) not in merging:
             first = session.get_one(RequestRow, (project, opened_by))
             if first.id == row.opened_by or merged & _summed(session_of(session, first)):
                 _forget(session, uploads, now)
