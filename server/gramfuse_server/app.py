@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
 from gramfuse_server.api import (
@@ -34,6 +36,7 @@ from gramfuse_server.metrics.serving import new_registry
 from gramfuse_server.metrics.state import StateCollector
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
+from gramfuse_server.tracing import stop_tracing
 from gramfuse_shared import limits
 from gramfuse_shared.signatures import public_key
 from gramfuse_shared.version import __version__
@@ -61,8 +64,13 @@ class Api(FastAPI):
         return RequestLog(ProblemDocuments(super().build_middleware_stack()), services.metrics)
 
 
-def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
+def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool = False) -> FastAPI:
     """Build the API. The database must be migrated and the receipt key created: `gramfuse-server init`.
+
+    Args:
+        settings: where everything lies.
+        clock: the present.
+        traced: whether `start_tracing` was asked to.
 
     Raises:
         ConfigurationError: a setting does not work.
@@ -75,7 +83,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         settings=settings,
         database=database,
         blobs=open_blobs(settings.blobs),
-        jobs=JobQueue(database),
+        jobs=JobQueue(database, traced=traced),
         clock=clock,
         receipt_key=public_key(key),
         part_buffers=PartBuffers(settings.concurrent_parts),
@@ -86,6 +94,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         database.close()
+        if traced:
+            await run_in_threadpool(stop_tracing)
 
     app = Api(
         title="gramfuse",
@@ -95,6 +105,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         max_body_size=limits.MAX_REQUEST_BYTES,
+        telemetry=_telemetry(traced=traced),
     )
     app.state.services = services
     app.state.registry = registry
@@ -106,3 +117,11 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> FastAPI:
     install_handlers(app)
     describe(app)
     return app
+
+
+def _telemetry(*, traced: bool) -> TelemetryConfig:
+    """Say what FastAPI may tell OpenTelemetry: by itself it tells everything to whoever the environment names.
+
+    Its logs hold messages of exceptions and bodies that were refused; metrics are `metrics.requests`' business.
+    """
+    return {"tracing": traced, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}

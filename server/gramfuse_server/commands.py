@@ -112,9 +112,10 @@ def serve(
 
         from gramfuse_server.app import create_app  # noqa: PLC0415
         from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
+        from gramfuse_server.tracing import start_tracing  # noqa: PLC0415
 
         settings = _settings_with_logs()
-        app = create_app(settings)
+        app = create_app(settings, traced=start_tracing("gramfuse-api"))
     schema.require_current(app.state.services.database)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]

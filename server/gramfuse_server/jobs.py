@@ -9,13 +9,14 @@ import logging
 from datetime import datetime
 from typing import Final
 
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
 from sqlalchemy import func, inspect, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.database import Database, database_url
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import AttemptRow, JobContributionRow, JobLogRow, JobRow, UploadRow
+from gramfuse_server.tracing import present_context
 
 APPLICATION_NAME: Final = "gramfuse"
 APPLICATION_VERSION: Final = "1"
@@ -40,7 +41,9 @@ _SCHEMA: Final = "dbos"
 class JobQueue:
     """Enqueues work for the workers, and cancels jobs, inside the caller's transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, traced: bool = False) -> None:
+        self.traced = traced
+        """Whether the work joins the trace of the request that enqueued it."""
         self._client = DBOSClient(
             system_database_engine=database.write,
             dbos_system_schema=_SCHEMA,
@@ -107,16 +110,15 @@ class JobQueue:
         return [workflow.workflow_id for workflow in pending]
 
     def _enqueue(self, session: Session, queue: str, workflow: str, workflow_id: str, *arguments: str | int) -> None:
-        self._client.enqueue_in_transaction(
-            session,
-            {
-                "queue_name": queue,
-                "workflow_name": workflow,
-                "workflow_id": workflow_id,
-                "app_version": APPLICATION_VERSION,
-            },
-            *arguments,
-        )
+        options: EnqueueOptions = {
+            "queue_name": queue,
+            "workflow_name": workflow,
+            "workflow_id": workflow_id,
+            "app_version": APPLICATION_VERSION,
+        }
+        if self.traced:
+            options["otel_context"] = present_context()
+        self._client.enqueue_in_transaction(session, options, *arguments)
 
 
 def inspection_workflow(upload: str) -> str:
@@ -150,8 +152,11 @@ def is_migrated(database: Database) -> bool:
         return inspect(connection).has_table("workflow_status", schema=schema)
 
 
-def worker_configuration(settings: Settings, executor: str) -> DBOSConfig:
-    """Return how a worker runs DBOS; `executor` names the worker, and stands on every workflow that it claims."""
+def worker_configuration(settings: Settings, executor: str, *, traced: bool = False) -> DBOSConfig:
+    """Return how a worker runs DBOS; `executor` names the worker, and stands on every workflow that it claims.
+
+    If it is traced, workflows and steps are spans of the provider that `start_tracing` has set.
+    """
     _quiet()
     return DBOSConfig(
         name=APPLICATION_NAME,
@@ -162,6 +167,8 @@ def worker_configuration(settings: Settings, executor: str) -> DBOSConfig:
         serializer=DBOSPortableJSONSerializer(),
         run_migrations=False,  # `gramfuse-server db upgrade` does
         log_level="WARNING",
+        enable_otlp=traced,
+        otel_attribute_format="semconv",
     )
 
 
@@ -173,4 +180,8 @@ def _url(settings: Settings) -> str:
 
 
 def _quiet() -> None:
-    logging.getLogger("dbos").setLevel(logging.WARNING)
+    """Have DBOS say only what matters, and in the form of all other lines: it would write its own to the console."""
+    logger = logging.getLogger("dbos")
+    logger.setLevel(logging.WARNING)
+    if not logger.handlers:  # it adds its own only where there is none, and then passes nothing on
+        logger.addHandler(logging.NullHandler())

@@ -38,6 +38,7 @@ from gramfuse_server.receipt_key import load_key
 from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
+from gramfuse_server.tracing import start_tracing
 from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.requests import Answer
@@ -72,17 +73,20 @@ def run_worker(settings: Settings) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    Worker(settings, stopping).run()
+    Worker(settings, stopping, traced=start_tracing("gramfuse-worker")).run()
 
 
 class Worker:
     """One worker, named after its host and by chance, so that no two are taken for each other."""
 
-    def __init__(self, settings: Settings, stopping: threading.Event, *, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, settings: Settings, stopping: threading.Event, *, clock: Clock = system_clock, traced: bool = False
+    ) -> None:
         """Open everything; nothing is claimed yet."""
         self.name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._settings = settings
         self._clock = clock
+        self._traced = traced
         self._stopping = stopping
         self._ended = threading.Event()
         self._database = open_database(settings.database_url)
@@ -125,8 +129,8 @@ class Worker:
         host = describe_host(self._device)
         with transaction(self._database) as session:
             heartbeats.enter(session, self.name, host, self._clock())
-        DBOS(config=worker_configuration(settings, self.name))
-        workflows.register(self._merger, shard_bytes=settings.shard_bytes, stopping=self._stopping)
+        DBOS(config=worker_configuration(settings, self.name, traced=self._traced))
+        workflows.register(self._merger, shard_bytes=settings.shard_bytes, stopping=self._stopping, traced=self._traced)
         _register_inspection(self._inspector, worker=self.name)
         DBOS.launch()
         for queue, at_once in (

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import signal
 import stat
@@ -21,6 +22,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     RequestMalformedError,
 )
+from support.collecting import collector
 from support.scraping import free_port, scrape
 
 TOKEN = re.compile(r"gf_[0-9a-f]{16}_[0-9a-f]{64}")
@@ -189,7 +191,16 @@ def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command,
     port_file = tmp_path / "port"
     program = Path(sys.executable).with_name("gramfuse-server")
     arguments = [str(program), "serve", "--port", "0", "--port-file", str(port_file)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        collector() as (endpoint, spans),
+        subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
+        ) as process,
+    ):
         url = process.stdout.readline().strip()
         assert url == f"http://127.0.0.1:{port_file.read_text().strip()}"
         with urllib.request.urlopen(f"{url}/readyz") as answer:  # noqa: S310 - loopback
@@ -201,6 +212,7 @@ def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command,
         process.stdout.read()
         process.stderr.read()
         assert process.wait(timeout=20) in {0, -signal.SIGTERM}
+    assert {(span.service, span.name) for span in spans} == {("gramfuse-api", "GET /readyz")}
 
 
 def test_a_receipt_key_of_another_kind_is_refused(tmp_path):

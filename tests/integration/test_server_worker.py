@@ -13,6 +13,7 @@ from gramfuse_server.heartbeats import Host, Watch, enter, leave
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
+from support.collecting import collector
 from support.log_lines import parsed
 from support.scraping import free_port, scrape
 from support.worker_world import MEMBERS, contribute, wait_for, worker_process
@@ -97,7 +98,10 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
     sealed(world)
     items = "/v1/admin/contributions"
     observed = {"GRAMFUSE_METRICS_PORT": str(metrics_port), "GRAMFUSE_LOG_FORMAT": "json"}
-    with worker_process(settings, tmp_path / "a.log", **observed) as first:
+    with (
+        collector() as (endpoint, spans),
+        worker_process(settings, tmp_path / "a.log", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **observed) as first,
+    ):
         wait_for(lambda: {item["state"] for item in world.operator.get(items).json()["items"]} == {"accepted"})
         submit(world)
         wait_for(lambda: bool(finished(world)), what="a finished shard", every=0.01)
@@ -116,6 +120,9 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
     inspected = [line for line in lines if line["event"] == "inspected"]
     assert len({line["upload"] for line in inspected}) == len(MEMBERS)
     assert {line["worker"] for line in inspected} == {row.id}
+    (merge,) = {span.trace for span in spans if span.name == "merge"}
+    assert {span.trace for span in spans if span.name == "merge_shard"} == {merge}
+    assert {span.service for span in spans} == {"gramfuse-worker"}
     assert row.stopped_at is not None
     assert row.device.startswith("cpu")
     assert len(finished(world)) < len(rows(world, TaskRow))

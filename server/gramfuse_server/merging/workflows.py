@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 
 import structlog
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, PropagateOtelContext, SetWorkflowID
 
 from gramfuse_server.jobs import MAX_RECOVERY_ATTEMPTS, MERGE, MERGE_SHARD, SHARDS
 from gramfuse_server.merging.attempts import Attempt
@@ -26,13 +27,14 @@ class WorkerStopsError(BaseException):
     """
 
 
-def register(merger: Merger, *, shard_bytes: int, stopping: threading.Event) -> None:
+def register(merger: Merger, *, shard_bytes: int, stopping: threading.Event, traced: bool = False) -> None:
     """Register the workflows with DBOS, before it is launched.
 
     Args:
         merger: does the work.
         shard_bytes: of merges planned by this worker; it travels with the plan, so that all workers cut alike.
         stopping: set when the worker is to end.
+        traced: whether shards join the trace of their merge.
     """
 
     @DBOS.workflow(name=MERGE_SHARD, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
@@ -53,13 +55,17 @@ def register(merger: Merger, *, shard_bytes: int, stopping: threading.Event) -> 
             return
         count, cut = planned
         for task in range(count):
-            with SetWorkflowID(f"{MERGE_SHARD}:{project}:{job}:{number}:{task}"):
+            with SetWorkflowID(f"{MERGE_SHARD}:{project}:{job}:{number}:{task}"), _joined(traced=traced):
                 DBOS.enqueue_workflow(SHARDS, merge_shard, project, job, number, task, cut)
         if _wait(merger, attempt, stopping):
             DBOS.run_step(
                 {"name": "publish"},
                 lambda: _bounded(merger, attempt, lambda: merger.publish(attempt, shard_bytes=cut)),
             )
+
+
+def _joined(*, traced: bool) -> AbstractContextManager[object]:
+    return PropagateOtelContext() if traced else nullcontext()
 
 
 def _wait(merger: Merger, attempt: Attempt, stopping: threading.Event) -> bool:
