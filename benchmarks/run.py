@@ -25,6 +25,7 @@ import plots
 import report
 import sizes
 import startup
+import summing
 import torch
 import transfer
 from rich.console import Console
@@ -60,6 +61,7 @@ def sections(folder: Path, effort: Effort) -> dict[str, Callable[[], Any]]:
         "transfer": lambda: transfer.measure(folder / "t", effort),
         "api.start_seconds": lambda: startup.measure(folder / "a", effort),
         "secure": lambda: masking.measure(effort),
+        "secure.sum": lambda: summing.measure(folder / "u", effort),
         "growth": lambda: plots.measure(folder, effort),
         "one_thread": one_thread,
     }
@@ -100,7 +102,7 @@ def main() -> None:
     effort = Effort(rounds=1, is_smoke=True) if arguments.smoke else Effort()
     torch.manual_seed(0)
     with TemporaryDirectory(prefix="gramfuse-bench-") as folder:
-        for part in ("s", "t", "a"):
+        for part in ("s", "t", "a", "u"):
             (Path(folder) / part).mkdir()
         results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.only else {}
         measure(Path(folder), effort, results, arguments.only, console)

@@ -26,13 +26,14 @@ SumKind = Literal["weighted", "precision", "product", "element"]
 
 DEFAULT_BOUNDS: Final[Mapping[SumKind, float]] = {
     "weighted": 16.0,
-    "precision": 1024.0,
-    "product": 256.0,
+    "precision": 2.0**13,
+    "product": 2.0**11,
     "element": 1.0 + 2e-6,
 }
 """Largest |x| of a member of weight 1. Of differences: fine-tuning moves weights by hundredths. Of precisions: squares
-of features over the base's on public text; a feature may be 32 times as large. Of products: the two of them, summed. Of
-elements: Fisher information over its norm, which is right to 1e-6, and that times a difference."""
+of features over the base's on public text; a feature may be 90 times as large, as those of a pooler become that hardly
+answers before it is trained. Of products: the two of them, summed. Of elements: Fisher information over its norm, which
+is right to 1e-6, and that times a difference."""
 
 
 def plan_session(

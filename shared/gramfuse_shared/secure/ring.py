@@ -22,7 +22,8 @@ def encode(values: torch.Tensor, tensor: SummedTensor) -> torch.Tensor:
         if not bool((least >= -tensor.bound) & (most <= tensor.bound)):
             msg = (
                 f"{tensor.name} holds NaN, infinity or a value over the session's bound of {tensor.bound:g}, so "
-                "nothing is sent; check model and statistics, or have the coordinator set larger bounds"
+                "nothing is sent; check model and statistics. Where features are so much larger than on the text that "
+                "the project's scales were collected on, have these collected on text more like everybody's"
             )
             raise ValueOutOfBoundsError(msg, tensor=tensor.name, bound=tensor.bound)
     return torch.round(torch.mul(values, 2.0**tensor.fraction_bits)).to(torch.int64)
