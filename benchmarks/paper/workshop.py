@@ -70,6 +70,7 @@ class Workshop:
                 folder=folder / name,
                 batch_size=BATCH,
                 device=self._bench.device,
+                seed=self._seed,
             )
         return found
 

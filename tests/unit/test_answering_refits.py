@@ -107,6 +107,20 @@ def test_an_adapters_logits_are_those_of_the_base_with_the_adapter_added(desk, t
     torch.testing.assert_close(HeadStatistics.load(prepared.file).product, expected.product, atol=1e-4, rtol=1e-4)
 
 
+def test_drawn_labels_of_a_weighted_answer_are_repeated_where_a_seed_is_named_and_cannot_be_guessed_else(
+    desk, tmp_path
+):
+    policy = POLICY.model_copy(update={"requests": ("gram",), "methods": ("regmean",)})
+    digests = []
+    for number, seed in enumerate((1, 1, None, None)):
+        given = assignment(desk, tmp_path / f"gram-{number}", "gram", policy)
+        asked = given.request.model_copy(update={"weighting": "output_gradient"})
+        prepared = compute(replace(given, request=asked), participation(desk, seed=seed))
+        digests.append(prepared.answer.statistics.file.sha256)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
 def test_of_scores_four_digits_leave_and_these_are_shown(desk, tmp_path):
     texts = [json.loads(line) for line in (desk / "labelled.jsonl").read_text().splitlines()]
     exact = evaluate(desk / "merged", [one["text"] for one in texts], [one["label"] for one in texts]).metrics

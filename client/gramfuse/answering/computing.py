@@ -137,6 +137,7 @@ def _measure(assignment: Assignment, participation: Participation, run: Mapping[
         "base": assignment.base.content_digest(),
         "weighting": assignment.request.weighting,
         "layers": assignment.request.layers or None,
+        "seed": participation.seed,
     }
     if assignment.request.block == "own":
         opened = _with_own_blocks(folder, assignment, participation)

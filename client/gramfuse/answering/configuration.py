@@ -49,6 +49,8 @@ class Participation(Document):
         batch_size: texts per forward pass.
         max_length: tokens per text; default: what the model takes, at most 512.
         device: auto, cpu, cuda, …
+        seed: of the labels that a weighted `gram` request has drawn; default: one that nobody can guess. One that is
+            named repeats an answer, also for whoever guesses it.
     """
 
     project: str
@@ -63,6 +65,7 @@ class Participation(Document):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     max_length: Annotated[int, Field(ge=1)] | None = None
     device: str = "auto"
+    seed: Annotated[int, Field(ge=0, le=limits.MAX_SEED)] | None = None
 
     @property
     def kinds(self) -> frozenset[RequestKind]:
