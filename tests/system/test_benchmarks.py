@@ -52,6 +52,7 @@ def test_every_number_is_there_and_finite(name, smoke):
     results = smoke if name == "smoke" else json.loads(latest.read_text(encoding="utf-8"))
     for key in KEYS:
         assert math.isfinite(value_of(results, key)), key
+    assert math.isfinite(smoke["secure"]["sum"]["secure_over_plain"])
     assert results["error"]["published"]["dead"] is None  # its inverse does not exist
 
 
