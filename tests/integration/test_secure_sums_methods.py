@@ -21,6 +21,8 @@ from support.worker_world import InProcessWorker
 LINEAR = gramfuse.Recipe(merge_method="linear", dtype="float64")
 SOLVED = "bert.encoder.layer.1.intermediate.dense.weight"
 
+pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # sums, no queries
+
 
 @pytest.fixture
 def worker(world, settings):

@@ -27,6 +27,8 @@ HEAD = gramfuse.Recipe(merge_method="head", base_model="summed", request="head-1
 CALIBRATION = gramfuse.Recipe(merge_method="calibration", base_model="summed", request="calibrated-answers")
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 
+pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # sums, no queries
+
 
 @pytest.fixture
 def worker(world, settings):
