@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from gramfuse_server.api import (
     admin,
+    admin_projects,
     base,
     contributions,
     health,
@@ -27,6 +28,7 @@ from gramfuse_server.api.problems import ProblemDocuments, install_handlers
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.dashboard.pages import create_dashboard, front_door
+from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import open_database
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
@@ -52,6 +54,7 @@ ROUTERS: Final = (
     models.router,
     requests.router,
     admin.router,
+    admin_projects.router,
 )
 
 
@@ -113,7 +116,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
         # as they are: including a router has the first request build each of its routes again, 0.2 s of work
         app.router.routes.extend(router.routes)
     app.add_route("/", front_door, include_in_schema=False)
-    app.mount("/dashboard", create_dashboard(database, settings, clock))
+    app.mount("/dashboard", create_dashboard(Sources(database, settings, services.blobs, clock)))
     install_handlers(app)
     describe(app)
     return app

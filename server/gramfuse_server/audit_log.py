@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server.database import insert_if_absent
 from gramfuse_server.tables import AuditHeadRow, AuditRow
-from gramfuse_shared.contract.http_api import AuditEntry
+from gramfuse_shared.contract.operators import AuditEntry
 from gramfuse_shared.digest import canonical_json, document_digest
 from gramfuse_shared.errors import AuditChainBrokenError
 

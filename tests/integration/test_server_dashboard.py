@@ -6,32 +6,27 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gramfuse_server.dashboard import formats
-from gramfuse_server.dashboard.pages import FORM_COOKIE, SESSION_COOKIE
+from gramfuse_server.dashboard.entrance import FORM_COOKIE, SESSION_COOKIE
 from gramfuse_server.database import transaction
 from gramfuse_server.tables import TokenRow
 from gramfuse_shared.errors import FileUnreadableError
+from support.browsing import HTMX, csrf_of, links_of, require_well_made, sign_in
 
 PROJECT = "acme.tweets"
-
-
-def csrf_of(page):
-    return re.search(r'name="csrf" value="([0-9a-f]+)"', page.text)[1]
-
-
-def sign_in(world, token=None):
-    """A browser, signed in unless the token is bad; and the answer to the form."""
-    browser = world.client()
-    form = {"token": token or world.token(None, "operator"), "csrf": csrf_of(browser.get("/dashboard/sign-in"))}
-    answer = browser.post("/dashboard/sign-in", data=form)
-    return browser, answer
+PAGES = {
+    "": "sign-in",
+    "projects": "sign-in",
+    f"projects/{PROJECT}": "../sign-in",
+}
+"""Every page, and where it leads who has not signed in."""
 
 
 def test_without_a_session_the_page_leads_to_the_sign_in_form(world):
-    for path in ("/dashboard/", "/dashboard/overview"):
-        answer = world.client().get(path)
-        assert "overview" not in answer.text
-        target = answer.headers.get("location") or answer.headers.get("hx-redirect")
-        assert (answer.status_code, target) in {(303, "sign-in"), (204, "sign-in")}
+    for path, target in PAGES.items():
+        answer = world.client().get(f"/dashboard/{path}")
+        assert (answer.status_code, answer.headers["location"], answer.text) == (303, target, "")
+        part = world.client().get(f"/dashboard/{path}", headers=HTMX)
+        assert (part.status_code, part.headers["hx-redirect"], part.text) == (204, target, "")
 
 
 def test_the_dashboard_is_found_without_its_last_slash(world):
@@ -115,7 +110,7 @@ def test_a_session_ends_with_its_token_and_with_its_time(world):
 
 def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_inline(world):
     browser, _ = sign_in(world)
-    for path in ("/dashboard/", "/dashboard/sign-in", "/dashboard/overview", "/dashboard/static/app.css"):
+    for path in ("/dashboard/", "/dashboard/sign-in", "/dashboard/projects", "/dashboard/static/app.css"):
         answer = browser.get(path)
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == "'none'"
@@ -123,8 +118,33 @@ def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_inline(worl
         assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert "unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
-    page = browser.get("/dashboard/").text
-    assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son\w+=|https?://", page)
+
+
+def test_every_page_is_well_made_and_leads_nowhere_but_to_pages_that_are_there(ready):
+    world, worker = ready
+    world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json={"recipe": {"merge_method": "linear"}})
+    worker.run(PROJECT, "first")
+    browser, _ = sign_in(world)
+    reached = set()
+    for path in PAGES:
+        page = browser.get(f"/dashboard/{path}")
+        require_well_made(page)
+        reached |= links_of(page)
+    reached.remove("/dashboard/sign-out")
+    assert len(reached) > len(PAGES)
+    for link in reached:
+        assert link.startswith("/dashboard/")
+        assert browser.get(link).status_code == 200, link
+
+
+def test_a_page_asked_for_by_htmx_comes_without_its_frame_and_asks_for_itself_again(ready):
+    browser, _ = sign_in(ready[0])
+    for path in ("projects", f"projects/{PROJECT}"):
+        part = browser.get(f"/dashboard/{path}", headers=HTMX)
+        assert part.text.lstrip().startswith('<div id="content"')
+        assert "<html" not in part.text
+        assert "csrf" not in part.text
+        assert links_of(part) & {f"/dashboard/{path}"}
 
 
 def test_every_file_that_the_page_names_is_there(world):
@@ -139,17 +159,17 @@ def test_every_file_that_the_page_names_is_there(world):
 def test_an_operator_sees_a_merge_happen(ready):
     world, worker = ready
     browser, _ = sign_in(world)
-    assert "No job is waiting or running." in browser.get("/dashboard/overview").text
+    assert "No job is waiting or running." in browser.get("/dashboard/").text
     body = {"recipe": {"merge_method": "linear"}}
     world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/first", json=body)
-    assert "queued</span>" in browser.get("/dashboard/overview").text
+    assert "queued</span>" in browser.get("/dashboard/").text
     worker.merger.plan(worker.attempt(PROJECT, "first"), shard_bytes=worker.shard_bytes)
-    running = browser.get("/dashboard/overview").text
+    running = browser.get("/dashboard/").text
     assert "running</span>" in running
     assert '<progress value="0.0" max="1"' in running
     assert "linear of 3: acme, globex, initech" in running
     worker.run(PROJECT, "first")
-    assert "succeeded</span>" in browser.get("/dashboard/overview").text
+    assert "succeeded</span>" in browser.get("/dashboard/").text
 
 
 def test_text_from_outside_is_escaped(ready):
@@ -165,7 +185,7 @@ def test_text_from_outside_is_escaped(ready):
 
 def test_an_empty_server_says_what_comes_next(world):
     browser, _ = sign_in(world)
-    page = browser.get("/dashboard/overview").text
+    page = browser.get("/dashboard/").text
     for command in ("server worker", "job submit", "contribution push", "project create"):
         assert f"{command}</code>" in page
     assert "none so far" in page
@@ -177,7 +197,7 @@ def test_every_time_is_relative_and_exact_on_hover(ready):
     worker.run(PROJECT, "first")
     world.clock.advance(minutes=3)
     browser, _ = sign_in(world)
-    page = browser.get("/dashboard/overview").text
+    page = browser.get("/dashboard/").text
     times = re.findall(r'<time datetime="([^"]+)" title="(\S+ \S+ UTC)">([^<]+)</time>', page)
     assert {told for _, _, told in times} >= {"now", "3 min ago"}
     for machine, exact, _ in times:
@@ -187,9 +207,11 @@ def test_every_time_is_relative_and_exact_on_hover(ready):
 
 def test_what_a_narrow_screen_hides_stands_under_the_name(ready):
     browser, _ = sign_in(ready[0])
-    page = browser.get("/dashboard/overview").text
-    assert re.search(rf'acme<small class="narrow">{PROJECT} · [\d.]+ k?B</small>', page)
-    assert f'{PROJECT}<small class="narrow">3 members</small>' in page
+    page = browser.get("/dashboard/").text
+    assert re.search(
+        rf'acme<small class="narrow"><a href="projects/{PROJECT}">{PROJECT}</a> · [\d.]+ k?B</small>', page
+    )
+    assert f'{PROJECT}</a><small class="narrow">3 members</small>' in page
 
 
 def test_a_page_that_is_no_longer_live_can_say_so(world):

@@ -1,28 +1,38 @@
-"""The operators' view of everything, as JSON."""
+"""The operators' view of the whole server, as JSON; `admin_projects` has that of one project."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from sqlalchemy import select
 
-from gramfuse_server import operations
 from gramfuse_server.api.context import OperatorOf, ServicesOf, declares
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.audit_log import entry_of
 from gramfuse_server.database import reading
 from gramfuse_server.intake.contributions import state_is
-from gramfuse_server.intake.projects import project_documents
+from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import job_documents
-from gramfuse_server.tables import AuditRow, ContributionRow, JobRow, ProjectRow, UploadRow, WorkerRow
-from gramfuse_shared.contract.http_api import (
+from gramfuse_server.operations import counts
+from gramfuse_server.operations.audit_search import SEARCH_PATTERN, AuditSearch
+from gramfuse_server.operations.merges import admin_models
+from gramfuse_server.operations.projects import admin_requests, contribution_documents, project_documents
+from gramfuse_server.tables import (
+    AuditRow,
+    ContributionRow,
+    JobRow,
+    ModelRow,
+    ProjectRow,
+    RequestRow,
+    UploadRow,
+    WorkerRow,
+)
+from gramfuse_shared.contract.http_api import ContributionState, Job, JobState, Model, Page
+from gramfuse_shared.contract.operators import (
     AdminContribution,
+    AdminProject,
+    AdminRequest,
     AuditEntry,
-    ContributionState,
-    Job,
-    JobState,
     Overview,
-    Page,
-    Project,
     Storage,
     WorkerInfo,
 )
@@ -31,13 +41,18 @@ from gramfuse_shared.identifiers import ProjectId
 router = APIRouter(prefix="/v1/admin", tags=["operators"])
 
 ProjectQuery = Annotated[ProjectId | None, Query()]
+PartQuery = Annotated[str | None, Query(pattern=SEARCH_PATTERN, description="a part of it, whatever its case")]
+ActorQuery = Annotated[
+    str | None,
+    Query(pattern=SEARCH_PATTERN, description="an organization, a token's id, `operator` or `server`"),
+]
 
 
 @router.get("/overview", responses=declares())
 def overview(services: ServicesOf, _: OperatorOf) -> Overview:
     """Counts of everything, and the last failures."""
     with reading(services.database) as session:
-        return operations.overview(session, services.clock(), services.settings.worker_lease)
+        return counts.overview(session, services.clock(), services.settings.worker_lease)
 
 
 @router.get("/workers", responses=declares())
@@ -46,16 +61,18 @@ def list_workers(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[Work
     with reading(services.database) as session:
         by = [WorkerRow.started_at, WorkerRow.id]
         rows, cursor = paginate(session, select(WorkerRow), page, by=by, descending=True)
-        documents = operations.worker_documents(session, rows, services.clock(), services.settings.worker_lease)
+        documents = counts.worker_documents(session, rows, services.clock(), services.settings.worker_lease)
         return Page(items=tuple(documents), next_cursor=cursor)
 
 
 @router.get("/projects", responses=declares())
-def list_projects(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[Project]:
-    """List all projects by id."""
+def list_projects(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[AdminProject]:
+    """List all projects by id, with the bytes that they hold."""
     with reading(services.database) as session:
         rows, cursor = paginate(session, select(ProjectRow), page, by=[ProjectRow.id])
-        return Page(items=tuple(project_documents(session, rows, services.clock())), next_cursor=cursor)
+        quota = services.settings.project_quota_bytes
+        documents = project_documents(session, rows, quota=quota, now=services.clock())
+        return Page(items=tuple(documents), next_cursor=cursor)
 
 
 @router.get("/contributions", responses=declares())
@@ -75,7 +92,7 @@ def list_contributions(
     with reading(services.database) as session:
         by = [ContributionRow.created_at, ContributionRow.id]
         rows, cursor = paginate(session, query, page, by=by, descending=True)
-        documents = operations.contribution_documents(session, rows, services.clock())
+        documents = contribution_documents(session, rows, services.clock())
         return Page(items=tuple(documents), next_cursor=cursor)
 
 
@@ -99,16 +116,50 @@ def list_jobs(
         return Page(items=tuple(job_documents(session, rows)), next_cursor=cursor)
 
 
+@router.get("/models", responses=declares())
+def list_models(services: ServicesOf, _: OperatorOf, page: PageOf, project: ProjectQuery = None) -> Page[Model]:
+    """List all models, deleted ones too, the newest first."""
+    query = select(ModelRow)
+    if project is not None:
+        query = query.where(ModelRow.project == project)
+    with reading(services.database) as session:
+        by = [ModelRow.created_at, ModelRow.project, ModelRow.id]
+        rows, cursor = paginate(session, query, page, by=by, descending=True)
+        return Page(items=tuple(admin_models(session, rows, services.clock())), next_cursor=cursor)
+
+
+@router.get("/requests", responses=declares())
+def list_requests(
+    services: ServicesOf, _: OperatorOf, page: PageOf, project: ProjectQuery = None
+) -> Page[AdminRequest]:
+    """List all requests and who has answered, the newest first."""
+    query = select(RequestRow)
+    if project is not None:
+        query = query.where(RequestRow.project == project)
+    with reading(services.database) as session:
+        by = [RequestRow.created_at, RequestRow.project, RequestRow.id]
+        rows, cursor = paginate(session, query, page, by=by, descending=True)
+        return Page(items=tuple(admin_requests(session, rows, services.clock())), next_cursor=cursor)
+
+
 @router.get("/storage", responses=declares())
 def storage(services: ServicesOf, _: OperatorOf) -> Storage:
     """What the blob store holds, by the database's account."""
     with reading(services.database) as session:
-        return operations.storage(session)
+        return counts.storage(session)
 
 
 @router.get("/audit-log", responses=declares())
-def read_audit_log(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[AuditEntry]:
-    """The audit log, the newest row first."""
+def read_audit_log(
+    services: ServicesOf,
+    _: OperatorOf,
+    page: PageOf,
+    action: PartQuery = None,
+    subject: PartQuery = None,
+    actor: ActorQuery = None,
+) -> Page[AuditEntry]:
+    """Search the audit log, the newest row first."""
+    query = AuditSearch(action=action, subject=subject, actor=actor).query()
     with reading(services.database) as session:
-        rows, cursor = paginate(session, select(AuditRow), page, by=[AuditRow.sequence], descending=True)
+        rows, cursor = paginate(session, query, page, by=[AuditRow.sequence], descending=True)
         return Page(items=tuple(entry_of(row) for row in rows), next_cursor=cursor)

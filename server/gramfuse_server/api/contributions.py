@@ -17,11 +17,12 @@ from gramfuse_server.api.context import (
     declares,
 )
 from gramfuse_server.api.documents import document_body, read_document
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import contributions, parts, sealing
+from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ContributionRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (

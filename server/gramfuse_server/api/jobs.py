@@ -21,11 +21,12 @@ from gramfuse_server.api.context import (
     authenticated,
     declares,
 )
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import used_bytes
 from gramfuse_server.jobs import UNFINISHED
+from gramfuse_server.listing import paginate
 from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import diagnostics_document, find_job, job_documents, log_entry
 from gramfuse_server.merging.members import cohort_of

@@ -15,10 +15,11 @@ from gramfuse_server.api.context import (
     declares,
 )
 from gramfuse_server.api.files import StoredFile, audit_download, declares_file, file_response
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.policies import current_policy
+from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import find_model, model_documents
 from gramfuse_server.merging.releases import require_fetchable
 from gramfuse_server.tables import ModelFileRow, ModelRow

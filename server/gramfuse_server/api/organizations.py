@@ -4,8 +4,9 @@ from fastapi import APIRouter, Response
 from sqlalchemy import select
 
 from gramfuse_server.api.context import OperatorOf, OrganizationPath, ServicesOf, audit, declares
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.database import insert_if_absent, reading, transaction
+from gramfuse_server.listing import paginate
 from gramfuse_server.tables import OrganizationRow
 from gramfuse_shared.contract.http_api import Organization, Page
 

@@ -16,10 +16,11 @@ from gramfuse_server.api.context import (
     declares,
 )
 from gramfuse_server.api.documents import document_body, read_document
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import policies, projects
+from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ParticipantRow, ProjectRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Acceptance, Page, PolicyVersion, Project, ProjectCreate

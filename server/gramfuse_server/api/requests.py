@@ -18,13 +18,14 @@ from gramfuse_server.api.context import (
     declares,
 )
 from gramfuse_server.api.documents import document_body, read_document
-from gramfuse_server.api.paging import PageOf, paginate
+from gramfuse_server.api.paging import PageOf
 from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, sealing
 from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.intake.policies import current_policy
+from gramfuse_server.listing import paginate
 from gramfuse_server.merging.sessions import plan_secure_session, taps_of_scales
 from gramfuse_server.merging.submission import decide_cohort
 from gramfuse_server.requests import answering, asking

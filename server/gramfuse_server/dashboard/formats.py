@@ -1,4 +1,4 @@
-"""How the page writes sizes, times and durations."""
+"""How pages write sizes, times and durations."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -40,6 +40,17 @@ def since(at: datetime, now: datetime) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
     return f"{int(seconds)} s ago" if seconds >= 1 else "now"
+
+
+def until(at: datetime, now: datetime) -> str:
+    """How long something still takes, in one unit; `since` once it is over."""
+    seconds = (at - now) / timedelta(seconds=1)
+    if seconds <= 0:
+        return since(at, now)
+    for length, unit in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= length:
+            return f"in {int(seconds // length)} {unit}"
+    return f"in {int(seconds)} s"
 
 
 def share(part: float, whole: float) -> str:

@@ -20,14 +20,20 @@ from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
-from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, MergedAnswer, MergedContribution, Receipt, SignedReceipt
+from gramfuse_shared.contract.receipt import (
+    CARD_FILE_NAME,
+    RECEIPT_FILE_NAME,
+    MergedAnswer,
+    MergedContribution,
+    Receipt,
+    SignedReceipt,
+)
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
 from gramfuse_shared.signatures import public_key, sign
 from gramfuse_shared.version import __version__
 
-CARD_FILE_NAME: Final = "README.md"
 CONFIG_FILE_NAME: Final = "config.json"
 RECIPE_FILE_NAME: Final = "recipe.yaml"
 SOFTWARE: Final = f"gramfuse {__version__}"

@@ -11,11 +11,11 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from gramfuse_server import operations
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading
 from gramfuse_server.heartbeats import is_alive
 from gramfuse_server.jobs import INSPECTIONS, MERGES, SHARDS
+from gramfuse_server.operations import counts
 from gramfuse_server.tables import AttemptRow, JobRow, TaskRow, UploadRow, WorkerRow
 from gramfuse_shared.contract.http_api import ContributionState, JobState
 from gramfuse_shared.version import __version__
@@ -43,14 +43,14 @@ class StateCollector(Collector):
     def _read(self, session: Session) -> Iterator[Metric]:
         now = self._clock()
         jobs = dict.fromkeys(get_args(JobState), 0) | _count_jobs(session)
-        contributions = dict.fromkeys(get_args(ContributionState), 0) | operations.count_contributions(session, now)
+        contributions = dict.fromkeys(get_args(ContributionState), 0) | counts.count_contributions(session, now)
         yield _by("state", "gramfuse_jobs", "Jobs.", jobs)
         yield _by("state", "gramfuse_contributions", "Contributions.", contributions)
         yield from _queues(session, now)
         rows = session.scalars(select(WorkerRow).where(WorkerRow.stopped_at.is_(None))).all()
         alive = sum(is_alive(row, now, self._lease) for row in rows)
         yield _value("gramfuse_workers_alive", "Workers that gave a sign of life within their lease.", alive)
-        stored = operations.storage(session)
+        stored = counts.storage(session)
         yield _value("gramfuse_blobs", "Files in the blob store.", stored.blobs)
         kinds = {"files": stored.blob_bytes, "open_uploads": stored.open_upload_bytes}
         yield _by("kind", "gramfuse_storage_bytes", "Bytes in the blob store, by the database's account.", kinds)

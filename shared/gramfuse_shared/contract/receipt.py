@@ -16,6 +16,7 @@ from gramfuse_shared.contract.recipe import Overridable, Recipe
 from gramfuse_shared.identifiers import BASE64_PATTERN, Digest, JobId, Key, OrganizationName, ProjectId, Signature
 
 RECEIPT_FILE_NAME: Final = "receipt.json"
+CARD_FILE_NAME: Final = "README.md"
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
 

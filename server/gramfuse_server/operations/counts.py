@@ -1,4 +1,4 @@
-"""What operators see, for the API and the dashboard: counts, workers, storage, contributions."""
+"""The whole server in numbers: how many there are of everything, what is stored, which workers are alive."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -8,11 +8,9 @@ from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.heartbeats import is_alive
-from gramfuse_server.intake import contributions
 from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.tables import (
     BlobRow,
-    ContributionRow,
     JobRow,
     ModelRow,
     OrganizationRow,
@@ -22,7 +20,7 @@ from gramfuse_server.tables import (
     UploadRow,
     WorkerRow,
 )
-from gramfuse_shared.contract.http_api import AdminContribution, Overview, Storage, WorkerInfo
+from gramfuse_shared.contract.operators import Overview, Storage, WorkerInfo
 from gramfuse_shared.version import __version__
 
 RECENT_FAILURES: Final = 10
@@ -102,13 +100,4 @@ def worker_documents(session: Session, rows: Sequence[WorkerRow], now: datetime,
             running=tuple(running[row.id]),
         )
         for row in rows
-    ]
-
-
-def contribution_documents(session: Session, rows: Sequence[ContributionRow], now: datetime) -> list[AdminContribution]:
-    """Describe contributions with their projects; reason and files stay their organizations' own."""
-    documents = contributions.contribution_documents(session, rows, None, now)
-    return [
-        AdminContribution(**document.model_dump(exclude={"manifest"}), project=row.project)
-        for document, row in zip(documents, rows, strict=True)
     ]

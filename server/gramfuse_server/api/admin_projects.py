@@ -1,0 +1,71 @@
+"""The operators' view of one project, its jobs and its models, as JSON. No files: those are its participants' own."""
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from gramfuse_server.api.context import JobPath, OperatorOf, ProjectPath, ServicesOf, declares
+from gramfuse_server.api.paging import PageOf
+from gramfuse_server.database import reading
+from gramfuse_server.intake.policies import find_policy, policy_document
+from gramfuse_server.listing import paginate
+from gramfuse_server.merging.documents import diagnostics_document, find_job, find_model, log_entry
+from gramfuse_server.operations.merges import admin_models, find_card, job_with_attempts, with_card
+from gramfuse_server.operations.projects import find_project, project_documents
+from gramfuse_server.tables import JobLogRow
+from gramfuse_shared.contract.diagnostics import JobDiagnostics
+from gramfuse_shared.contract.http_api import JobLogEntry, Page, PolicyVersion
+from gramfuse_shared.contract.operators import AdminJob, AdminModel, AdminProject
+
+router = APIRouter(prefix="/v1/admin/projects/{project}", tags=["operators"])
+
+
+@router.get("", responses=declares())
+def get_project(project: ProjectPath, services: ServicesOf, _: OperatorOf) -> AdminProject:
+    """A project: its participants, what each accepted by which identity key, its bytes and quota."""
+    with reading(services.database) as session:
+        rows = [find_project(session, project)]
+        quota = services.settings.project_quota_bytes
+        return project_documents(session, rows, quota=quota, now=services.clock())[0]
+
+
+@router.get("/policy", responses=declares())
+def get_policy(project: ProjectPath, services: ServicesOf, _: OperatorOf) -> PolicyVersion:
+    """The project's current policy."""
+    with reading(services.database) as session:
+        row = find_project(session, project)
+        return policy_document(find_policy(session, row.id, row.policy_version))
+
+
+@router.get("/jobs/{job}", responses=declares())
+def get_job(project: ProjectPath, job: JobPath, services: ServicesOf, _: OperatorOf) -> AdminJob:
+    """A job with all of its attempts."""
+    with reading(services.database) as session:
+        return job_with_attempts(session, find_job(session, project, job))
+
+
+@router.get("/jobs/{job}/log", responses=declares())
+def read_log(
+    project: ProjectPath, job: JobPath, services: ServicesOf, _: OperatorOf, page: PageOf
+) -> Page[JobLogEntry]:
+    """The job's history, over all attempts, the newest line first."""
+    with reading(services.database) as session:
+        row = find_job(session, project, job)
+        query = select(JobLogRow).where(JobLogRow.project == row.project, JobLogRow.job == row.id)
+        rows, cursor = paginate(session, query, page, by=[JobLogRow.sequence], descending=True)
+        return Page(items=tuple(log_entry(entry) for entry in rows), next_cursor=cursor)
+
+
+@router.get("/jobs/{job}/diagnostics", responses=declares())
+def read_diagnostics(project: ProjectPath, job: JobPath, services: ServicesOf, _: OperatorOf) -> JobDiagnostics:
+    """What the job tells of its layers, as published: distances as their spread, nobody's by name."""
+    with reading(services.database) as session:
+        return diagnostics_document(session, find_job(session, project, job), None)
+
+
+@router.get("/models/{model}", responses=declares())
+def get_model(project: ProjectPath, model: JobPath, services: ServicesOf, _: OperatorOf) -> AdminModel:
+    """A model with its receipt and its card."""
+    with reading(services.database) as session:
+        (document,) = admin_models(session, [find_model(session, project, model)], services.clock())
+        card = find_card(session, document)
+    return with_card(document, card, services.blobs)

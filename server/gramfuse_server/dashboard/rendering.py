@@ -1,0 +1,55 @@
+"""Templates into answers. Every value is escaped; a page asked for by htmx comes without its frame."""
+
+from typing import Final
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from gramfuse_server.clock import Clock
+from gramfuse_server.dashboard import formats
+from gramfuse_server.dashboard.browser import NO_STORE, root_of
+from gramfuse_shared.contract.identity import fingerprint_of
+from gramfuse_shared.version import __version__
+
+WHOLE: Final = "page.html"
+PART: Final = "part.html"
+
+
+class Renderer:
+    """Renders the dashboard's templates."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._templates = Environment(
+            loader=PackageLoader("gramfuse_server", "dashboard/templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(
+            size=formats.size,
+            share=formats.share,
+            duration=formats.duration,
+            since=formats.since,
+            until=formats.until,
+            moment=formats.moment,
+            fingerprint=fingerprint_of,
+        )
+        self._templates.globals["version"] = __version__
+
+    def render(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
+        """Answer with a page. Templates know the way to the dashboard's address, `root`, and the time, `now`."""
+        frame = PART if request.headers.get("hx-request") == "true" else WHOLE
+        content = self._templates.get_template(template).render(
+            frame=frame, root=root_of(request), here=_here(request), now=self._clock(), **values
+        )
+        return HTMLResponse(content, status_code=status, headers=NO_STORE)
+
+
+def _here(request: Request) -> str:
+    """Return a page's address as a link from itself."""
+    path, query = str(request.scope["path"]), request.url.query
+    return f"./{quote(path.rsplit('/', 1)[-1])}{'?' + query if query else ''}"

@@ -1,0 +1,55 @@
+"""Where pages read from, and how an address is read."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+
+from gramfuse_server.blobs import Blobs
+from gramfuse_server.clock import Clock
+from gramfuse_server.database import Database
+from gramfuse_server.listing import MAX_CURSOR_CHARACTERS, PageRequest
+from gramfuse_server.settings import Settings
+from gramfuse_shared.errors import NotFoundError, RequestMalformedError
+from gramfuse_shared.identifiers import JOB_PATTERN, PROJECT_PATTERN
+
+ROWS: Final = 50
+"""Of a list that has a page of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What pages read from."""
+
+    database: Database
+    settings: Settings
+    blobs: Blobs
+    clock: Clock
+
+
+def project_in(request: Request) -> str:
+    """Return the project in a page's address; raises NotFoundError of what is no project's name."""
+    return _named(request, "project", PROJECT_PATTERN)
+
+
+def job_in(request: Request) -> str:
+    """Return the job, or the model that it made, in a page's address; raises NotFoundError of what is no such name."""
+    return _named(request, "job", JOB_PATTERN)
+
+
+def part_asked(request: Request) -> PageRequest:
+    """Read which part of a list is asked for; raises RequestMalformedError."""
+    cursor = request.query_params.get("cursor") or None
+    if cursor is not None and len(cursor) > MAX_CURSOR_CHARACTERS:
+        msg = "the cursor is not one that this list gave; start without one"
+        raise RequestMalformedError(msg)
+    return PageRequest(limit=ROWS, cursor=cursor)
+
+
+def _named(request: Request, kind: str, pattern: str) -> str:
+    name = str(request.path_params[kind])
+    if re.fullmatch(pattern, name) is None or not name.isprintable():
+        msg = f"there is no {kind} of that name"
+        raise NotFoundError(msg)
+    return name

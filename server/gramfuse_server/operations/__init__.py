@@ -1,0 +1,1 @@
+"""What operators see, for the API and the dashboard alike."""

@@ -1,0 +1,72 @@
+"""Projects as operators see them: what they hold, who contributed, who has answered which request."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.intake import contributions, projects
+from gramfuse_server.requests.documents import request_documents
+from gramfuse_server.tables import ContributionRow, ModelRow, ProjectRow, RequestRow, UploadRow
+from gramfuse_shared.contract.operators import AdminAsked, AdminContribution, AdminProject, AdminRequest
+from gramfuse_shared.errors import NotFoundError
+
+
+def find_project(session: Session, project: str) -> ProjectRow:
+    """Return a project, whoever takes part in it; raises NotFoundError."""
+    row = session.get(ProjectRow, project)
+    if row is None:
+        msg = f"there is no project {project}"
+        raise NotFoundError(msg)
+    return row
+
+
+def project_documents(session: Session, rows: Sequence[ProjectRow], *, quota: int, now: datetime) -> list[AdminProject]:
+    """Describe projects, each with the bytes that it holds."""
+    used = _used_bytes(session, [row.id for row in rows])
+    return [
+        AdminProject(**document.model_dump(), bytes=used[document.id], quota=quota)
+        for document in projects.project_documents(session, rows, now)
+    ]
+
+
+def contribution_documents(session: Session, rows: Sequence[ContributionRow], now: datetime) -> list[AdminContribution]:
+    """Describe contributions with their projects; reason and files stay their organizations' own."""
+    documents = contributions.contribution_documents(session, rows, None, now)
+    return [
+        AdminContribution(**document.model_dump(exclude={"manifest"}), project=row.project)
+        for document, row in zip(documents, rows, strict=True)
+    ]
+
+
+def admin_requests(session: Session, rows: Sequence[RequestRow], now: datetime) -> list[AdminRequest]:
+    """Describe requests and who has answered; what was answered, scores too, stays the members'."""
+    return [
+        AdminRequest(
+            id=document.id,
+            project=document.project,
+            kind=document.kind,
+            models=document.models,
+            state=document.state,
+            reason=document.reason,
+            created_at=document.created_at,
+            deadline=document.deadline,
+            asked=tuple(AdminAsked(organization=place.organization, state=place.state) for place in document.asked),
+        )
+        for document in request_documents(session, rows, None, now)
+    ]
+
+
+def _used_bytes(session: Session, ids: Sequence[str]) -> dict[str, int]:
+    """Return what `intake.uploads.used_bytes` does, of many projects by two queries."""
+    used = dict.fromkeys(ids, 0)
+    for table in (UploadRow, ModelRow):
+        rows = session.execute(
+            select(table.project, func.sum(table.bytes).label("total"))
+            .where(table.project.in_(ids), table.deleted_at.is_(None))
+            .group_by(table.project)
+        )
+        for row in rows:
+            used[row.project] += int(row.total)
+    return used

@@ -1,0 +1,66 @@
+"""Tokens as callers create and revoke them, by the API or the dashboard; each act stands in the audit log."""
+
+from datetime import datetime, timedelta
+from typing import cast
+
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log
+from gramfuse_server.auth import Caller, issue_token
+from gramfuse_server.tables import OrganizationRow, TokenRow
+from gramfuse_shared.contract.http_api import Role, TokenCreate, TokenCreated, TokenInfo
+from gramfuse_shared.errors import NotFoundError, RequestMalformedError, RoleRequiredError
+
+
+def create(session: Session, caller: Caller, wanted: TokenCreate, now: datetime) -> TokenCreated:
+    """Create a token for an operator; its secret is in what is returned and nowhere else.
+
+    Raises:
+        RoleRequiredError: the caller is no operator.
+        RequestMalformedError: role and organization do not go together.
+        NotFoundError: there is no such organization.
+    """
+    caller.require_operator()
+    if (wanted.role == "operator") != (wanted.organization is None):
+        msg = "an operator's token belongs to no organization, every other token to one"
+        raise RequestMalformedError(msg)
+    if wanted.organization is not None and session.get(OrganizationRow, wanted.organization) is None:
+        msg = f"there is no organization {wanted.organization}; create it first"
+        raise NotFoundError(msg)
+    lifetime = timedelta(days=wanted.days)
+    row, token = issue_token(session, role=wanted.role, organization=wanted.organization, now=now, lifetime=lifetime)
+    details = {"role": row.role, "organization": row.organization, "days": wanted.days}
+    audit_log.append_for(session, caller, at=now, action="token.create", subject=row.id, details=details)
+    return TokenCreated(**token_document(row).model_dump(), token=token)
+
+
+def revoke(session: Session, caller: Caller, token: str, now: datetime) -> TokenInfo:
+    """Revoke a token: an operator any, a coordinator those of its organization. Twice is the same as once.
+
+    Raises:
+        NotFoundError: there is none that the caller may see.
+        RoleRequiredError: the caller is a participant.
+    """
+    row = session.get(TokenRow, token, with_for_update=True)
+    if row is None or (caller.role != "operator" and row.organization != caller.organization):
+        msg = f"there is no token {token} that this caller may see"
+        raise NotFoundError(msg)
+    if caller.role == "participant":
+        msg = "a coordinator's or an operator's token is needed to revoke tokens"
+        raise RoleRequiredError(msg)
+    if row.revoked_at is None:
+        row.revoked_at = now
+        audit_log.append_for(session, caller, at=now, action="token.revoke", subject=row.id)
+    return token_document(row)
+
+
+def token_document(row: TokenRow) -> TokenInfo:
+    """Return a token as it is shown: without its secret."""
+    return TokenInfo(
+        id=row.id,
+        role=cast("Role", row.role),
+        organization=row.organization,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

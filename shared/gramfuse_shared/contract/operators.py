@@ -1,0 +1,123 @@
+"""What operators see of a server: the documents under /v1/admin, which are also what the dashboard shows.
+
+Of contributions and answers they hold states and sizes, never why one was refused, nor files or scores: these are their
+organizations' own, and the members'.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.http_api import Contribution, Job, JobError, JobState, Model, Project
+from gramfuse_shared.contract.requests import AnswerState, AskedKind, RequestState
+from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId
+
+
+class WorkerInfo(Document):
+    """A worker by its heartbeat."""
+
+    id: str
+    host: str
+    device: str
+    memory_bytes: int
+    version: str
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    running: tuple[str, ...] = ()
+
+
+class AdminProject(Project):
+    """A project with the bytes that it holds, of how many it may hold."""
+
+    bytes: int
+    quota: int
+
+
+class AdminContribution(Contribution):
+    """A contribution with its project, for operators."""
+
+    project: ProjectId
+
+
+class JobAttempt(Document):
+    """One try at a job; `worker` is who had it last."""
+
+    number: int
+    state: JobState
+    worker: str | None = None
+    error: JobError | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class AdminJob(Job):
+    """A job with its attempts, the first one first."""
+
+    attempts: tuple[JobAttempt, ...]
+
+
+class AdminModel(Model):
+    """A model with its card, Markdown; null of a model that is deleted or held back by its policy's release gate."""
+
+    card: str | None = None
+
+
+class AdminAsked(Document):
+    """An organization that a request asks, and how far its answer is."""
+
+    organization: OrganizationName
+    state: AnswerState
+
+
+class AdminRequest(Document):
+    """A request and who has answered it."""
+
+    id: JobId
+    project: ProjectId
+    kind: AskedKind
+    models: tuple[JobId, ...] = ()
+    state: RequestState
+    reason: str | None = None
+    created_at: datetime
+    deadline: datetime
+    asked: tuple[AdminAsked, ...]
+
+
+class Storage(Document):
+    """What the blob store holds, by the database's account."""
+
+    blobs: int
+    blob_bytes: int
+    open_upload_bytes: int
+
+
+class Overview(Document):
+    """The operator's first look."""
+
+    version: str
+    workers_alive: int
+    organizations: int
+    projects: int
+    contributions: dict[str, int]
+    jobs: dict[str, int]
+    models: int
+    storage: Storage
+    recent_failures: tuple[Job, ...]
+
+
+class AuditEntry(Document):
+    """A row of the hash-chained audit log; `digest` covers the row and `previous`."""
+
+    sequence: int
+    at: datetime
+    organization: OrganizationName | None
+    token: str | None
+    action: str
+    subject: str
+    details: dict[str, Any] = Field(description="what the action says of itself; digests, counts and names")
+    previous: Digest
+    digest: Digest
