@@ -27,9 +27,13 @@ _HARDLY: Final = timedelta(seconds=5)
 _UNFINISHED: Final = re.compile(r"#\d+$")
 
 
+COMPLETE: Final = "sha256/"
+"""Where complete files lie."""
+
+
 def blob_key(sha256: str) -> str:
     """Where a complete file lies."""
-    return f"sha256/{sha256}"
+    return f"{COMPLETE}{sha256}"
 
 
 SUMS: Final = "sums/"
@@ -107,9 +111,13 @@ class Blobs:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """List the keys under a prefix."""
+        return (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """List the keys under a prefix, and how many bytes lie at each."""
         for page in obstore.list(self.store, prefix=prefix):
             for entry in page:
-                yield entry["path"]
+                yield entry["path"], int(entry["size"])
 
     def delete(self, key: str) -> None:
         """Delete a key; one that is not there is deleted already."""

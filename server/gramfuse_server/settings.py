@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     deletion_delay: timedelta = Field(
         default=timedelta(hours=24), description="between a withdrawal or rejection and the deletion of the bytes"
     )
+    blob_grace: Annotated[timedelta, Field(ge=timedelta(hours=1))] = Field(
+        default=limits.BLOB_GRACE,
+        description="after which bytes are deleted that were written and that nothing names; longer than any write",
+    )
     project_quota_bytes: Annotated[int, Field(ge=0)] = Field(
         default=limits.TIB, description="what one project's uploads and models may hold"
     )

@@ -6,6 +6,7 @@ Safe on any number of workers at once.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -24,8 +25,9 @@ from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.requests.sessions import forget_abandoned_words
-from gramfuse_server.sweeping import delete_spent_bytes
+from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
 from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
+from gramfuse_shared import limits
 from gramfuse_shared.errors import GramfuseError
 
 _ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -46,6 +48,7 @@ class Supervisor:
     clock: Clock
     metrics: WorkMetrics = field(default_factory=WorkMetrics)
     monotonic: Callable[[], float] = time.monotonic
+    blob_grace: timedelta = limits.BLOB_GRACE
 
     def take_over(self) -> list[str]:
         """Free the pending workflows of dead workers; return these workers."""
@@ -77,10 +80,16 @@ class Supervisor:
         with transaction(self.database) as session:
             expired = expire_uploads(session, now)
             forget_abandoned_words(session, now)
-        deleted = delete_spent_bytes(self.database, self.blobs, now)
+        deleted = delete_spent_bytes(self.database, self.blobs, now, grace=self.blob_grace)
         self.metrics.swept(expired_uploads=expired, deleted_files=deleted)
         if expired or deleted:
             _log.info("swept", expired_uploads=expired, deleted_keys=deleted)
+
+    def adopt(self) -> None:
+        """Look for complete files in the store that the account does not know; lists the whole store."""
+        adopted = adopt_strays(self.database, self.blobs, self.clock())
+        if adopted:
+            _log.warning("found files that nothing knows", files=adopted, deleted_in=str(self.blob_grace))
 
     def _end_attempts(self) -> None:
         with reading(self.database) as session:

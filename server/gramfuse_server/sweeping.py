@@ -1,34 +1,138 @@
-"""Delete bytes that have no further use: parts of closed uploads, withdrawn contributions, deleted models, and what
-writers that were killed left.
+"""Delete bytes that have no further use: parts of closed uploads, complete files that nothing names, sums of attempts
+that are over, and what writers that were killed left.
+
+Complete files are named by uploads whose bytes are not given up, by models that are not deleted, and by finished tasks
+of the present attempts of unfinished jobs. How a sweep and a writer of the same bytes meet is told in `keeping`.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import islice
+from time import monotonic
 from typing import Final
 
 import obstore
-from sqlalchemy import delete, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 
-from gramfuse_server.blobs import SUMS, Blobs, blob_key, sums_key
-from gramfuse_server.database import Database, reading, transaction
+from gramfuse_server.blobs import COMPLETE, SUMS, Blobs, blob_key, sums_key
+from gramfuse_server.database import Database, insert_if_absent, reading, transaction
 from gramfuse_server.jobs import UNFINISHED
+from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES
 from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, TaskRow, UploadFileRow, UploadRow
+from gramfuse_shared import limits
+from gramfuse_shared.identifiers import DIGEST_PATTERN
 
 _PARTS: Final = "uploads/"
 _TAKING_PARTS: Final = ("open", "sealed")
 _LONGEST_WRITE: Final = timedelta(hours=24)
+_AT_ONCE: Final = 100
+_LISTED_AT_ONCE: Final = 1_000
 
 
-def delete_spent_bytes(database: Database, blobs: Blobs, now: datetime) -> int:
-    """Delete what is due; return how many files. Safe to repeat and to race."""
+def delete_spent_bytes(database: Database, blobs: Blobs, now: datetime, *, grace: timedelta = limits.BLOB_GRACE) -> int:
+    """Delete what is due; return how many files. Safe to repeat and to race.
+
+    `grace` is how old a claim must be before a file that nothing names is deleted.
+    """
     unfinished = blobs.delete_unfinished(now - _LONGEST_WRITE)
+    _give_up(database, now)
     return (
         _delete_parts(database, blobs)
-        + _delete_files(database, blobs, now)
+        + _delete_unnamed(database, blobs, now, grace=grace)
         + _delete_sums(database, blobs)
         + unfinished
     )
+
+
+def adopt_strays(database: Database, blobs: Blobs, now: datetime) -> int:
+    """Claim complete files that the account does not know, so that sweeps delete them unless something names them.
+
+    There are some where a database was restored that is older than its store, or where a version that claimed nothing
+    was killed. Their age counts from now on: whoever sees that the store is another database's has the grace period.
+    """
+    adopted = 0
+    listed = blobs.sizes(COMPLETE)
+    while sizes := {key.removeprefix(COMPLETE): size for key, size in islice(listed, _LISTED_AT_ONCE)}:
+        digests = [sha256 for sha256 in sizes if re.fullmatch(DIGEST_PATTERN, sha256)]
+        with reading(database) as session:
+            known = set(session.scalars(select(BlobRow.sha256).where(BlobRow.sha256.in_(digests))))
+        strays = [sha256 for sha256 in digests if sha256 not in known and blobs.size(blob_key(sha256)) is not None]
+        if strays:
+            with transaction(database) as session:
+                for sha256 in strays:
+                    values = {"sha256": sha256, "bytes": sizes[sha256], "created_at": now, "claimed_at": now}
+                    adopted += insert_if_absent(session, BlobRow, values)
+    return adopted
+
+
+def _give_up(database: Database, now: datetime) -> None:
+    """Let uploads and models that are due name their files no more."""
+    with transaction(database) as session:
+        session.execute(
+            update(UploadRow)
+            .where(UploadRow.delete_after <= now, UploadRow.deleted_at.is_(None))
+            .values(deleted_at=now)
+        )
+        session.execute(update(ModelRow).where(ModelRow.delete_after <= now).values(delete_after=None))
+
+
+def _delete_unnamed(database: Database, blobs: Blobs, now: datetime, *, grace: timedelta) -> int:
+    spent = is_spent(now, grace)
+    with reading(database) as session:
+        found = session.scalars(select(BlobRow.sha256).where(spent)).all()
+    batches = [found[start : start + _AT_ONCE] for start in range(0, len(found), _AT_ONCE)]
+    return sum(delete_files(database, blobs, batch, spent, now) for batch in batches)
+
+
+def delete_files(
+    database: Database,
+    blobs: Blobs,
+    digests: Sequence[str],
+    spent: ColumnElement[bool],
+    now: datetime,
+) -> int:
+    """Condemn files that are still spent, delete their bytes, forget them."""
+    began = monotonic()
+    with transaction(database) as session:
+        held = session.scalars(
+            select(BlobRow.sha256).where(BlobRow.sha256.in_(digests)).with_for_update(skip_locked=True)
+        ).all()
+        # a second query, which sees what those committed who held the rows until now
+        condemned = session.scalars(select(BlobRow.sha256).where(BlobRow.sha256.in_(held), spent)).all()
+        session.execute(update(BlobRow).where(BlobRow.sha256.in_(condemned)).values(condemned_at=now))
+    gone = []
+    for sha256 in condemned:
+        if monotonic() - began > CONDEMNATION_HOLDS.total_seconds():
+            break
+        blobs.delete(blob_key(sha256))
+        gone.append(sha256)
+    with transaction(database) as session:
+        session.execute(delete(BlobRow).where(BlobRow.sha256.in_(gone), BlobRow.condemned_at == now))
+    return len(gone)
+
+
+def is_spent(now: datetime, grace: timedelta) -> ColumnElement[bool]:
+    """Whether nothing names a file and no young claim holds it, or a sweep ended that was deleting it."""
+    by_upload = (
+        exists()
+        .where(UploadFileRow.sha256 == BlobRow.sha256, UploadRow.id == UploadFileRow.upload)
+        .where(UploadRow.deleted_at.is_(None))
+    )
+    by_model = (
+        exists()
+        .where(ModelFileRow.sha256 == BlobRow.sha256)
+        .where(ModelRow.project == ModelFileRow.project, ModelRow.id == ModelFileRow.model)
+        .where(ModelRow.deleted_at.is_(None))
+    )
+    by_tasks = (
+        select(TaskRow.sha256)
+        .join(JobRow, (JobRow.project == TaskRow.project) & (JobRow.id == TaskRow.job))
+        .where(TaskRow.attempt == JobRow.attempt, JobRow.state.in_(UNFINISHED), TaskRow.sha256.is_not(None))
+    )
+    unnamed = ~by_upload & ~by_model & BlobRow.sha256.not_in(by_tasks)
+    unclaimed = or_(BlobRow.claimed_at.is_(None), BlobRow.claimed_at < now - grace)
+    return or_(BlobRow.condemned_at < now - CONDEMNATION_LAPSES, BlobRow.condemned_at.is_(None) & unclaimed & unnamed)
 
 
 def _delete_sums(database: Database, blobs: Blobs) -> int:
@@ -59,49 +163,3 @@ def _delete_parts(database: Database, blobs: Blobs) -> int:
             session.scalars(select(UploadRow.id).where(UploadRow.id.in_(uploads), UploadRow.state.in_(_TAKING_PARTS)))
         )
     return sum(blobs.delete_prefix(f"{_PARTS}{upload}/") for upload in uploads.keys() - needed)
-
-
-def _delete_files(database: Database, blobs: Blobs, now: datetime) -> int:
-    """Delete the files of uploads and models that are due, unless something else names the same bytes.
-
-    Bytes go before rows say so: a process that ends in between leaves work for the next sweep, never bytes behind.
-    """
-    with reading(database) as session:
-        uploads = session.scalars(
-            select(UploadRow.id).where(UploadRow.delete_after <= now, UploadRow.deleted_at.is_(None))
-        ).all()
-        models = [
-            (row.project, row.id) for row in session.scalars(select(ModelRow).where(ModelRow.delete_after <= now))
-        ]
-        spent = _only_named_by(session, uploads, models)
-    for sha256 in spent:
-        blobs.delete(blob_key(sha256))
-    with transaction(database) as session:
-        session.execute(delete(BlobRow).where(BlobRow.sha256.in_(spent)))
-        session.execute(update(UploadRow).where(UploadRow.id.in_(uploads)).values(deleted_at=now))
-        for project, model in models:
-            session.get_one(ModelRow, (project, model)).delete_after = None
-    return len(spent)
-
-
-def _only_named_by(session: Session, uploads: Sequence[str], models: Sequence[tuple[str, str]]) -> list[str]:
-    named = set(session.scalars(select(UploadFileRow.sha256).where(UploadFileRow.upload.in_(uploads))))
-    key = tuple_(ModelFileRow.project, ModelFileRow.model)
-    if models:
-        named.update(session.scalars(select(ModelFileRow.sha256).where(key.in_(models))))
-    if not named:
-        return []
-    others = (
-        select(UploadFileRow.sha256)
-        .join(UploadRow, UploadRow.id == UploadFileRow.upload)
-        .where(UploadRow.deleted_at.is_(None), UploadRow.id.not_in(uploads)),
-        select(ModelFileRow.sha256)
-        .join(ModelRow, (ModelRow.project == ModelFileRow.project) & (ModelRow.id == ModelFileRow.model))
-        .where(ModelRow.deleted_at.is_(None)),
-        select(TaskRow.sha256)
-        .join(JobRow, (JobRow.project == TaskRow.project) & (JobRow.id == TaskRow.job))
-        .where(JobRow.state.in_(UNFINISHED)),
-    )
-    for query in others:
-        named.difference_update(session.scalars(query))
-    return sorted(named)

@@ -107,7 +107,8 @@ class UploadRow(Row):
     """Files that arrive in parts: a project's base model, a contribution, or an answer to a request.
 
     open → sealed → accepted | rejected; open → expired; accepted (and earlier) → withdrawn. `delete_after` is set
-    when the bytes have no further use, `deleted_at` once they are gone.
+    when the bytes have no further use, `deleted_at` once they are given up: the sweep deletes them then, and they
+    count no more.
     """
 
     __tablename__ = "uploads"
@@ -160,13 +161,18 @@ class UploadPartRow(Row):
 
 
 class BlobRow(Row):
-    """A complete file in the blob store at `blobs.blob_key(sha256)`: the account of what is stored."""
+    """A complete file in the blob store at `blobs.blob_key(sha256)`: the account of what is stored.
+
+    `claimed_at` is set while somebody writes it and nothing names it yet, `condemned_at` while it is being deleted.
+    """
 
     __tablename__ = "blobs"
 
     sha256: Mapped[str] = mapped_column(primary_key=True)
     bytes: Mapped[int]
     created_at: Mapped[datetime]
+    claimed_at: Mapped[datetime | None]
+    condemned_at: Mapped[datetime | None]
 
 
 # --- projects ------------------------------------------------------------------------------------------------------

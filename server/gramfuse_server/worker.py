@@ -60,6 +60,8 @@ INSPECTION_TRIES: Final = 3
 DRAIN_SECONDS: Final = 24 * 3600
 """Within which a shard that is being computed must end after SIGTERM; whoever cannot wait kills."""
 SUPERVISION_SECONDS: Final = 1.0
+ADOPTION_PACE: Final = 120
+"""Sweeps for each time that the whole store is listed: once an hour, unless set otherwise."""
 
 _log = structlog.get_logger(__name__)
 
@@ -117,6 +119,7 @@ class Worker:
             watch=heartbeats.Watch(settings.worker_lease),
             clock=clock,
             metrics=self._metrics,
+            blob_grace=settings.blob_grace,
         )
 
     def run(self) -> None:
@@ -149,6 +152,9 @@ class Worker:
             self._every(SUPERVISION_SECONDS, self._supervisor.take_over, until=self._stopping),
             self._every(SUPERVISION_SECONDS * 5, self._supervisor.end_abandoned, until=self._stopping),
             self._every(settings.sweep_interval.total_seconds(), self._supervisor.sweep, until=self._stopping),
+            self._every(
+                settings.sweep_interval.total_seconds() * ADOPTION_PACE, self._supervisor.adopt, until=self._stopping
+            ),
         ]
         _log.info("worker started", worker=self.name, device=host.device)
         self._stopping.wait()

@@ -36,6 +36,7 @@ MAX_COHORT: Final = 1_000
 MAX_WEIGHT_RATIO: Final = 100.0  # between organizations that nobody may be singled out of
 MAX_SECURE_COHORT: Final = 100  # every member shares two secrets with every other: messages grow with the square
 LONGEST_SESSION_PAUSE: Final = timedelta(days=7)  # behind a session's last deadline; then its words and secrets go
+BLOB_GRACE: Final = timedelta(hours=24)  # between the writing of bytes and their deletion, where nothing names them
 MAX_FRACTION_BITS: Final = 256
 MAX_REQUEST_MODELS: Final = 32
 MAX_PATTERNS: Final = 1_000

@@ -16,16 +16,16 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log
-from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server import audit_log, keeping
+from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
-from gramfuse_server.database import Database, insert_if_absent, reading, transaction
+from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.intake.sealing import complete_files, reject
 from gramfuse_server.intake.subjects import Manifest, subject_of
 from gramfuse_server.intake.uploads import lock_upload
 from gramfuse_server.metrics.work import WorkMetrics
-from gramfuse_server.tables import BlobRow, UploadFileRow, UploadRow
+from gramfuse_server.tables import UploadFileRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.errors import DigestMismatchError, GramfuseError
 
@@ -61,8 +61,8 @@ class Inspector:
         try:
             with self._assembled(found) as paths:
                 self.check(found.manifest, paths)
-                for name, path in paths.items():
-                    self.blobs.put_file(blob_key(found.digests[name]), path)
+                files: dict[str, Path | bytes] = {found.digests[name]: path for name, path in paths.items()}
+                keeping.keep(self.database, self.blobs, files, clock=self.clock)
         except GramfuseError as error:
             state = self._decide(found, f"{error.code}: {error.message}")
         else:
@@ -105,11 +105,11 @@ class Inspector:
         with transaction(self.database) as session:
             row = lock_upload(session, sealed.upload)
             if row.state != "sealed":  # withdrawn meanwhile, or decided by another worker
+                keeping.let_go(session, sealed.digests.values())
                 return row.state
             if reason is None:
                 row.state, row.decided_at = "accepted", now
-                for file in session.scalars(select(UploadFileRow).where(UploadFileRow.upload == sealed.upload)):
-                    insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
+                keeping.name(session, sealed.digests.values())
             else:
                 reject(row, reason[:MAX_REASON_CHARACTERS], now)
             state = row.state

@@ -13,10 +13,9 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log
-from gramfuse_server.database import insert_if_absent
+from gramfuse_server import audit_log, keeping
 from gramfuse_server.jobs import UNFINISHED, write_log
-from gramfuse_server.tables import AttemptRow, BlobRow, JobRow, TaskRow
+from gramfuse_server.tables import AttemptRow, JobRow, TaskRow
 from gramfuse_shared.contract.manifest import FileEntry
 
 MAX_MESSAGE_CHARACTERS: Final = 2_000
@@ -155,12 +154,11 @@ def finish_task(
 ) -> None:
     """Note a task's shard, whose blob is stored. Whoever finishes first counts; both wrote the same bytes."""
     job = lock(session, attempt)
-    if job is None:
-        return
     task = _task(session, attempt, number)
-    if task.state == "succeeded":
+    if job is None or task.state == "succeeded":
+        keeping.let_go(session, [file.sha256])
         return
-    insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
+    keeping.name(session, [file.sha256])
     task.state, task.worker, task.done_bytes = "succeeded", worker, task.input_bytes
     task.bytes, task.sha256, task.seconds = file.bytes, file.sha256, seconds
     task.diagnostics = json.dumps(diagnostics)

@@ -10,9 +10,10 @@ from typing import Final
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading, transaction
+from gramfuse_server.keeping import keep
 from gramfuse_server.merging import attempts, publication
 from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskSize
 from gramfuse_server.merging.inputs import load_inputs, open_base, open_members, open_origin
@@ -88,7 +89,7 @@ class Merger:
                 _log.info("task stopped")
                 self.metrics.shard_stopped()
                 return
-            self.blobs.put_file(blob_key(result.file.sha256), target)
+            keep(self.database, self.blobs, {result.file.sha256: target}, clock=self.clock)
         seconds = time.monotonic() - began
         with transaction(self.database) as session:
             attempts.finish_task(
@@ -121,6 +122,7 @@ class Merger:
         if tasks is None:
             return False
         prepared = publication.prepare(inputs, attempt, tasks, blobs=self.blobs, key=self.key, now=self.clock())
+        keep(self.database, self.blobs, prepared.contents, clock=self.clock)
         with transaction(self.database) as session:
             published = publication.publish(session, attempt, prepared, now=self.clock())
             if published and inputs.summed is not None:

@@ -1,7 +1,7 @@
 """Publish a merged model: its small files, the signed receipt, and the one transaction that makes it visible."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -10,14 +10,13 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log
+from gramfuse_server import audit_log, keeping
 from gramfuse_server.blobs import Blobs, blob_key
-from gramfuse_server.database import insert_if_absent
 from gramfuse_server.jobs import write_log
 from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
 from gramfuse_server.merging.card import PICTURE_FILE_NAME, write_card
 from gramfuse_server.merging.inputs import MergeInputs
-from gramfuse_server.tables import AttemptRow, BlobRow, ModelFileRow, ModelRow, TaskRow
+from gramfuse_server.tables import AttemptRow, ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import (
@@ -45,10 +44,10 @@ _OWN_FILES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A model that is complete in the blob store and not visible yet. `new_blobs` are those that nothing names yet."""
+    """A model that is not visible yet. `contents` are its small files, by digest, which are to be kept first."""
 
     receipt: SignedReceipt
-    new_blobs: tuple[FileEntry, ...]
+    contents: Mapping[str, bytes]
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -65,10 +64,10 @@ def prepare(
     key: Ed25519PrivateKey,
     now: datetime,
 ) -> Publication:
-    """Write the small files' blobs and sign the receipt. Shards come from the tasks, all else from the base."""
+    """Make the small files and sign the receipt. Shards come from the tasks, all else from the base."""
     shards = tuple(_shard(task) for task in tasks)
     small = _small_files(inputs, attempt, tasks, blobs, now)
-    written = [_put(blobs, name, content) for name, content in small.items()]
+    written = [FileEntry(name=name, bytes=len(made), sha256=sha256_hex(made)) for name, made in small.items()]
     changed = {file.name for file in written}
     taken = tuple(file for file in inputs.companions if file.name not in _OWN_FILES | changed)
     receipt = Receipt(
@@ -97,7 +96,8 @@ def prepare(
         created=now,
         software=SOFTWARE,
     )
-    return Publication(receipt=sign_receipt(receipt, key), new_blobs=tuple(written))
+    contents = {file.sha256: small[file.name] for file in written}
+    return Publication(receipt=sign_receipt(receipt, key), contents=contents)
 
 
 def sign_receipt(receipt: Receipt, key: Ed25519PrivateKey) -> SignedReceipt:
@@ -109,8 +109,10 @@ def publish(session: Session, attempt: Attempt, publication: Publication, *, now
     """Make the model visible and end the job; False where the attempt may not go on any more."""
     job = lock(session, attempt)
     if job is None:
+        keeping.let_go(session, publication.contents)
         return False
     files = publication.files
+    keeping.name(session, {file.sha256 for file in files})
     session.add(
         ModelRow(
             project=attempt.project,
@@ -133,8 +135,6 @@ def publish(session: Session, attempt: Attempt, publication: Publication, *, now
                 sha256=file.sha256,
             )
         )
-    for file in publication.new_blobs:
-        insert_if_absent(session, BlobRow, {"sha256": file.sha256, "bytes": file.bytes, "created_at": now})
     row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
     job.state = row.state = job.stage = "succeeded"
     job.finished_at = row.finished_at = now
@@ -188,12 +188,6 @@ def _small_files(
             blobs.read(blob_key(config.sha256), 0, config.bytes), inputs.recipe.out_dtype
         )
     return files
-
-
-def _put(blobs: Blobs, name: str, content: bytes) -> FileEntry:
-    entry = FileEntry(name=name, bytes=len(content), sha256=sha256_hex(content))
-    blobs.put(blob_key(entry.sha256), content)
-    return entry
 
 
 def _shard(task: TaskRow) -> FileEntry:
