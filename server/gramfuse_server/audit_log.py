@@ -4,9 +4,11 @@ Append last in a transaction: it locks the chain's end until the commit.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from sqlalchemy import select
@@ -16,7 +18,8 @@ from gramfuse_server.database import insert_if_absent
 from gramfuse_server.tables import AuditHeadRow, AuditRow
 from gramfuse_shared.contract.operators import AuditEntry
 from gramfuse_shared.digest import canonical_json, document_digest
-from gramfuse_shared.errors import AuditChainBrokenError
+from gramfuse_shared.errors import AuditChainBrokenError, FileUnreadableError
+from gramfuse_shared.identifiers import DIGEST_PATTERN
 
 GENESIS: Final = "0" * 64
 _ROWS_AT_ONCE: Final = 1_000
@@ -124,6 +127,24 @@ def verify(session: Session, *, noted: tuple[int, str] | None = None) -> tuple[i
         msg = f"row {noted[0]} of the audit log is not the one that was noted: the chain was written anew"
         raise AuditChainBrokenError(msg, sequence=noted[0])
     return sequence, digest
+
+
+def read_head(path: Path) -> tuple[int, str]:
+    """Read a head that was noted by `gramfuse-server audit head`: its row's number and its digest.
+
+    Raises:
+        FileUnreadableError: the file does not hold one.
+    """
+    try:
+        rows, digest = path.read_text(encoding="utf-8").split()
+        number = int(rows)
+    except (OSError, ValueError) as error:
+        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+        raise FileUnreadableError(msg) from error
+    if number < 0 or re.fullmatch(DIGEST_PATTERN, digest) is None:
+        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+        raise FileUnreadableError(msg)
+    return number, digest
 
 
 def entry_of(row: AuditRow) -> AuditEntry:

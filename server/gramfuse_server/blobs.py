@@ -29,6 +29,8 @@ _UNFINISHED: Final = re.compile(r"#\d+$")
 
 COMPLETE: Final = "sha256/"
 """Where complete files lie."""
+PARTS: Final = "uploads/"
+"""Where parts lie, by upload."""
 
 
 def blob_key(sha256: str) -> str:
@@ -47,7 +49,7 @@ def sums_key(project: str, job: str, attempt: int) -> str:
 
 def part_key(upload: str, file: str, number: int, sha256: str) -> str:
     """Where a part lies until its file is assembled."""
-    return f"uploads/{upload}/{file}/{number}.{sha256}"
+    return f"{PARTS}{upload}/{file}/{number}.{sha256}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ The job engine, the logs' library and cryptography load only in the commands tha
 
 import json
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -26,14 +25,13 @@ from gramfuse_server.database import Database, insert_if_absent, open_database, 
 from gramfuse_server.doctor.command import doctor
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
+from gramfuse_server.verifying.command import verify
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
 from gramfuse_shared.errors import (
     ConfigurationError,
-    FileUnreadableError,
     NotFoundError,
     RequestMalformedError,
 )
-from gramfuse_shared.identifiers import DIGEST_PATTERN
 from gramfuse_shared.imports import imports_kept
 
 OPERATOR_DAYS: Final = 365
@@ -48,6 +46,7 @@ cli.add_typer(token_commands, name="token")
 cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
 cli.command()(doctor)
+cli.command()(verify)
 
 
 @cli.command()
@@ -232,24 +231,11 @@ def verify_audit_log(
 
     Without --head, rows cut off at the end and a chain that was written anew as a whole are not found.
     """
-    noted = None if head is None else _read_head(head)
+    noted = None if head is None else audit_log.read_head(head)
     with _migrated_database() as database, reading(database) as session:
         rows, digest = audit_log.verify(session, noted=noted)
     since = "" if noted is None else f", and {noted[0]} of them are those of {head}"
     typer.echo(f"{rows} rows, intact{since}; the last digest is {digest}")
-
-
-def _read_head(path: Path) -> tuple[int, str]:
-    try:
-        rows, digest = path.read_text(encoding="utf-8").split()
-        number = int(rows)
-    except (OSError, ValueError) as error:
-        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
-        raise FileUnreadableError(msg) from error
-    if number < 0 or re.fullmatch(DIGEST_PATTERN, digest) is None:
-        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
-        raise FileUnreadableError(msg)
-    return number, digest
 
 
 def _create_token(session: Session, *, role: Role, organization: str | None, days: int) -> str:

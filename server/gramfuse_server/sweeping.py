@@ -15,7 +15,7 @@ from typing import Final
 import obstore
 from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 
-from gramfuse_server.blobs import COMPLETE, SUMS, Blobs, blob_key, sums_key
+from gramfuse_server.blobs import COMPLETE, PARTS, SUMS, Blobs, blob_key, sums_key
 from gramfuse_server.database import Database, insert_if_absent, reading, transaction
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES
@@ -23,7 +23,6 @@ from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, Task
 from gramfuse_shared import limits
 from gramfuse_shared.identifiers import DIGEST_PATTERN
 
-_PARTS: Final = "uploads/"
 _TAKING_PARTS: Final = ("open", "sealed")
 _LONGEST_WRITE: Final = timedelta(hours=24)
 _AT_ONCE: Final = 100
@@ -154,7 +153,7 @@ def _delete_parts(database: Database, blobs: Blobs) -> int:
 
     The store is asked which uploads have parts, so that nothing leaks when a process ends between two steps.
     """
-    folders = [str(prefix) for prefix in obstore.list_with_delimiter(blobs.store, prefix=_PARTS)["common_prefixes"]]
+    folders = [str(prefix) for prefix in obstore.list_with_delimiter(blobs.store, prefix=PARTS)["common_prefixes"]]
     uploads = {folder.rstrip("/").rpartition("/")[2]: folder for folder in folders}
     if not uploads:
         return 0
@@ -162,4 +161,4 @@ def _delete_parts(database: Database, blobs: Blobs) -> int:
         needed = set(
             session.scalars(select(UploadRow.id).where(UploadRow.id.in_(uploads), UploadRow.state.in_(_TAKING_PARTS)))
         )
-    return sum(blobs.delete_prefix(f"{_PARTS}{upload}/") for upload in uploads.keys() - needed)
+    return sum(blobs.delete_prefix(f"{PARTS}{upload}/") for upload in uploads.keys() - needed)

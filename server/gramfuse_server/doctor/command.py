@@ -52,11 +52,16 @@ def doctor(
             json.dumps({"format": FORMAT, "version": __version__, "verdict": verdict, "checks": checks}, indent=2)
         )
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        typer.echo("\n".join(table(findings, width=width)))
-        typer.echo(_summary(findings))
+        print_findings(findings)
     if verdict == "failed":
         raise typer.Exit(1)
+
+
+def print_findings(findings: "Sequence[Finding]") -> None:
+    """Print a table for people, and below it how many findings there are of each verdict."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo("\n".join(table(findings, width=width)))
+    typer.echo(_summary(findings))
 
 
 def table(findings: "Sequence[Finding]", *, width: int | None) -> list[str]:

@@ -1,0 +1,61 @@
+"""The command `gramfuse-server verify`: print what is there and what is not, for people or for programs."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from gramfuse_server.doctor.command import OutputFormat, print_findings
+from gramfuse_server.settings import load_settings
+from gramfuse_shared.version import __version__
+
+FORMAT: Final = "gramfuse/verify/1"
+
+
+def verify(
+    digests: Annotated[
+        bool, typer.Option("--digests", help="Read every file and compare its SHA-256; takes as long as reading all.")
+    ] = False,
+    head: Annotated[
+        Path | None, typer.Option(help="A file of `audit head`: the audit log has to go on from there.")
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--format", help="text for people, json for programs.")] = (
+        OutputFormat.TEXT
+    ),
+) -> None:
+    """Check that database, blob store and receipt key belong together, as after a restore. Nothing is changed.
+
+    The audit log's chain, the signature of every receipt, and every file that the database names: that it is there,
+    with its length, and with --digests its bytes. Exit code 1 if something is missing or other.
+    """
+    from gramfuse_server import audit_log  # noqa: PLC0415 - for this command alone, as all below
+    from gramfuse_server.database import open_database  # noqa: PLC0415
+    from gramfuse_server.doctor.findings import masked, secrets_of, worst  # noqa: PLC0415
+    from gramfuse_server.verifying.checks import verify_contents  # noqa: PLC0415
+
+    noted = None if head is None else audit_log.read_head(head)
+    settings = load_settings()
+    database = open_database(settings.database_url)
+    try:
+        verified = verify_contents(settings, database, digests=digests, head=noted)
+    finally:
+        database.close()
+    findings = masked(verified.findings, secrets_of(os.environ, settings))
+    verdict = worst(findings)
+    if output is OutputFormat.JSON:
+        document = {
+            "format": FORMAT,
+            "version": __version__,
+            "verdict": verdict,
+            "digests": digests,
+            "checks": [asdict(finding) for finding in findings],
+            "losses": [asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found} for loss in verified.losses],
+        }
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        print_findings(findings)
+    if verdict == "failed":
+        raise typer.Exit(1)

@@ -1,0 +1,209 @@
+"""`gramfuse-server verify`, and what it is for: a server that was saved, destroyed and restored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from gramfuse.verification import verify
+from gramfuse_server import audit_log, commands, receipt_key
+from gramfuse_server.app import create_app
+from gramfuse_server.blobs import blob_key
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.settings import Settings
+from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
+from gramfuse_server.tables import ModelFileRow, ModelRow
+from gramfuse_shared.errors import FileUnreadableError
+from support.client_world import Site
+from support.dumps import destroy, dump, restore
+from support.server_world import World
+from support.worker_world import InProcessWorker, be_ready, contribute
+
+PROJECT = "acme.tweets"
+MODEL = "regmean-1"
+
+
+def begin_merged(world, settings):
+    be_ready(world, settings)
+    submit(world, MODEL)
+    InProcessWorker(world, settings).run(PROJECT, MODEL)
+
+
+def submit(world, job):
+    body = {"recipe": {"merge_method": "regmean"}}
+    answer = world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/{job}", json=body)
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.fixture
+def server(begun) -> tuple[World, Settings]:
+    return begun(begin_merged)
+
+
+@pytest.fixture
+def run_verify(monkeypatch, capsys):
+    """Runs the command over a server; returns its exit code and what it printed."""
+
+    def run(settings: Settings, *arguments: str) -> tuple[int, dict]:
+        monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(settings.server_home))
+        monkeypatch.setenv("GRAMFUSE_DATABASE_URL", settings.database_url.get_secret_value())
+        capsys.readouterr()
+        code = commands.cli(["verify", "--format", "json", *arguments], standalone_mode=False)
+        return code or 0, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def verdicts(printed) -> dict[str, str]:
+    return {check["name"]: check["verdict"] for check in printed["checks"]}
+
+
+def test_a_server_that_was_destroyed_is_restored_verified_and_its_model_pulled(
+    server, run_verify, new_empty_database_url, portal, tmp_path
+):
+    world, settings = server
+    contribute(world, world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json(), "acme", 9)  # in parts still
+    with reading(world.services.database) as session:
+        noted = tmp_path / "head.txt"
+        noted.write_text("{} {}\n".format(*audit_log.verify(session)))
+    # the order that docs/operations.md gives: database, blobs, key
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    dump(settings.database_url, saved / "database")
+    shutil.copytree(settings.server_home / "blobs", saved / "blobs")
+    shutil.copy2(settings.receipt_key, saved / "receipt-key.pem")
+    world.services.database.close()
+    destroy(settings.database_url)
+    shutil.rmtree(settings.server_home)
+
+    place = Settings(server_home=tmp_path / "new-place", database_url=new_empty_database_url(), part_bytes=1024)
+    place.server_home.mkdir()
+    restore(saved / "database", place.database_url)
+    shutil.copytree(saved / "blobs", place.server_home / "blobs")
+    shutil.copy2(saved / "receipt-key.pem", place.receipt_key)
+    code, printed = run_verify(place, "--digests", "--head", str(noted))
+    assert (code, printed["verdict"], printed["losses"]) == (0, "ok", []), printed
+    assert verdicts(printed) == dict.fromkeys(("audit log", "receipts", "files"), "ok")
+
+    restored = World(create_app(place, clock=world.clock), world.clock, portal, dict(world._tokens))
+    try:
+        assert adopt_strays(restored.services.database, restored.services.blobs, world.clock()) == 0
+        world.clock.advance(hours=25)
+        assert delete_spent_bytes(restored.services.database, restored.services.blobs, world.clock()) == 0
+        site = Site(restored, "globex", "participant", tmp_path)
+        with site.client() as client:
+            client.pull(PROJECT, MODEL, tmp_path / "model")
+        verify(tmp_path / "model", home=site.home)
+        worker = InProcessWorker(restored, place)
+        assert worker.inspect_all() == ["accepted"]
+        submit(restored, "regmean-2")
+        worker.run(PROJECT, "regmean-2")  # and work goes on
+    finally:
+        restored.services.database.close()
+
+
+def test_what_is_missing_cut_or_damaged_is_told_with_who_names_it_and_what_to_do(server, run_verify):
+    world, settings = server
+    project = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()
+    contribute(world, project, "acme", 9)
+    with reading(world.services.database) as session:
+        files = {row.name: row for row in session.query(ModelFileRow)}
+    stored = settings.server_home / "blobs"
+    damaged = stored / blob_key(files["model.safetensors"].sha256)
+    damaged.write_bytes(bytes([damaged.read_bytes()[0] ^ 1]) + damaged.read_bytes()[1:])
+    (stored / blob_key(files["README.md"].sha256)).write_bytes(b"cut")
+    (stored / blob_key(files["config.json"].sha256)).unlink()
+    next(stored.glob("uploads/*/*/0.*")).unlink()
+
+    def told(*arguments):
+        code, printed = run_verify(settings, *arguments)
+        assert code == 1
+        assert verdicts(printed)["files"] == "failed"
+        return {(loss["named_by"].rpartition(", ")[2], loss["trouble"]) for loss in printed["losses"]}, printed
+
+    losses, printed = told()
+    lost = {("README.md", "wrong size"), ("config.json", "missing")}
+    assert losses - {loss for loss in losses if loss[0].startswith("part 0 of")} == lost
+    assert len(losses) == 3
+    base, model = [loss for loss in printed["losses"] if loss["key"] == blob_key(files["config.json"].sha256)]
+    assert base["named_by"].startswith("base acme.tweets, upload ")
+    assert "cannot go on without its base model" in base["advice"]
+    assert model["named_by"] == f"model {PROJECT}/{MODEL}, config.json"
+    deep, _ = told("--digests")
+    assert deep - losses == {("model.safetensors", "wrong bytes")}
+
+
+def test_people_see_at_most_ten_losses_and_that_there_are_more(server, monkeypatch, capsys):
+    _, settings = server
+    monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(settings.server_home))
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", settings.database_url.get_secret_value())
+    shutil.rmtree(settings.server_home / "blobs" / "sha256")
+    assert commands.cli(["verify"], standalone_mode=False) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("missing: sha256/") == 10
+    assert "more are missing or damaged" in printed
+    assert "→ restore it from the copy of the store" in printed
+
+
+def test_a_shard_of_a_running_job_counts_and_what_is_due_for_deletion_does_not(server, run_verify):
+    world, settings = server
+    worker = InProcessWorker(world, settings)
+    submit(world, "second")
+    attempt = worker.attempt(PROJECT, "second")
+    worker.merger.plan(attempt, shard_bytes=worker.shard_bytes)
+    worker.merger.execute(attempt, 0, shard_bytes=worker.shard_bytes)
+    assert world.coordinator("acme").delete(f"/v1/projects/{PROJECT}/models/{MODEL}").status_code == 200
+    shutil.rmtree(settings.server_home / "blobs" / "sha256")
+    _, printed = run_verify(settings)
+    named = {loss["named_by"] for loss in printed["losses"]}
+    assert f"job {PROJECT}/second, attempt 1, model.safetensors" in named
+    assert not [each for each in named if each.startswith("model ")]
+
+
+def test_another_receipt_key_and_a_changed_receipt_are_told(server, run_verify):
+    world, settings = server
+    settings.receipt_key.unlink()
+    code, printed = run_verify(settings)
+    assert (code, verdicts(printed)["receipts"]) == (1, "failed")
+    receipt_key.create_key(settings.receipt_key)
+    (told,) = [check for check in run_verify(settings)[1]["checks"] if check["name"] == "receipts"]
+    assert f"{PROJECT}/{MODEL} is signed by another key" in told["found"]
+    assert "restore the key" in told["advice"]
+    with transaction(world.services.database) as session:
+        row = session.get_one(ModelRow, (PROJECT, MODEL))
+        row.receipt = row.receipt.replace('"attempt":1', '"attempt":2')
+        session.query(ModelFileRow).filter_by(name="README.md").delete()
+    (told,) = [check for check in run_verify(settings)[1]["checks"] if check["name"] == "receipts"]
+    assert "has a wrong signature" in told["found"]
+    assert "names other files than the model has" in told["found"]
+
+
+def test_an_audit_log_that_was_edited_or_is_older_than_a_noted_head_is_told(server, run_verify, tmp_path):
+    world, settings = server
+    head = tmp_path / "head.txt"
+    head.write_text(f"9999 {'0' * 64}\n")
+    code, printed = run_verify(settings, "--head", str(head))
+    assert (code, verdicts(printed)["audit log"]) == (1, "failed")
+    with transaction(world.services.database) as session:
+        session.execute(text("UPDATE audit_log SET subject = 'another' WHERE sequence = 2"))
+    _, printed = run_verify(settings)
+    assert "row 2 of the audit log was edited" in printed["checks"][0]["found"]
+    head.write_text("no head")
+    with pytest.raises(FileUnreadableError):
+        run_verify(settings, "--head", str(head))
+
+
+def test_a_database_without_tables_and_a_store_that_is_away_are_told(
+    server, run_verify, new_empty_database_url, monkeypatch
+):
+    _, settings = server
+    empty = settings.model_copy(update={"database_url": new_empty_database_url()})
+    if empty.database_url.get_secret_value().startswith("sqlite"):
+        Path(empty.database_url.get_secret_value().removeprefix("sqlite:///")).touch()
+    code, printed = run_verify(empty)
+    assert (code, [check["name"] for check in printed["checks"]]) == (1, ["database"])
+    monkeypatch.setenv("GRAMFUSE_BLOBS", "what://is.this")
+    code, printed = run_verify(settings)
+    assert (code, verdicts(printed)["files"]) == (1, "failed")
