@@ -329,3 +329,38 @@ def test_a_project_without_room_for_a_model_takes_no_job(ready, ready_settings, 
     problem(answer, 413, "quota-exceeded")
     problem(world.coordinator("acme").get(f"{JOBS}/first"), 404, "not-found")
     narrow.services.database.close()
+
+
+def test_models_that_are_being_merged_count_and_what_fits_exactly_is_taken(ready, ready_settings, portal):
+    world, worker = ready
+    project = "/v1/admin/projects/acme.tweets"
+    held = world.operator.get(project).json()["bytes"]
+    uploads = world.operator.get("/v1/admin/contributions").json()["items"]
+    base = held - sum(item["bytes"] for item in uploads)
+    quota = held + base + 1  # of two models, which are a little larger than the base, one fits
+
+    opened = []
+
+    def at(quota):
+        app = create_app(ready_settings.model_copy(update={"project_quota_bytes": quota}), clock=world.clock)
+        opened.append(World(app, world.clock, portal, world._tokens))
+        return opened[-1]
+
+    linear = {"recipe": {"merge_method": "linear"}}
+    narrow = at(quota)
+    coordinator = narrow.coordinator("acme")
+    problem(at(held + base - 1).coordinator("acme").put(f"{JOBS}/first", json=linear), 413, "quota-exceeded")
+    assert at(held + base).coordinator("acme").put(f"{JOBS}/first", json=linear).status_code == 201
+    told = narrow.operator.get(project).json()
+    assert (told["bytes"], told["quota"]) == (held + base, quota)
+    facts = problem(coordinator.put(f"{JOBS}/second", json=linear), 413, "quota-exceeded")["facts"]
+    assert (facts["used"], facts["requested"]) == (held + base, base)
+    assert coordinator.post(f"{JOBS}/first/cancel").status_code == 200
+    assert narrow.operator.get(project).json()["bytes"] == held
+    assert coordinator.put(f"{JOBS}/second", json=linear).status_code == 201
+    problem(coordinator.post(f"{JOBS}/first/retry"), 413, "quota-exceeded")
+    worker.run("acme.tweets", "second")
+    model = coordinator.get("/v1/projects/acme.tweets/models/second").json()["bytes"]
+    assert narrow.operator.get(project).json()["bytes"] == held + model
+    for each in opened:
+        each.services.database.close()

@@ -157,7 +157,7 @@ def cancel_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller:
 
 @router.post(
     "/{job}/retry",
-    responses=declares(StateError, PolicyViolationError, CohortFrozenError, PolicyNotAcceptedError),
+    responses=declares(StateError, PolicyViolationError, CohortFrozenError, PolicyNotAcceptedError, QuotaExceededError),
 )
 def retry_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller: CallerOf) -> Job:
     """Start a new attempt at a failed or cancelled job (coordinator), over the same cohort."""
@@ -166,6 +166,7 @@ def retry_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller: 
         require_accepted_policy(session, caller, owner)
         row = find_job(session, project, job, lock=True)
         if submission.retry(session, owner, row, queue=services.jobs, now=services.clock()):
+            _require_room(session, services, owner)
             audit(session, services, caller, "job.retry", f"{project}/{job}", {"attempt": row.attempt})
         return _document(session, row)
 
@@ -177,9 +178,10 @@ def _coordinated_project(session: Session, caller: Caller, project: str) -> Proj
 
 
 def _require_room(session: Session, services: Services, project: ProjectRow) -> None:
-    """Require room for a model, which is about as large as the base; raises QuotaExceededError."""
+    """Require that the models fit that unfinished jobs will make, this one's included; raises QuotaExceededError."""
+    session.flush()
     size = session.get_one(UploadRow, project.base_upload).bytes
-    used, quota = used_bytes(session, project.id), services.settings.project_quota_bytes
+    used, quota = used_bytes(session, project.id) - size, services.settings.project_quota_bytes
     if used + size > quota:
         msg = f"{project.id} holds {used} bytes and may hold {quota}; a model of {size} does not fit. Delete another"
         raise QuotaExceededError(msg, used=used, quota=quota, requested=size)

@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
+from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.settings import Settings
-from gramfuse_server.tables import ModelRow, ProjectRow, UploadFileRow, UploadPartRow, UploadRow
+from gramfuse_server.tables import JobRow, ModelRow, ProjectRow, UploadFileRow, UploadPartRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
@@ -80,18 +81,34 @@ def part_length(file_bytes: int, preferred: int) -> int:
 
 
 def used_bytes(session: Session, project: str) -> int:
-    """What a project holds: uploads whose bytes are not deleted yet, open ones in full, and models."""
-    uploads = session.scalar(
-        select(func.coalesce(func.sum(UploadRow.bytes), 0)).where(
-            UploadRow.project == project, UploadRow.deleted_at.is_(None)
-        )
+    """What a project holds, see `used_bytes_of`."""
+    return used_bytes_of(session, [project])[project]
+
+
+def used_bytes_of(session: Session, projects: Sequence[str]) -> dict[str, int]:
+    """What projects hold or will: uploads that are not given up, open ones in full, models, and those being merged.
+
+    A model that is being merged counts like the base, about whose size it will have. Files that several name count as
+    often as they are named.
+    """
+    used = dict.fromkeys(projects, 0)
+    held = [
+        select(table.project, func.sum(table.bytes).label("total"))
+        .where(table.project.in_(projects), table.deleted_at.is_(None))
+        .group_by(table.project)
+        for table in (UploadRow, ModelRow)
+    ]
+    merged = (
+        select(JobRow.project, func.sum(UploadRow.bytes).label("total"))
+        .join(ProjectRow, ProjectRow.id == JobRow.project)
+        .join(UploadRow, UploadRow.id == ProjectRow.base_upload)
+        .where(JobRow.project.in_(projects), JobRow.state.in_(UNFINISHED))
+        .group_by(JobRow.project)
     )
-    models = session.scalar(
-        select(func.coalesce(func.sum(ModelRow.bytes), 0)).where(
-            ModelRow.project == project, ModelRow.deleted_at.is_(None)
-        )
-    )
-    return int(uploads or 0) + int(models or 0)
+    for query in (*held, merged):
+        for row in session.execute(query):
+            used[row.project] += int(row.total)
+    return used
 
 
 def shown_state(upload: UploadRow, now: datetime) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.intake import contributions, projects
+from gramfuse_server.intake.uploads import used_bytes_of
 from gramfuse_server.requests.documents import request_documents
-from gramfuse_server.tables import ContributionRow, ModelRow, ProjectRow, RequestRow, UploadRow
+from gramfuse_server.tables import ContributionRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.operators import AdminAsked, AdminContribution, AdminProject, AdminRequest
 from gramfuse_shared.errors import NotFoundError
 
@@ -24,7 +24,7 @@ def find_project(session: Session, project: str) -> ProjectRow:
 
 def project_documents(session: Session, rows: Sequence[ProjectRow], *, quota: int, now: datetime) -> list[AdminProject]:
     """Describe projects, each with the bytes that it holds."""
-    used = _used_bytes(session, [row.id for row in rows])
+    used = used_bytes_of(session, [row.id for row in rows])
     return [
         AdminProject(**document.model_dump(), bytes=used[document.id], quota=quota)
         for document in projects.project_documents(session, rows, now)
@@ -56,17 +56,3 @@ def admin_requests(session: Session, rows: Sequence[RequestRow], now: datetime) 
         )
         for document in request_documents(session, rows, None, now)
     ]
-
-
-def _used_bytes(session: Session, ids: Sequence[str]) -> dict[str, int]:
-    """Return what `intake.uploads.used_bytes` does, of many projects by two queries."""
-    used = dict.fromkeys(ids, 0)
-    for table in (UploadRow, ModelRow):
-        rows = session.execute(
-            select(table.project, func.sum(table.bytes).label("total"))
-            .where(table.project.in_(ids), table.deleted_at.is_(None))
-            .group_by(table.project)
-        )
-        for row in rows:
-            used[row.project] += int(row.total)
-    return used
