@@ -21,6 +21,8 @@ from support.dumps import destroy, dump, restore
 from support.server_world import World
 from support.worker_world import InProcessWorker, be_ready, contribute
 
+one_database = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # not its queries
+
 PROJECT = "acme.tweets"
 MODEL = "regmean-1"
 
@@ -135,6 +137,7 @@ def test_what_is_missing_cut_or_damaged_is_told_with_who_names_it_and_what_to_do
     assert deep - losses == {("model.safetensors", "wrong bytes")}
 
 
+@one_database
 def test_people_see_at_most_ten_losses_and_that_there_are_more(server, monkeypatch, capsys):
     _, settings = server
     monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(settings.server_home))
@@ -162,6 +165,7 @@ def test_a_shard_of_a_running_job_counts_and_what_is_due_for_deletion_does_not(s
     assert not [each for each in named if each.startswith("model ")]
 
 
+@one_database
 def test_another_receipt_key_and_a_changed_receipt_are_told(server, run_verify):
     world, settings = server
     settings.receipt_key.unlink()
