@@ -17,6 +17,8 @@ PAGES = {
     "": "sign-in",
     "projects": "sign-in",
     f"projects/{PROJECT}": "../sign-in",
+    f"jobs/{PROJECT}/first": "../../sign-in",
+    f"models/{PROJECT}/first": "../../sign-in",
 }
 """Every page, and where it leads who has not signed in."""
 

@@ -29,7 +29,11 @@ def sign_in(world: World, token: str | None = None) -> tuple[Client, httpx.Respo
 def links_of(page: httpx.Response) -> set[str]:
     """The addresses, as paths, of everything that a page links to, loads, sends forms to or refreshes itself from."""
     found = re.findall(r'\s(?:href|src|action|hx-get)="([^"]*)"', page.text)
-    return {urljoin(str(page.request.url.raw_path, "ascii"), link.replace("&amp;", "&")) for link in found if link}
+    return {
+        urljoin(str(page.request.url.raw_path, "ascii"), link.replace("&amp;", "&"))
+        for link in found
+        if not link.startswith("#")
+    }
 
 
 def require_well_made(page: httpx.Response) -> None:

@@ -5,8 +5,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from gramfuse_server.merging.picture import MAX_ROWS, draw
+from gramfuse_server.merging.picture import draw
 from gramfuse_shared.contract.diagnostics import Layer, Spread
+from gramfuse_shared.reporting.layer_grid import MAX_ROWS
 from gramfuse_shared.reporting.layers import (
     MAX_ROWS as MAX_EXCEPTIONS,
 )

@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from gramfuse_server.dashboard.browser import SecurityHeaders
 from gramfuse_server.dashboard.entrance import Entrance
+from gramfuse_server.dashboard.merges import read_job, read_model
 from gramfuse_server.dashboard.overview import read_overview
 from gramfuse_server.dashboard.projects import read_project, read_projects
 from gramfuse_server.dashboard.rendering import Renderer
@@ -32,6 +33,8 @@ def create_dashboard(sources: Sources) -> Starlette:
         Route("/", pages.show("overview.html", read_overview)),
         Route("/projects", pages.show("projects.html", read_projects)),
         Route("/projects/{project}", pages.show("project.html", read_project)),
+        Route("/jobs/{project}/{job}", pages.show("job.html", read_job)),
+        Route("/models/{project}/{job}", pages.show("model.html", read_model)),
         Route("/sign-in", entrance.ask, methods=["GET"]),
         Route("/sign-in", entrance.sign_in, methods=["POST"]),
         Route("/sign-out", entrance.sign_out, methods=["POST"]),

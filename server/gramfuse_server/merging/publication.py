@@ -30,6 +30,7 @@ from gramfuse_shared.contract.receipt import (
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
+from gramfuse_shared.reporting.layer_grid import CAPTION
 from gramfuse_shared.signatures import public_key, sign
 from gramfuse_shared.version import __version__
 
@@ -164,7 +165,7 @@ def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | No
 def _small_files(
     inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], blobs: Blobs, now: datetime
 ) -> dict[str, bytes]:
-    from gramfuse_server.merging.picture import CAPTION, draw  # noqa: PLC0415 - matplotlib takes half a second to load
+    from gramfuse_server.merging.picture import draw  # noqa: PLC0415 - matplotlib takes half a second to load
 
     entries: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
     diagnostics = [without_members(entry) for entry in entries]
