@@ -26,12 +26,12 @@ a folder and S3's protocol do not.
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.blobs import Blobs, blob_key
@@ -84,13 +84,7 @@ def name(session: Session, digests: Collection[str]) -> None:
         UnavailableError: one was swept meanwhile; it has to be written again.
     """
     wanted = set(digests)
-    rows = session.scalars(
-        select(BlobRow)
-        .where(BlobRow.sha256.in_(wanted))
-        .order_by(BlobRow.sha256)  # everybody locks in one order
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).all()
+    rows = locked(session, wanted)
     kept = {row.sha256 for row in rows if row.condemned_at is None}
     if kept != wanted:
         msg = f"{len(wanted - kept)} of {len(wanted)} files were deleted before anything named them; try again"
@@ -101,7 +95,19 @@ def name(session: Session, digests: Collection[str]) -> None:
 
 def let_go(session: Session, digests: Collection[str]) -> None:
     """Give claims back whose files nobody will name, so that the sweep need not wait. Other writers' are redone."""
-    session.execute(update(BlobRow).where(BlobRow.sha256.in_(set(digests))).values(claimed_at=None))
+    for row in locked(session, digests):
+        row.claimed_at = None
+
+
+def locked(session: Session, digests: Collection[str]) -> Sequence[BlobRow]:
+    """Return files' rows, held until the commit. Everybody who waits for several waits in this order."""
+    return session.scalars(
+        select(BlobRow)
+        .where(BlobRow.sha256.in_(set(digests)))
+        .order_by(BlobRow.sha256)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
 
 
 def _claim(database: Database, sizes: Mapping[str, int], now: datetime) -> bool:

@@ -13,12 +13,12 @@ from time import monotonic
 from typing import Final
 
 import obstore
-from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, exists, or_, select, update
 
 from gramfuse_server.blobs import COMPLETE, PARTS, SUMS, Blobs, blob_key, sums_key
 from gramfuse_server.database import Database, insert_if_absent, reading, transaction
 from gramfuse_server.jobs import UNFINISHED
-from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES
+from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES, locked
 from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, TaskRow, UploadFileRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.identifiers import DIGEST_PATTERN
@@ -107,7 +107,9 @@ def delete_files(
         blobs.delete(blob_key(sha256))
         gone.append(sha256)
     with transaction(database) as session:
-        session.execute(delete(BlobRow).where(BlobRow.sha256.in_(gone), BlobRow.condemned_at == now))
+        for row in locked(session, gone):
+            if row.condemned_at == now:
+                session.delete(row)
     return len(gone)
 
 

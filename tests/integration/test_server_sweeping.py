@@ -1,19 +1,22 @@
 """No byte stays that nothing names, and none goes that is about to be named: crashes, and sweeps that meet writers."""
 
+import random
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import pytest
 
 from gramfuse_server import keeping, sweeping
 from gramfuse_server.blobs import Blobs, blob_key
+from gramfuse_server.clock import system_clock
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES, keep
 from gramfuse_server.merging import attempts, publication
 from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
-from gramfuse_server.tables import BlobRow, ModelFileRow, TaskRow, UploadRow
+from gramfuse_server.tables import BlobRow, ModelFileRow, TaskRow, UploadFileRow, UploadRow
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import UnavailableError
 from support.worker_world import contribute
@@ -284,3 +287,56 @@ def test_a_model_cannot_be_published_with_a_file_that_is_gone(merging):
         worker.merger.publish(attempt, shard_bytes=worker.shard_bytes)
     with reading(world.services.database) as session:
         assert session.query(ModelFileRow).count() == 0
+
+
+def test_writers_and_sweeps_of_the_same_bytes_lose_nothing_and_do_not_block_each_other(world):
+    database, blobs = world.services.database, world.services.blobs
+    contents = {sha256_hex(content): content for content in (b"one", b"two", b"three", b"four")}
+    until, named, errors = time.monotonic() + 2, [], []
+
+    def write(seed):
+        chooser = random.Random(seed)
+        while time.monotonic() < until:
+            chosen = chooser.sample(sorted(contents), 2)
+            keep(database, blobs, {digest: contents[digest] for digest in chosen}, clock=system_clock)
+            time.sleep(chooser.random() * 0.03)
+            upload = f"{seed}-{len(named)}"
+            with suppress(UnavailableError), transaction(database) as session:
+                keeping.name(session, chosen)
+                make_upload(session, upload, chosen)
+                named.append(upload)
+            if upload in named:
+                time.sleep(0.02)
+                assert all(blobs.size(blob_key(digest)) for digest in chosen)
+                with transaction(database) as session:
+                    session.get_one(UploadRow, upload).deleted_at = system_clock()
+
+    def sweep_on(_):
+        while time.monotonic() < until:
+            delete_spent_bytes(database, blobs, system_clock(), grace=timedelta(milliseconds=10))
+
+    def noted(work, seed):
+        try:
+            work(seed)
+        except Exception as error:  # noqa: BLE001 - told below, in the test's own thread
+            errors.append(error)
+
+    jobs = [(write, 1), (write, 2), (write, 3), (sweep_on, 4), (sweep_on, 5)]
+    threads = [threading.Thread(target=noted, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert named
+
+
+def make_upload(session, name, digests):
+    """An accepted upload of these files."""
+    now = system_clock()
+    times = {"created_at": now, "expires_at": now}
+    session.add(UploadRow(id=name, kind="answer", project=PROJECT, state="accepted", bytes=1, **times))
+    session.flush()
+    for position, digest in enumerate(digests):
+        parts = {"bytes": 1, "part_bytes": 1, "part_count": 1}
+        session.add(UploadFileRow(upload=name, name=str(position), position=position, sha256=digest, **parts))
