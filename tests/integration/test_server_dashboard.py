@@ -15,6 +15,7 @@ from support.browsing import HTMX, csrf_of, links_of, require_well_made, sign_in
 PROJECT = "acme.tweets"
 PAGES = {
     "": "sign-in",
+    "audit": "sign-in",
     "projects": "sign-in",
     f"projects/{PROJECT}": "../sign-in",
     f"jobs/{PROJECT}/first": "../../sign-in",

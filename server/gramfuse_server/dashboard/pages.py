@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from gramfuse_server.dashboard.audit import read_audit
 from gramfuse_server.dashboard.browser import SecurityHeaders
 from gramfuse_server.dashboard.entrance import Entrance
 from gramfuse_server.dashboard.merges import read_job, read_model
@@ -35,6 +36,7 @@ def create_dashboard(sources: Sources) -> Starlette:
         Route("/projects/{project}", pages.show("project.html", read_project)),
         Route("/jobs/{project}/{job}", pages.show("job.html", read_job)),
         Route("/models/{project}/{job}", pages.show("model.html", read_model)),
+        Route("/audit", pages.show("audit.html", read_audit)),
         Route("/sign-in", entrance.ask, methods=["GET"]),
         Route("/sign-in", entrance.sign_in, methods=["POST"]),
         Route("/sign-out", entrance.sign_out, methods=["POST"]),
