@@ -16,6 +16,7 @@ PROJECT = "acme.tweets"
 PAGES = {
     "": "sign-in",
     "audit": "sign-in",
+    "tokens": "sign-in",
     "projects": "sign-in",
     f"projects/{PROJECT}": "../sign-in",
     f"jobs/{PROJECT}/first": "../../sign-in",

@@ -19,6 +19,7 @@ from gramfuse_server.dashboard.overview import read_overview
 from gramfuse_server.dashboard.projects import read_project, read_projects
 from gramfuse_server.dashboard.rendering import Renderer
 from gramfuse_server.dashboard.sources import Sources
+from gramfuse_server.dashboard.token_forms import TokenForms, read_token, read_tokens
 from gramfuse_shared.errors import GramfuseError
 
 Read = Callable[[Sources, Request], Mapping[str, Any]]
@@ -30,6 +31,7 @@ def create_dashboard(sources: Sources) -> Starlette:
     renderer = Renderer(sources.clock)
     entrance = Entrance(sources.database, sources.clock, renderer)
     pages = _Pages(sources, renderer, entrance)
+    forms = TokenForms(sources, renderer, entrance)
     routes = [
         Route("/", pages.show("overview.html", read_overview)),
         Route("/projects", pages.show("projects.html", read_projects)),
@@ -37,6 +39,10 @@ def create_dashboard(sources: Sources) -> Starlette:
         Route("/jobs/{project}/{job}", pages.show("job.html", read_job)),
         Route("/models/{project}/{job}", pages.show("model.html", read_model)),
         Route("/audit", pages.show("audit.html", read_audit)),
+        Route("/tokens", pages.show("tokens.html", read_tokens), methods=["GET"]),
+        Route("/tokens", forms.create, methods=["POST"]),
+        Route("/tokens/{token}/revoke", pages.show("token_revoke.html", read_token), methods=["GET"]),
+        Route("/tokens/{token}/revoke", forms.revoke, methods=["POST"]),
         Route("/sign-in", entrance.ask, methods=["GET"]),
         Route("/sign-in", entrance.sign_in, methods=["POST"]),
         Route("/sign-out", entrance.sign_out, methods=["POST"]),

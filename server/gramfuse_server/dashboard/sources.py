@@ -14,6 +14,8 @@ from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import NotFoundError, RequestMalformedError
 from gramfuse_shared.identifiers import JOB_PATTERN, PROJECT_PATTERN
 
+_ID_OF_TOKEN: Final = r"^[0-9a-f]{16}$"  # noqa: S105 - a form, no secret
+
 ROWS: Final = 50
 """Of a list that has a page of its own."""
 
@@ -36,6 +38,11 @@ def project_in(request: Request) -> str:
 def job_in(request: Request) -> str:
     """Return the job, or the model that it made, in a page's address; raises NotFoundError of what is no such name."""
     return _named(request, "job", JOB_PATTERN)
+
+
+def token_in(request: Request) -> str:
+    """Return the token's id in a page's address; raises NotFoundError of what is none."""
+    return _named(request, "token", _ID_OF_TOKEN)
 
 
 def part_asked(request: Request) -> PageRequest:
