@@ -81,6 +81,8 @@ def play(demo: Demo, *, lock: int) -> tuple[Report, Service]:
     clock, logs, cache = Clock(), folder / "logs", Cache(folder / CACHE)
     logs.mkdir()
     environment = clean_environment(os.environ, one_thread=size.at_once > 1)
+    if size.thresholds is not None:
+        environment["GRAMFUSE_AUDIT_THRESHOLDS"] = str(size.thresholds)
 
     participants = [set_up(folder / domain.name, logs, environment, domain) for domain in DOMAINS]
     coordinator, *others = participants

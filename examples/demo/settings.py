@@ -39,13 +39,14 @@ class Size:
 
     Each size has a folder of its own, so that a smoke run never replaces the report of a full one.
     `at_once` organizations compute at a time. Three at once on two cores take half as long again as one by one, unless
-    loading the libraries takes longer than the work.
+    loading the libraries takes longer than the work. `thresholds` are the audits' before pushes, None the usual.
     """
 
     name: str
     folder: Path
     expected: str
     policy: Path
+    thresholds: Path | None
     epochs: int
     train_sentences: int | None
     test_sentences: int | None
@@ -58,6 +59,7 @@ SIZES: Final[Mapping[str, Size]] = {
         folder=Path(".demo"),
         expected="about five minutes the first time on two idle cores, under two when its models are trained already",
         policy=HERE / "policy.yaml",
+        thresholds=None,
         epochs=3,
         train_sentences=None,
         test_sentences=None,
@@ -68,6 +70,7 @@ SIZES: Final[Mapping[str, Size]] = {
         folder=Path(".demo/smoke"),
         expected="about a minute on two idle cores",
         policy=HERE / "policy-smoke.yaml",
+        thresholds=HERE / "thresholds-smoke.yaml",
         epochs=1,
         train_sentences=16,
         test_sentences=8,
