@@ -24,7 +24,7 @@ from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, i
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.metrics.work import WorkMetrics
-from gramfuse_server.requests.sessions import forget_abandoned_words
+from gramfuse_server.requests.kept_words import forget_abandoned_words
 from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
 from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
 from gramfuse_shared import limits

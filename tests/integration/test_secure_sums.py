@@ -9,7 +9,7 @@ from gramfuse.securing.stages import kept_sessions
 from gramfuse.verification import verify as verify_model
 from gramfuse_server.blobs import blob_key
 from gramfuse_server.database import transaction
-from gramfuse_server.requests.sessions import forget_abandoned_words
+from gramfuse_server.requests.kept_words import forget_abandoned_words
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.secure import STAGES

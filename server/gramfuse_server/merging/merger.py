@@ -19,7 +19,7 @@ from gramfuse_server.merging.attempts import Attempt, LayerSize, PlanSize, TaskS
 from gramfuse_server.merging.inputs import load_inputs, open_base, open_members, open_origin
 from gramfuse_server.merging.summing import put_sums
 from gramfuse_server.metrics.work import WorkMetrics
-from gramfuse_server.requests.sessions import forget_words
+from gramfuse_server.requests.kept_words import forget_words
 from gramfuse_shared.errors import CancelledError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
 

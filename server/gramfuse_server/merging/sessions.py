@@ -12,9 +12,9 @@ from gramfuse_server.intake.projects import base_of
 from gramfuse_server.intake.sealing import read_header
 from gramfuse_server.merging.cohort import CohortMember
 from gramfuse_server.requests.documents import accepted_answers, find_request, progress
+from gramfuse_server.requests.kept_words import require_words
 from gramfuse_server.requests.sessions import (
     require_standing,
-    require_words,
     session_of,
     shown_in,
     stage_of_request,

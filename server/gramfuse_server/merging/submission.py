@@ -15,8 +15,9 @@ from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, req
 from gramfuse_server.merging.members import cohort_of, write_weight
 from gramfuse_server.merging.refinement import answered_cohort
 from gramfuse_server.merging.sessions import summed_cohort
-from gramfuse_server.requests.documents import find_request, request_of
-from gramfuse_server.requests.sessions import require_words
+from gramfuse_server.requests.documents import find_request
+from gramfuse_server.requests.kept_words import require_words
+from gramfuse_server.requests.sessions import is_stage
 from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import (
     AttemptRow,
@@ -29,7 +30,6 @@ from gramfuse_server.tables import (
 )
 from gramfuse_shared.contract.http_api import JobCreate
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.requests import stage_named
 from gramfuse_shared.errors import ConflictError, PolicyViolationError, RecipeInvalidError, StateError
 
 
@@ -146,7 +146,7 @@ def decide_cohort(
     row = None if recipe.request is None else find_request(session, project.id, recipe.request)
     if row is None:
         found = resolve_cohort(recipe, candidates)
-    elif stage_named(request_of(row).kind) is not None:
+    elif is_stage(row):
         found = summed_cohort(session, row, recipe, now=now)
     else:
         found = answered_cohort(session, project, recipe, row, candidates, now=now)
@@ -156,9 +156,8 @@ def decide_cohort(
 
 
 def _is_of_sum(session: Session, project: ProjectRow, recipe: Recipe) -> bool:
-    """Tell whether a recipe names a stage of a secure sum, or a request that does not exist, which is told later."""
-    row = None if recipe.request is None else find_request(session, project.id, recipe.request)
-    return row is not None and stage_named(request_of(row).kind) is not None
+    """Tell whether a recipe names a stage of a secure sum; raises NotFoundError where there is no such request."""
+    return recipe.request is not None and is_stage(find_request(session, project.id, recipe.request))
 
 
 def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:

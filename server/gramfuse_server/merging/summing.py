@@ -12,12 +12,11 @@ from sqlalchemy.orm import Session
 from gramfuse_server.blobs import Blobs, blob_key, sums_key
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.merging.blob_source import BlobSource
-from gramfuse_server.requests.documents import find_request, request_of
-from gramfuse_server.requests.sessions import session_of, stages_of
+from gramfuse_server.requests.documents import find_request
+from gramfuse_server.requests.sessions import is_stage, session_of, stages_of
 from gramfuse_server.tables import JobRow
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.contract.requests import stage_named
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.merging.ready_sums import SummedMember
@@ -59,7 +58,7 @@ def find_summed(session: Session, job: JobRow, recipe: Recipe) -> Summed | None:
     if recipe.request is None:
         return None
     row = find_request(session, job.project, recipe.request)
-    if stage_named(request_of(row).kind) is None:
+    if not is_stage(row):
         return None
     said = stages_of(session, row)
     transcript = Transcript(said["keys"], said["shares"], said["masked"], said["unmask"])
