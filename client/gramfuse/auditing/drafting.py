@@ -2,10 +2,8 @@
 
 import math
 
-from gramfuse.auditing.judging import judge
 from gramfuse.auditing.report import Attacks, AuditReport, Cohort, NotRun, Subject, TapReport
 from gramfuse.auditing.sums import separates_up_to
-from gramfuse.auditing.thresholds import Thresholds
 from gramfuse.contributing.draft import Draft
 from gramfuse.contributing.plan import TapDecision
 from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo
@@ -27,14 +25,13 @@ def draft_report(draft: Draft, subject: Subject, base: BaseManifest, policy: Pol
 
 
 def headers_alone(draft: Draft, subject: Subject, base: BaseManifest, policy: Policy, because: str) -> AuditReport:
-    """Return a report on which nothing was looked at or attacked, and that says why; judged by the usual thresholds."""
+    """Return a report on which nothing was looked at or attacked, and that says why; not judged yet."""
     remedy = 'pip install "gramfuse[collect]"'
     unrun = tuple(
         NotRun(what=what, because=because, remedy=remedy)
         for what in ("effective rank", "token counts, membership", "embeddings")
     )
-    report = draft_report(draft, subject, base, policy).model_copy(update={"attacks": Attacks(not_run=unrun)})
-    return report.model_copy(update={"findings": judge(report, Thresholds())})
+    return draft_report(draft, subject, base, policy).model_copy(update={"attacks": Attacks(not_run=unrun)})
 
 
 def _tap_report(decision: TapDecision, shapes: dict[str, TensorInfo]) -> TapReport:

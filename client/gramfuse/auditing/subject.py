@@ -1,17 +1,15 @@
 """What an audit is of, by digest: every byte that the report hangs on, so that a kept one is known to be current."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gramfuse.auditing.report import Subject
 from gramfuse.contributing.draft import Draft
+from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.digest import document_digest, sha256_hex_of_chunks
-from gramfuse_shared.errors import FileUnreadableError
-
-_CHUNK: Final = 1 << 20
+from gramfuse_shared.digest import document_digest
 
 
 def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Path | None) -> Subject:
@@ -23,9 +21,9 @@ def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Pa
     folder = draft.model.path
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())  # config and tokenizer are run, too
     return Subject(
-        weights=document_digest({name: _digest_of(folder / name) for name in names}),
-        statistics=None if draft.statistics is None else _digest_of(draft.statistics.path),
-        fisher=None if draft.fisher is None else _digest_of(draft.fisher.path),
+        weights=document_digest({name: VirtualFile.of_path(folder / name).digest() for name in names}),
+        statistics=None if draft.statistics is None else VirtualFile.of_path(draft.statistics.path).digest(),
+        fisher=None if draft.fisher is None else VirtualFile.of_path(draft.fisher.path).digest(),
         policy=policy.content_digest(),
         base=base.content_digest(),
         base_at_hand=base_folder is not None,
@@ -35,13 +33,3 @@ def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Pa
 def digest_of_texts(texts: Sequence[Any]) -> str:
     """Return the SHA-256 of texts in their order."""
     return document_digest([list(text) if isinstance(text, tuple) else text for text in texts])
-
-
-def _digest_of(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            chunks: Iterable[bytes] = iter(lambda: stream.read(_CHUNK), b"")
-            return sha256_hex_of_chunks(chunks)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise FileUnreadableError(msg) from error

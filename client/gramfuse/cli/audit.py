@@ -1,6 +1,7 @@
 """`gramfuse audit`: what a push would send, what stays and why, how statistics look, and what attacks find in them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +11,16 @@ from rich.console import Console
 from gramfuse.auditing import telling
 from gramfuse.auditing.kept import KeptReports
 from gramfuse.auditing.report import AuditReport
-from gramfuse.auditing.running import Auditing, current_report, require_not_refused
-from gramfuse.auditing.thresholds import Thresholds, read_thresholds
+from gramfuse.auditing.running import current_report, require_not_refused
 from gramfuse.cli import bars, output, session
-from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption
+from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption, chosen_auditing
 from gramfuse.cli.measuring import DeviceOption, PairFieldOption, TextFieldOption, TokensOption
 from gramfuse.cli.policies import read_policy
 from gramfuse.config import Home
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import draft_contribution
 from gramfuse.extras import EXTRAS
-from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.measuring.texts import Fields
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
@@ -87,20 +87,16 @@ def audit_command(
         with requiring_extras("`gramfuse audit --html`", EXTRAS):
             import gramfuse.auditing.page  # noqa: PLC0415 - matplotlib is an extra
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
-    limits = Thresholds() if thresholds is None else read_thresholds(thresholds)
+    auditing = chosen_auditing(
+        texts=texts, public=public, fields=fields, attacks=attacks, thresholds=thresholds, device=device
+    )
+    if refuse_above is not None:
+        auditing = replace(auditing, thresholds=auditing.thresholds.refusing_above(refuse_above))
     rules, manifest, pulled = _rules(project, policy, base)
     folder, home = base or pulled, Home.default()
     draft = draft_contribution(model, statistics, manifest, rules, base_folder=folder, fisher=fisher)
     with bars.steps("Auditing") as on_step:
-        auditing = Auditing(
-            texts=None if texts is None else read_texts(texts, fields),
-            public=None if public is None else read_texts(public, fields),
-            effort=attacks.value,
-            thresholds=limits if refuse_above is None else limits.refusing_above(refuse_above),
-            device=device,
-            on_step=on_step,
-        )
-        report = current_report(home, draft, manifest, rules, folder, auditing)
+        report = current_report(home, draft, manifest, rules, folder, replace(auditing, on_step=on_step))
     if out is not None:
         with written_whole(out) as stream:
             stream.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False).encode() + b"\n")

@@ -1,10 +1,14 @@
-"""What `audit` and `push` share on the command line: the options of the audit. Needs no torch."""
+"""What `audit` and `push` share on the command line: the options of the audit, and what they come to. No torch."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from gramfuse.auditing.running import Auditing
+from gramfuse.auditing.thresholds import Thresholds, read_thresholds
+from gramfuse.measuring.texts import Fields, read_texts
 
 
 class Effort(StrEnum):
@@ -39,3 +43,26 @@ ThresholdsOption = Annotated[
         help="A YAML file of what warns and what refuses; what it does not name keeps its default.",
     ),
 ]
+
+
+def chosen_auditing(
+    *,
+    texts: Path | None,
+    public: Path | None,
+    fields: Fields,
+    attacks: Effort,
+    thresholds: Path | None,
+    device: str,
+) -> Auditing:
+    """Read the files that the options name.
+
+    Raises:
+        ConfigurationError, FileUnreadableError, DocumentMalformedError: one of them.
+    """
+    return Auditing(
+        texts=None if texts is None else read_texts(texts, fields),
+        public=None if public is None else read_texts(public, fields),
+        effort=attacks.value,
+        thresholds=Thresholds() if thresholds is None else read_thresholds(thresholds),
+        device=device,
+    )

@@ -1,21 +1,20 @@
 """Commands about contributions: push, list, withdraw."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gramfuse.auditing.running import Auditing
 from gramfuse.auditing.telling import told_in_push
-from gramfuse.auditing.thresholds import Thresholds, read_thresholds
 from gramfuse.cli import output, session
 from gramfuse.cli.asking import is_confirmed, require_confirmed
-from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption
+from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption, chosen_auditing
 from gramfuse.cli.measuring import DeviceOption, PairFieldOption, TextFieldOption, TokensOption
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
-from gramfuse.measuring.texts import Fields, read_texts
+from gramfuse.measuring.texts import Fields
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.extras import requiring_extras
@@ -84,6 +83,9 @@ def push(
     from gramfuse.cli import bars  # noqa: PLC0415 - only where this command runs
 
     fields = Fields(text=text_field, pair=pair_field, tokens=tokens)
+    chosen = chosen_auditing(
+        texts=texts, public=public, fields=fields, attacks=attacks, thresholds=thresholds, device=device
+    )
     sources: dict[str, Any] = {"model": model, "statistics": statistics, "fisher": fisher, "base": base}
     sources["labels"] = None if labels is None else _label_ids(labels)
     reports: list[AuditReport] = []
@@ -95,20 +97,12 @@ def push(
             if dry_run or report.verdict == "refuse":
                 output.note(told_in_push(report))
 
-        auditing = Auditing(
-            texts=None if texts is None else read_texts(texts, fields),
-            public=None if public is None else read_texts(public, fields),
-            effort=attacks.value,
-            thresholds=Thresholds() if thresholds is None else read_thresholds(thresholds),
-            device=device,
-            on_step=showing.enter_context(bars.steps("Auditing")),
-            on_report=on_report,
-        )
+        auditing = replace(chosen, on_step=showing.enter_context(bars.steps("Auditing")), on_report=on_report)
         if dry_run:
-            plan = client.plan(project, **sources)
-            on_report(client.audit(project, **sources, auditing=auditing))
-            told = plan.to_json() | {"audit": reports[-1].to_json()}
-            output.show(told, lambda console: console.print(str(plan), markup=False))
+            report = client.audit(project, **sources, auditing=auditing)
+            on_report(report)
+            told = report.plan | {"audit": report.to_json()}
+            output.show(told, lambda console: console.print(report.plan_told, markup=False))
             return
         with bars.transfer() as on_progress:
 
