@@ -119,13 +119,8 @@ def _claim(database: Database, sizes: Mapping[str, int], now: datetime) -> bool:
                 BlobRow,
                 {"sha256": sha256, "bytes": sizes[sha256], "created_at": now, "claimed_at": now},
             )
-            row = session.scalars(
-                select(BlobRow)
-                .where(BlobRow.sha256 == sha256)
-                .with_for_update()
-                .execution_options(populate_existing=True)
-            ).one_or_none()
-            if row is None or row.condemned_at is not None:
+            rows = locked(session, [sha256])
+            if not rows or rows[0].condemned_at is not None:
                 return False
-            row.claimed_at = now
+            rows[0].claimed_at = now
     return True

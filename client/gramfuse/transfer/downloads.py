@@ -13,6 +13,7 @@ from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import PATIENT, RetryRule, Transport, is_retryable
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import ConflictError, DigestMismatchError, FileUnwritableError, TransportError
 
 PARTIAL_SUFFIX: Final = ".partial"
@@ -86,7 +87,7 @@ def require_new(folder: Path) -> None:
 def is_intact(folder: Path, entry: FileEntry) -> bool:
     """Tell whether a folder holds a file with the announced bytes."""
     path = folder / entry.name
-    return path.is_file() and path.stat().st_size == entry.bytes and _digest(path) == entry.sha256
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_hex_of_chunks(_blocks(path)) == entry.sha256
 
 
 def _fetch(
@@ -202,13 +203,6 @@ def _append(transport: Transport, path: str, entry: FileEntry, arrived: _Arrived
     if position < entry.bytes:
         msg = f"{entry.name}: the stream ended after {position} of {entry.bytes} bytes"
         raise TransportError(msg)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

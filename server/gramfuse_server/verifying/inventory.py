@@ -1,6 +1,5 @@
 """What the database names in the blob store, and what of it is not there as it should be. Reads only."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -19,6 +18,7 @@ from gramfuse_server.tables import (
     UploadPartRow,
     UploadRow,
 )
+from gramfuse_shared.digest import sha256_hex_of_chunks
 
 Trouble = Literal["missing", "wrong size", "wrong bytes"]
 
@@ -124,15 +124,8 @@ def take_inventory(session: Session, blobs: Blobs, *, digests: bool) -> Inventor
             losses.append(Loss(named, "wrong size", found))
         elif digests:
             if named.key not in wrong:
-                wrong[named.key] = _digest(blobs, named.key) != named.sha256
+                wrong[named.key] = sha256_hex_of_chunks(blobs.chunks(named.key)) != named.sha256
             if wrong[named.key]:
                 losses.append(Loss(named, "wrong bytes", found))
     unnamed = sum(key.startswith(COMPLETE) for key in sizes.keys() - counted.keys())
     return Inventory(len(counted), sum(counted.values()), tuple(losses), unnamed)
-
-
-def _digest(blobs: Blobs, key: str) -> str:
-    digest = hashlib.sha256()
-    for chunk in blobs.chunks(key):
-        digest.update(chunk)
-    return digest.hexdigest()
