@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -42,26 +42,34 @@ def doctor(
     blob is written and removed. Exit code 1 if something failed; a warning is none.
     """
     from gramfuse_server.doctor.examination import examine  # noqa: PLC0415 - the job engine, for this command alone
-    from gramfuse_server.doctor.findings import worst  # noqa: PLC0415
 
-    findings = examine(load_settings, os.environ)
+    tell(examine(load_settings, os.environ), output, FORMAT)
+
+
+def tell(findings: "Sequence[Finding]", output: OutputFormat, name: str, more: Mapping[str, Any] | None = None) -> None:
+    """Print findings as a table with a count of each verdict, or as JSON.
+
+    Args:
+        findings: masked.
+        output: for whom.
+        name: the JSON document's format.
+        more: what else the document says.
+
+    Raises:
+        typer.Exit: code 1, where something failed.
+    """
+    from gramfuse_server.doctor.findings import worst  # noqa: PLC0415 - as above
+
     verdict = worst(findings)
     if output is OutputFormat.JSON:
-        checks = [asdict(finding) for finding in findings]
-        typer.echo(
-            json.dumps({"format": FORMAT, "version": __version__, "verdict": verdict, "checks": checks}, indent=2)
-        )
+        said = {"format": name, "version": __version__, "verdict": verdict, **(more or {})}
+        typer.echo(json.dumps(said | {"checks": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        print_findings(findings)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        typer.echo("\n".join(table(findings, width=width)))
+        typer.echo(_summary(findings))
     if verdict == "failed":
         raise typer.Exit(1)
-
-
-def print_findings(findings: "Sequence[Finding]") -> None:
-    """Print a table for people, and below it how many findings there are of each verdict."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    typer.echo("\n".join(table(findings, width=width)))
-    typer.echo(_summary(findings))
 
 
 def table(findings: "Sequence[Finding]", *, width: int | None) -> list[str]:

@@ -1,6 +1,5 @@
 """The command `gramfuse-server verify`: print what is there and what is not, for people or for programs."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from gramfuse_server.doctor.command import OutputFormat, print_findings
+from gramfuse_server.doctor.command import OutputFormat, tell
 from gramfuse_server.settings import load_settings
-from gramfuse_shared.version import __version__
 
 FORMAT: Final = "gramfuse/verify/1"
 
@@ -33,7 +31,7 @@ def verify(
     """
     from gramfuse_server import audit_log  # noqa: PLC0415 - for this command alone, as all below
     from gramfuse_server.database import open_database  # noqa: PLC0415
-    from gramfuse_server.doctor.findings import masked, secrets_of, worst  # noqa: PLC0415
+    from gramfuse_server.doctor.findings import masked, secrets_of  # noqa: PLC0415
     from gramfuse_server.verifying.checks import verify_contents  # noqa: PLC0415
 
     noted = None if head is None else audit_log.read_head(head)
@@ -44,18 +42,5 @@ def verify(
     finally:
         database.close()
     findings = masked(verified.findings, secrets_of(os.environ, settings))
-    verdict = worst(findings)
-    if output is OutputFormat.JSON:
-        document = {
-            "format": FORMAT,
-            "version": __version__,
-            "verdict": verdict,
-            "digests": digests,
-            "checks": [asdict(finding) for finding in findings],
-            "losses": [asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found} for loss in verified.losses],
-        }
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        print_findings(findings)
-    if verdict == "failed":
-        raise typer.Exit(1)
+    losses = [asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found} for loss in verified.losses]
+    tell(findings, output, FORMAT, {"digests": digests, "losses": losses})
