@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Select, literal, tuple_
+from sqlalchemy import ColumnElement, Select, literal, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from gramfuse_server.tables import Row
@@ -58,6 +58,20 @@ def paginate(
         return rows, None
     last = rows[page.limit - 1]
     return rows[: page.limit], _encode([getattr(last, column.key) for column in by])
+
+
+def newest_rows(
+    session: Session,
+    table: Any,  # noqa: ANN401 - a table of what projects have, each thing named within its own
+    page: PageRequest,
+    *,
+    project: str | None,
+    where: Sequence[ColumnElement[bool]] = (),
+) -> tuple[list[Any], str | None]:
+    """Return a page of what one project has, or all have, the newest first; raises as `paginate`."""
+    conditions = where if project is None else (*where, table.project == project)
+    by = [table.created_at, table.project, table.id]
+    return paginate(session, select(table).where(*conditions), page, by=by, descending=True)
 
 
 def _encode(values: list[Any]) -> str:

@@ -10,7 +10,7 @@ from gramfuse_server.api.paging import PageOf
 from gramfuse_server.audit_log import entry_of
 from gramfuse_server.database import reading
 from gramfuse_server.intake.contributions import state_is
-from gramfuse_server.listing import paginate
+from gramfuse_server.listing import newest_rows, paginate
 from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.operations import counts
 from gramfuse_server.operations.audit_search import SEARCH_PATTERN, AuditSearch
@@ -105,26 +105,17 @@ def list_jobs(
     state: Annotated[JobState | None, Query()] = None,
 ) -> Page[Job]:
     """List all jobs, the newest first."""
-    query = select(JobRow)
-    if project is not None:
-        query = query.where(JobRow.project == project)
-    if state is not None:
-        query = query.where(JobRow.state == state)
+    where = () if state is None else (JobRow.state == state,)
     with reading(services.database) as session:
-        by = [JobRow.created_at, JobRow.project, JobRow.id]
-        rows, cursor = paginate(session, query, page, by=by, descending=True)
+        rows, cursor = newest_rows(session, JobRow, page, project=project, where=where)
         return Page(items=tuple(job_documents(session, rows)), next_cursor=cursor)
 
 
 @router.get("/models", responses=declares())
 def list_models(services: ServicesOf, _: OperatorOf, page: PageOf, project: ProjectQuery = None) -> Page[Model]:
     """List all models, deleted ones too, the newest first."""
-    query = select(ModelRow)
-    if project is not None:
-        query = query.where(ModelRow.project == project)
     with reading(services.database) as session:
-        by = [ModelRow.created_at, ModelRow.project, ModelRow.id]
-        rows, cursor = paginate(session, query, page, by=by, descending=True)
+        rows, cursor = newest_rows(session, ModelRow, page, project=project)
         return Page(items=tuple(admin_models(session, rows, services.clock())), next_cursor=cursor)
 
 
@@ -133,12 +124,8 @@ def list_requests(
     services: ServicesOf, _: OperatorOf, page: PageOf, project: ProjectQuery = None
 ) -> Page[AdminRequest]:
     """List all requests and who has answered, the newest first."""
-    query = select(RequestRow)
-    if project is not None:
-        query = query.where(RequestRow.project == project)
     with reading(services.database) as session:
-        by = [RequestRow.created_at, RequestRow.project, RequestRow.id]
-        rows, cursor = paginate(session, query, page, by=by, descending=True)
+        rows, cursor = newest_rows(session, RequestRow, page, project=project)
         return Page(items=tuple(admin_requests(session, rows, services.clock())), next_cursor=cursor)
 
 

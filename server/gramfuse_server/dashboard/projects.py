@@ -11,7 +11,7 @@ from starlette.requests import Request
 from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.intake.policies import find_policy, policy_document
-from gramfuse_server.listing import PageRequest, paginate
+from gramfuse_server.listing import PageRequest, newest_rows, paginate
 from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.operations.merges import admin_models
 from gramfuse_server.operations.projects import (
@@ -86,6 +86,5 @@ def _documents(session: Session, sources: Sources, rows: list[ProjectRow]) -> li
 
 
 def _newest(session: Session, table: Any, project: str) -> tuple[list[Any], bool]:  # noqa: ANN401 - a table's class
-    query = select(table).where(table.project == project)
-    rows, cursor = paginate(session, query, NEWEST, by=[table.created_at, table.id], descending=True)
+    rows, cursor = newest_rows(session, table, NEWEST, project=project)
     return rows, cursor is not None
