@@ -36,11 +36,11 @@ from gramfuse_shared.contract.metrics import in_few_digits
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import WHY_NOT_REFIT, layers_that_may_be_refit, require_histograms_may_leave
 from gramfuse_shared.contract.requests import (
-    SUMMED_ANSWERS,
     Answer,
     AskedKind,
     ModelScore,
     RequestInfo,
+    is_announced,
     require_request_allowed,
 )
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
@@ -165,7 +165,8 @@ def _measure_head(assignment: Assignment, participation: Participation, run: Map
     found = collect_head(folder, own, texts, base=assignment.base.content_digest(), **run)
     leaving = assignment.folder / STATISTICS_FILE_NAME
     section = keep_head_statistics(found, leaving, assignment.policy, assignment.base)
-    return PreparedAnswer(_document(assignment, statistics=section, announced=_is_summed(assignment)), leaving)
+    announced = is_announced(assignment.request.kind, assignment.policy)
+    return PreparedAnswer(_document(assignment, statistics=section, announced=announced), leaving)
 
 
 def _measure_layers(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:
@@ -215,13 +216,13 @@ def _calibrate(assignment: Assignment, participation: Participation, run: Mappin
     minimum = assignment.policy.minimum_evaluation_examples
     counted = collect_calibration(folder, labelled.texts, labelled.labels, minimum_examples=minimum, **run)
     require_histograms_may_leave(counted, assignment.policy)
-    if not _is_summed(assignment):
+    if not is_announced(assignment.request.kind, assignment.policy):
         return PreparedAnswer(_document(assignment, histograms=counted))
     kept = assignment.folder / HISTOGRAMS_FILE_NAME
     with written_whole(kept) as stream:
         stream.write(counted.canonical())
-    announced = counted.model_copy(update={"classes": ()})
-    return PreparedAnswer(_document(assignment, histograms=announced, announced=True), kept)
+    uncounted = counted.model_copy(update={"classes": ()})
+    return PreparedAnswer(_document(assignment, histograms=uncounted, announced=True), kept)
 
 
 _ANSWERS: Final[Mapping[AskedKind, Callable[[Assignment, Participation, Mapping[str, Any]], PreparedAnswer]]] = {
@@ -231,11 +232,6 @@ _ANSWERS: Final[Mapping[AskedKind, Callable[[Assignment, Participation, Mapping[
     "refit": _measure_layers,
     "calibration": _calibrate,
 }
-
-
-def _is_summed(assignment: Assignment) -> bool:
-    """Tell whether a secure sum tells the answer's numbers, and the answer itself none."""
-    return assignment.policy.aggregation == "secure" and assignment.request.kind in SUMMED_ANSWERS
 
 
 def _document(assignment: Assignment, **parts: Any) -> Answer:  # noqa: ANN401 - the answer's own fields

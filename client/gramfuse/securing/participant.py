@@ -6,6 +6,7 @@ refused changes nothing: the next try may show what belongs there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,7 +50,7 @@ WriteWords = Callable[[KeptSession, Sequence[Mask]], FileEntry]
 """Writes the file of masked words into a session's folder and tells its digest: the same words at each call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Participant:
     """One organization's side of one session that it may take part in (`rules.require_session`)."""
 
@@ -85,7 +86,7 @@ class Participant:
         _require_unclaimed(sessions.completed_under(claim_of(session, organization)), session)
         return cls(session, organization, identity, sessions, sessions.session(session.digest), policy)
 
-    @property
+    @cached_property
     def secrets(self) -> Secrets:
         """What follows from the session's secret; raises SecureSessionRefusedError where it was removed."""
         return Secrets(self.session, self.organization, self.kept.secret(ROOT_BYTES))

@@ -13,11 +13,11 @@ from gramfuse_shared.contract.refits import (
 )
 from gramfuse_shared.contract.requests import (
     OF_LAYERS,
-    SUMMED_ANSWERS,
     Answer,
     AskedKind,
     RequestCreate,
     RequestInfo,
+    is_announced,
     require_request_allowed,
 )
 from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
@@ -83,7 +83,7 @@ def require_parts(answer: Answer, kind: AskedKind) -> None:
 
 
 def _require_announced(answer: Answer, kind: AskedKind, policy: Policy) -> None:
-    wanted = policy.aggregation == "secure" and kind in SUMMED_ANSWERS
+    wanted = is_announced(kind, policy)
     if answer.announced != wanted:
         msg = (
             f"the policy sums answers to {kind} in secret (aggregation: secure), so they are announced, and their "

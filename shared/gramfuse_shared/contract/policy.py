@@ -68,7 +68,8 @@ _REQUESTS_WITH_NOISE: Final = frozenset({"evaluate"})
 """What differential privacy goes with: whatever else there is, and comes, asks for statistics that nothing noises."""
 
 SUMMED_METHODS: Final[frozenset[MergeMethod]] = frozenset({"linear", "regmean", "fisher", "head", "calibration"})
-_SECURE_REQUESTS: Final = frozenset({"evaluate", "head", "calibration"})
+SUMMED_REQUESTS: Final[frozenset[RequestKind]] = frozenset({"head", "calibration"})
+_SECURE_REQUESTS: Final = SUMMED_REQUESTS | {"evaluate"}
 """What secure sums go with: methods that need sums alone, as those of delta kind do not, and questions whose answers
 are no statistics, or summed."""
 

@@ -18,7 +18,7 @@ from gramfuse_shared.contract.calibration import CalibrationHistograms
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
-from gramfuse_shared.contract.policy import MergeMethod, Policy, RequestKind
+from gramfuse_shared.contract.policy import SUMMED_REQUESTS, MergeMethod, Policy, RequestKind
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.refits import (
     require_shared_head,
@@ -49,10 +49,12 @@ MERGED_BY: Final[Mapping[AskedKind, MergeMethod]] = MappingProxyType(
 )
 """By which method a model is merged anew with the answers to a request about it."""
 
-SUMMED_ANSWERS: Final[frozenset[AskedKind]] = frozenset({"head", "calibration"})
-"""Kinds of which a secure sum of the answers is enough; the sums of what a layer is refit from are not planned."""
-
 OF_LAYERS: Final[frozenset[AskedKind]] = frozenset({"gram", "refit"})
+
+
+def is_announced(kind: AskedKind, policy: Policy) -> bool:
+    """Tell whether an answer says only what there is: its numbers are told by a secure sum, and it tells none."""
+    return policy.aggregation == "secure" and kind in SUMMED_REQUESTS
 
 
 def stage_named(kind: AskedKind) -> Stage | None:
