@@ -80,19 +80,7 @@ def current_report(
         if texts is not None:
             raise
         return headers_alone(draft, subject, base, policy, error.message).judged(auditing.thresholds)
-    report = audit_draft(
-        draft,
-        subject,
-        base=base,
-        policy=policy,
-        base_folder=base_folder,
-        texts=texts,
-        public=public,
-        device=auditing.device,
-        effort=auditing.effort,
-        thresholds=auditing.thresholds,
-        on_step=auditing.on_step,
-    )
+    report = audit_draft(draft, subject, base=base, policy=policy, base_folder=base_folder, auditing=auditing)
     kept.keep(report)
     return report
 

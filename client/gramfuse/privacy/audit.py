@@ -9,6 +9,7 @@ import torch
 from gramfuse.auditing.drafting import draft_report
 from gramfuse.auditing.reference_texts import reference_texts
 from gramfuse.auditing.report import Attacks, AuditReport, Effort, Subject, TapReport
+from gramfuse.auditing.running import Auditing
 from gramfuse.auditing.subject import digest_of_texts, subject_of
 from gramfuse.auditing.thresholds import Thresholds
 from gramfuse.contributing.draft import Draft, draft_contribution
@@ -73,12 +74,14 @@ def audit(
         base=base,
         policy=policy,
         base_folder=folder,
-        texts=texts,
-        public=public,
-        device=device,
-        effort=effort,
-        thresholds=thresholds or Thresholds(),
-        on_step=on_step,
+        auditing=Auditing(
+            texts=texts,
+            public=public,
+            effort=effort,
+            thresholds=thresholds or Thresholds(),
+            device=device,
+            on_step=on_step,
+        ),
     )
 
 
@@ -89,22 +92,18 @@ def audit_draft(
     base: BaseManifest,
     policy: Policy,
     base_folder: Path | None,
-    texts: Sequence[Text] | None,
-    public: Sequence[Text] | None,
-    device: str,
-    effort: Effort,
-    thresholds: Thresholds,
-    on_step: OnStep,
+    auditing: Auditing,
 ) -> AuditReport:
-    """Audit a contribution that was planned already. Arguments and errors as `audit`."""
+    """Audit a contribution that was planned already. Errors as `audit`."""
     begin = time.monotonic()
+    texts, public, on_step = auditing.texts, auditing.public, auditing.on_step
     on_step(0.0, "reading the statistics")
     report = draft_report(draft, subject, base, policy)
     if draft.statistics is not None:
         looked = _look_at_taps(draft.statistics.path, report.taps, lambda share, what: on_step(share / 10, what))
         report = report.model_copy(update={"taps": looked})
-    known = Known(base, base_folder, texts, reference_texts() if public is None else public, device)
-    found = attack(draft.model.path, draft, known, effort=effort, on_step=on_step)
+    known = Known(base, base_folder, texts, reference_texts() if public is None else public, auditing.device)
+    found = attack(draft.model.path, draft, known, effort=auditing.effort, on_step=on_step)
     used = bool(known.public) and texts is not None
     attacks = Attacks(
         tokens=found.tokens,
@@ -116,7 +115,8 @@ def audit_draft(
         public=digest_of_texts(known.public) if used else None,
     )
     seconds = round(time.monotonic() - begin, 1)
-    return report.model_copy(update={"attacks": attacks, "effort": effort, "seconds": seconds}).judged(thresholds)
+    made = report.model_copy(update={"attacks": attacks, "effort": auditing.effort, "seconds": seconds})
+    return made.judged(auditing.thresholds)
 
 
 def effective_rank(gram: torch.Tensor, width: int) -> tuple[float, int]:
