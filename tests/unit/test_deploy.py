@@ -30,7 +30,7 @@ def test_the_compose_file_follows_the_compose_specification(compose: dict):
     parsed = compose_spec.PyCompose.from_json(json.dumps(compose))
     parsed.validate()
     ours = ["api", "migrate", "worker-cpu", "worker-gpu"]
-    assert sorted(parsed.service_names()) == sorted([*ours, "grafana", "postgres", "prometheus"])
+    assert sorted(parsed.service_names()) == sorted([*ours, "grafana", "postgres", "prometheus", "seaweedfs"])
 
 
 def test_the_schema_check_notices_a_misspelled_key(compose: dict):
