@@ -2,6 +2,7 @@
 # Two images from one file: `api` (no torch) and `worker` (torch; CPU by default, CUDA by TORCH_INDEX_URL).
 #   docker build --target api -t gramfuse-api .
 #   docker build --target worker -t gramfuse-worker --build-arg TORCH_INDEX_URL=<PyTorch's index of your CUDA version> .
+# Both run as user 10001 and write nothing outside of /tmp and the folders below; the root may be read-only.
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim AS wheel
@@ -15,11 +16,14 @@ COPY migrations migrations
 RUN python -m build --wheel --outdir /wheels
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GRAMFUSE_SERVER_HOME=/var/lib/gramfuse
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GRAMFUSE_SERVER_HOME=/var/lib/gramfuse \
+    MPLCONFIGDIR=/tmp/matplotlib
 RUN groupadd --system --gid 10001 gramfuse \
  && useradd --system --uid 10001 --gid gramfuse --home-dir /var/lib/gramfuse --create-home gramfuse \
- && mkdir -p /var/lib/gramfuse/blobs /var/lib/gramfuse/scratch \
+ && mkdir -p /var/lib/gramfuse/blobs /var/lib/gramfuse/keys /var/lib/gramfuse/scratch \
+ && chmod 700 /var/lib/gramfuse/keys \
  && chown -R gramfuse:gramfuse /var/lib/gramfuse
+# A new volume takes its owner from the folder that it is mounted on, so each of them is made here.
 WORKDIR /var/lib/gramfuse
 COPY constraints.txt /opt/gramfuse/constraints.txt
 
@@ -41,4 +45,6 @@ COPY --from=wheel /wheels /opt/gramfuse/wheels
 RUN pip install --no-cache-dir --constraint /opt/gramfuse/constraints.txt \
       "$(echo /opt/gramfuse/wheels/gramfuse-*.whl)[worker]"
 USER gramfuse
+# A busy machine may take seconds to start the command; nothing restarts a worker because of this alone.
+HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 CMD ["gramfuse-server", "worker-health"]
 CMD ["gramfuse-server", "worker"]

@@ -23,6 +23,7 @@ from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import Database, insert_if_absent, open_database, reading, require_answer, transaction
 from gramfuse_server.doctor.command import doctor
+from gramfuse_server.doctor.worker_health import worker_health
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_server.verifying.command import verify
@@ -46,6 +47,7 @@ cli.add_typer(token_commands, name="token")
 cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
 cli.command()(doctor)
+cli.command()(worker_health)
 cli.command()(verify)
 
 
@@ -128,6 +130,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
         timeout_graceful_shutdown=10,
     )

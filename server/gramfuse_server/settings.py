@@ -1,11 +1,12 @@
 """The settings of API and worker. Built only in `app`, `worker` and `cli`, then passed down."""
 
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
@@ -39,6 +40,11 @@ class Settings(BaseSettings):
         default=None, description="where Prometheus finds this process's metrics, 0 for a free port; unset, nowhere"
     )
     metrics_host: str = Field(default="127.0.0.1", description="the address of that port; who reaches it may read it")
+
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("127.0.0.1", "::1"),
+        description="addresses and networks of proxies whose word for a caller's address and scheme is taken",
+    )
 
     part_bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)] = limits.DEFAULT_PART_BYTES
     concurrent_parts: Annotated[int, Field(ge=1, le=1_000)] = Field(
@@ -74,6 +80,16 @@ class Settings(BaseSettings):
     @classmethod
     def _home_is_absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _proxies_are_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # all of them, or a name that is looked up, would let any caller say where it calls from
+        return tuple(
+            str(ip_network(word.strip())).removesuffix("/32").removesuffix("/128") for word in value.split(",")
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,8 @@
-"""A server and its clients as real processes: what an operator and the organizations would start."""
+"""A server and its clients as real processes: what an operator and the organizations would start.
+
+Where the database is no file and this machine lets one do so, API and workers see a read-only file system: blobs,
+scratch and a folder for the moment are all that they can write to, as in the compose file's containers.
+"""
 
 import contextlib
 import http.client
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gramfuse import Client
+from support import read_only
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
@@ -109,6 +114,7 @@ class Deployment:
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     operator_token: str = ""
+    launcher: tuple[str, ...] = ()
     api: subprocess.Popen[bytes] | None = None
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -120,7 +126,10 @@ class Deployment:
     def environment(self) -> dict[str, str]:
         database = {} if self.database_url is None else {"GRAMFUSE_DATABASE_URL": self.database_url}
         settings = {f"GRAMFUSE_{name.upper()}": value for name, value in self.settings.items()}
-        return clean_environment(GRAMFUSE_SERVER_HOME=str(self.folder / "server"), **database, **settings)
+        moment = self.folder / "moment"
+        places = {"TMPDIR": str(moment), "MPLCONFIGDIR": str(moment / "matplotlib")}
+        home = str(self.folder / "server")
+        return clean_environment(GRAMFUSE_SERVER_HOME=home, **places, **database, **settings)
 
     def operator(self, *arguments: str) -> str:
         """Run `gramfuse-server …`, which must succeed; return its standard output."""
@@ -137,7 +146,7 @@ class Deployment:
 
     def start_api(self) -> None:
         """Start the API, on the port of the time before if there was one, and wait until it answers."""
-        port_file = self.folder / "port"
+        port_file = self.folder / "moment" / "port"
         port_file.unlink(missing_ok=True)
         self.api = self._start("serve", "--port", str(self.port), "--port-file", str(port_file))
 
@@ -201,7 +210,7 @@ class Deployment:
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             return subprocess.Popen(
-                ["gramfuse-server", *arguments],
+                [*self.launcher, "gramfuse-server", *arguments],
                 cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -223,8 +232,12 @@ def kill(process: subprocess.Popen[Any]) -> None:
 @contextlib.contextmanager
 def deployed(folder: Path, database_url: str | None = None, **settings: str) -> Iterator[Deployment]:
     """Initialize a server and start its API; stop whatever runs in the end."""
-    folder.mkdir(parents=True, exist_ok=True)
+    writable = [folder / "server" / "blobs", folder / "server" / "scratch", folder / "moment"]
+    for each in writable:
+        each.mkdir(parents=True, exist_ok=True)
     deployment = Deployment(folder, database_url, settings)
+    if database_url is not None and read_only.is_possible(folder / "moment"):
+        deployment.launcher = read_only.launcher(*writable)
     try:
         printed = deployment.operator("init")
         deployment.operator_token = next(line for line in printed.splitlines() if line.startswith("operator")).split()[

@@ -212,3 +212,11 @@ def test_json_bodies_are_json():
     server = Server(httpx.Response(200))
     transport_to(server).call("PUT", "v1/x", json={"a": [1, None]})
     assert json.loads(server.requests[0].content) == {"a": [1, None]}
+
+
+def test_certificates_that_cannot_be_read_are_told_by_their_variable(monkeypatch, tmp_path):
+    (tmp_path / "empty.pem").write_text("")
+    for named in ("missing.pem", "empty.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / named))
+        with pytest.raises(errors.ConfigurationError, match="SSL_CERT_FILE"):
+            Transport(Endpoint("https://merge.example.org", None, False))

@@ -141,6 +141,8 @@ def test_prometheus_scrapes_the_services_of_the_compose_file_at_the_port_that_it
         (found,) = job["dns_sd_configs"]
         assert set(found["names"]) <= services.keys()
         assert f"GRAMFUSE_METRICS_PORT={found['port']} " in compose
+        workers = {name for name in services if name.startswith("worker-")}
+        assert set(found["names"]) == (workers if job["job_name"] == "gramfuse-worker" else {"api"})
         assert job["job_name"].startswith("gramfuse-")
 
 

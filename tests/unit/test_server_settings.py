@@ -13,7 +13,7 @@ from gramfuse_server.blobs import blob_key, open_blobs, part_key
 from gramfuse_server.database import database_url, open_database, reading, transaction
 from gramfuse_server.intake.parts import PartBuffers, PartedFile, Slot, receive
 from gramfuse_server.intake.uploads import part_length
-from gramfuse_server.settings import Settings
+from gramfuse_server.settings import Settings, load_settings
 from gramfuse_shared import limits
 from gramfuse_shared.errors import (
     ConfigurationError,
@@ -225,3 +225,18 @@ def test_a_part_that_the_store_lost_is_unavailable_not_wrong(blobs):
     file = PartedFile(blobs=blobs, size=10, part_bytes=10, keys=(part_key("u", "f", 0, "d"),))
     with pytest.raises(UnavailableError):
         file.read(0, 10)
+
+
+def test_trusted_proxies_are_addresses_and_networks_by_commas(monkeypatch):
+    assert Settings().trusted_proxies == ("127.0.0.1", "::1")
+    monkeypatch.setenv("GRAMFUSE_TRUSTED_PROXIES", "10.1.2.3, 172.16.0.0/12,fd00::/8")
+    assert Settings().trusted_proxies == ("10.1.2.3", "172.16.0.0/12", "fd00::/8")
+    monkeypatch.setenv("GRAMFUSE_TRUSTED_PROXIES", "")
+    assert Settings().trusted_proxies == ("127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize("value", ["*", "proxy.example.org", "172.16.0.1/12", "127.0.0.1,"])
+def test_everybody_a_name_or_half_a_network_is_no_trusted_proxy(monkeypatch, value):
+    monkeypatch.setenv("GRAMFUSE_TRUSTED_PROXIES", value)
+    with pytest.raises(ConfigurationError, match="GRAMFUSE_TRUSTED_PROXIES"):
+        load_settings()

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from gramfuse_shared.contract.http_api import Problem
 from gramfuse_shared.digest import format_content_digest
 from gramfuse_shared.errors import (
     CancelledError,
+    ConfigurationError,
     DocumentMalformedError,
     GramfuseError,
     RequestMalformedError,
@@ -28,6 +30,8 @@ from gramfuse_shared.version import __version__
 Result = TypeVar("Result")
 
 USER_AGENT: Final = f"gramfuse/{__version__}"
+CERTIFICATES_VARIABLE: Final = "SSL_CERT_FILE"
+"""The usual variable of OpenSSL; it takes the place of the bundled authorities."""
 MAX_ANSWER_BYTES: Final = 4 * limits.MAX_DOCUMENT_BYTES
 
 # Answers that carry no problem document come from a proxy on the way.
@@ -104,6 +108,7 @@ class Transport:
             transport=connection,
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=16),
             follow_redirects=False,  # the token goes to the server that was named, and nowhere else
+            verify=_trusted_certificates(),
             # a proxy has no business between this machine and itself
             trust_env=not is_loopback(httpx.URL(endpoint.url).host),
         )
@@ -261,11 +266,34 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
+        untrusted = _certificate_error(error)
+        if untrusted is not None:
+            msg = (
+                f"the server's certificate is not trusted: {untrusted.verify_message}. If an authority of your own "
+                f"signed it, set {CERTIFICATES_VARIABLE} to a file with that authority's certificate"
+            )
+            raise TransportError(msg, cause=type(untrusted).__name__, retryable=False) from error
         msg = f"the server could not be reached: {str(error) or type(error).__name__}"
         raise TransportError(msg, cause=type(error).__name__) from error
     except httpx.InvalidURL as error:
         msg = f"not a valid address: {error}"
         raise RequestMalformedError(msg) from error
+
+
+def _trusted_certificates() -> ssl.SSLContext:
+    """Read which authorities are trusted: the bundled ones, or those of SSL_CERT_FILE or SSL_CERT_DIR instead."""
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ssl.SSLError) as error:
+        msg = f"the certificates that {CERTIFICATES_VARIABLE} or SSL_CERT_DIR names cannot be read: {error}"
+        raise ConfigurationError(msg) from error
+
+
+def _certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _chunks(response: httpx.Response) -> Iterator[bytes]:
