@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from fastapi import FastAPI
@@ -115,8 +116,16 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
     for router in ROUTERS:
         # as they are: including a router has the first request build each of its routes again, 0.2 s of work
         app.router.routes.extend(router.routes)
+    sources = Sources(
+        database=database,
+        settings=settings,
+        blobs=services.blobs,
+        queue=services.jobs,
+        clock=clock,
+        send_file=partial(models.send_model_file, services),
+    )
     app.add_route("/", front_door, include_in_schema=False)
-    app.mount("/dashboard", create_dashboard(Sources(database, settings, services.blobs, clock)))
+    app.mount("/dashboard", create_dashboard(sources))
     install_handlers(app)
     describe(app)
     return app

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, cast
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.tables import ParticipantRow, ProjectRow, TokenRow
@@ -43,9 +43,13 @@ class Caller:
             raise RoleRequiredError(msg)
         return self.organization
 
+    def coordinates(self, organization: str) -> bool:
+        """Tell whether the caller coordinates for this organization."""
+        return self.role == "coordinator" and self.organization == organization
+
     def require_coordinator(self, organization: str) -> None:
         """Raises RoleRequiredError unless the caller coordinates for this organization."""
-        if self.role != "coordinator" or self.organization != organization:
+        if not self.coordinates(organization):
             msg = f"a coordinator's token of {organization} is needed"
             raise RoleRequiredError(msg)
 
@@ -84,11 +88,29 @@ def authenticate(session: Session, authorization: str | None, *, now: datetime) 
     row = session.get(TokenRow, identifier)
     # an unknown id takes as long as a wrong secret
     same = hmac.compare_digest(sha256_hex(secret.encode()), row.secret_sha256 if row else _NO_SECRET)
-    expired = row is not None and row.expires_at is not None and row.expires_at <= now
-    if row is None or not same or expired or row.revoked_at is not None:
+    if row is None or not same or not is_valid(row, now):
         msg = "the token is unknown, expired or revoked; the operator makes a new one, `gramfuse login URL` stores it"
         raise UnauthenticatedError(msg)
+    return caller_of(row)
+
+
+def is_valid(row: TokenRow, now: datetime) -> bool:
+    """Tell whether a token is neither expired nor revoked."""
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > now)
+
+
+def caller_of(row: TokenRow) -> Caller:
+    """Return the caller that a token is."""
     return Caller(token=row.id, role=cast("Role", row.role), organization=row.organization, expires_at=row.expires_at)
+
+
+def visible_projects(caller: Caller) -> Select[ProjectRow]:
+    """Return the projects of which the caller's organization is a participant, without an order."""
+    return (
+        select(ProjectRow)
+        .join(ParticipantRow, ParticipantRow.project == ProjectRow.id)
+        .where(ParticipantRow.organization == caller.organization)
+    )
 
 
 def visible_project(session: Session, caller: Caller, project: str, *, lock: bool = False) -> ProjectRow:
@@ -97,11 +119,7 @@ def visible_project(session: Session, caller: Caller, project: str, *, lock: boo
     Raises:
         NotFoundError: there is none, or the caller may not know of it.
     """
-    query = (
-        select(ProjectRow)
-        .join(ParticipantRow, ParticipantRow.project == ProjectRow.id)
-        .where(ProjectRow.id == project, ParticipantRow.organization == caller.organization)
-    )
+    query = visible_projects(caller).where(ProjectRow.id == project)
     row = session.scalars(query.with_for_update(of=ProjectRow) if lock else query).one_or_none()
     if row is None:
         msg = f"there is no project {project} that this token may see"

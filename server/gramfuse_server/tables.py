@@ -465,7 +465,7 @@ class WorkerRow(Row):
 
 
 class DashboardSessionRow(Row):
-    """An operator's browser that signed in with a token; of its secret only the SHA-256 is known."""
+    """A browser that signed in with a token; of its secret only the SHA-256 is known."""
 
     __tablename__ = "dashboard_sessions"
 

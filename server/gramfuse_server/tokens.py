@@ -1,8 +1,9 @@
-"""Tokens as callers create and revoke them, by the API or the dashboard; each act stands in the audit log."""
+"""Tokens as callers see, create and revoke them, by the API or the dashboard; each act stands in the audit log."""
 
 from datetime import datetime, timedelta
 from typing import cast
 
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
@@ -41,17 +42,29 @@ def revoke(session: Session, caller: Caller, token: str, now: datetime) -> Token
         NotFoundError: there is none that the caller may see.
         RoleRequiredError: the caller is a participant.
     """
-    row = session.get(TokenRow, token, with_for_update=True)
+    row = find_revocable(session, caller, token, lock=True)
+    if row.revoked_at is None:
+        row.revoked_at = now
+        audit_log.append_for(session, caller, at=now, action="token.revoke", subject=row.id)
+    return token_document(row)
+
+
+def visible(caller: Caller) -> Select[TokenRow]:
+    """Return the tokens that a caller may see: an operator all, others those of their organization."""
+    query = select(TokenRow)
+    return query if caller.role == "operator" else query.where(TokenRow.organization == caller.organization)
+
+
+def find_revocable(session: Session, caller: Caller, token: str, *, lock: bool = False) -> TokenRow:
+    """Return a token that the caller may revoke; raises as `revoke`."""
+    row = session.get(TokenRow, token, with_for_update=lock or None)
     if row is None or (caller.role != "operator" and row.organization != caller.organization):
         msg = f"there is no token {token} that this caller may see"
         raise NotFoundError(msg)
     if caller.role == "participant":
         msg = "a coordinator's or an operator's token is needed to revoke tokens"
         raise RoleRequiredError(msg)
-    if row.revoked_at is None:
-        row.revoked_at = now
-        audit_log.append_for(session, caller, at=now, action="token.revoke", subject=row.id)
-    return token_document(row)
+    return row
 
 
 def token_document(row: TokenRow) -> TokenInfo:

@@ -71,13 +71,6 @@ def test_an_unknown_token_is_told_so(world, token):
     assert SESSION_COOKIE not in browser.cookies
 
 
-def test_only_operators_sign_in(world):
-    world.organization("acme")
-    browser, answer = sign_in(world, world.token("acme", "coordinator"))
-    assert answer.status_code == 403
-    assert SESSION_COOKIE not in browser.cookies
-
-
 def test_a_form_from_elsewhere_signs_nobody_in(world):
     browser = world.client()
     form = {"token": world.token(None, "operator")}

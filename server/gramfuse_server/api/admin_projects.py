@@ -3,18 +3,19 @@
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from gramfuse_server.api.context import JobPath, OperatorOf, ProjectPath, ServicesOf, declares
+from gramfuse_server.api.context import ContributionPath, JobPath, OperatorOf, ProjectPath, ServicesOf, declares
 from gramfuse_server.api.paging import PageOf
 from gramfuse_server.database import reading
+from gramfuse_server.intake.contributions import find_contribution
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import diagnostics_document, find_job, find_model, log_entry
 from gramfuse_server.operations.merges import admin_models, find_card, job_with_attempts, with_card
-from gramfuse_server.operations.projects import find_project, project_documents
+from gramfuse_server.operations.projects import contribution_documents, find_project, project_documents
 from gramfuse_server.tables import JobLogRow
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import JobLogEntry, Page, PolicyVersion
-from gramfuse_shared.contract.operators import AdminJob, AdminModel, AdminProject
+from gramfuse_shared.contract.operators import AdminContribution, AdminJob, AdminModel, AdminProject
 
 router = APIRouter(prefix="/v1/admin/projects/{project}", tags=["operators"])
 
@@ -34,6 +35,16 @@ def get_policy(project: ProjectPath, services: ServicesOf, _: OperatorOf) -> Pol
     with reading(services.database) as session:
         row = find_project(session, project)
         return policy_document(find_policy(session, row.id, row.policy_version))
+
+
+@router.get("/contributions/{contribution}", responses=declares())
+def get_contribution(
+    project: ProjectPath, contribution: ContributionPath, services: ServicesOf, _: OperatorOf
+) -> AdminContribution:
+    """A contribution; why it may have been refused, its manifest and its files are its organization's own."""
+    with reading(services.database) as session:
+        row = find_contribution(session, find_project(session, project), contribution)
+        return contribution_documents(session, [row], services.clock())[0]
 
 
 @router.get("/jobs/{job}", responses=declares())

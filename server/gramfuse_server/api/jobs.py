@@ -17,20 +17,17 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
     authenticated,
     declares,
 )
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
+from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.intake.uploads import used_bytes
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.listing import paginate
-from gramfuse_server.merging import submission
+from gramfuse_server.merging import orders
 from gramfuse_server.merging.documents import diagnostics_document, find_job, job_documents, log_entry
-from gramfuse_server.merging.members import cohort_of
-from gramfuse_server.tables import JobLogRow, JobRow, ProjectRow, UploadRow
+from gramfuse_server.tables import JobLogRow, JobRow
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Page
 from gramfuse_shared.errors import (
@@ -76,17 +73,18 @@ def submit_job(
 ) -> Job:
     """Submit a job (coordinator): the cohort is chosen now, and the job is in the queue when this answers."""
     with transaction(services.database) as session:
-        row = _coordinated_project(session, caller, project)
-        require_accepted_policy(session, caller, row)
-        submitted, new = submission.submit(
-            session, row, caller, job=job, body=body, queue=services.jobs, now=services.clock()
+        row, new = orders.submit(
+            session,
+            caller,
+            project,
+            job,
+            body,
+            queue=services.jobs,
+            settings=services.settings,
+            now=services.clock(),
         )
         response.status_code = 201 if new else 200
-        if new:
-            _require_room(session, services, row)
-            cohort = [member.contribution for member in cohort_of(session, submitted)]
-            audit(session, services, caller, "job.submit", f"{project}/{job}", {"cohort": cohort})
-        return _document(session, submitted)
+        return _document(session, row)
 
 
 @router.get("", responses=declares())
@@ -142,16 +140,7 @@ def read_diagnostics(project: ProjectPath, job: JobPath, services: ServicesOf, c
 def cancel_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller: CallerOf) -> Job:
     """Cancel a job (coordinator). The worker stops at the next task boundary; nothing will be published."""
     with transaction(services.database) as session:
-        _coordinated_project(session, caller, project)
-        row = find_job(session, project, job, lock=True)
-        if row.state not in {*UNFINISHED, "cancelled"}:
-            msg = f"job {job} has {row.state} already"
-            raise StateError(msg, state=row.state)
-        cancelled = services.jobs.cancel(
-            session, project=project, job=job, now=services.clock(), reason=f"cancelled by {caller.organization}"
-        )
-        if cancelled:
-            audit(session, services, caller, "job.cancel", f"{project}/{job}")
+        row = orders.cancel(session, caller, project, job, queue=services.jobs, now=services.clock())
         return _document(session, row)
 
 
@@ -162,29 +151,16 @@ def cancel_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller:
 def retry_job(project: ProjectPath, job: JobPath, services: ServicesOf, caller: CallerOf) -> Job:
     """Start a new attempt at a failed or cancelled job (coordinator), over the same cohort."""
     with transaction(services.database) as session:
-        owner = _coordinated_project(session, caller, project)
-        require_accepted_policy(session, caller, owner)
-        row = find_job(session, project, job, lock=True)
-        if submission.retry(session, owner, row, queue=services.jobs, now=services.clock()):
-            _require_room(session, services, owner)
-            audit(session, services, caller, "job.retry", f"{project}/{job}", {"attempt": row.attempt})
+        row = orders.retry(
+            session,
+            caller,
+            project,
+            job,
+            queue=services.jobs,
+            settings=services.settings,
+            now=services.clock(),
+        )
         return _document(session, row)
-
-
-def _coordinated_project(session: Session, caller: Caller, project: str) -> ProjectRow:
-    row = visible_project(session, caller, project, lock=True)
-    caller.require_coordinator(row.coordinator)
-    return row
-
-
-def _require_room(session: Session, services: Services, project: ProjectRow) -> None:
-    """Require that the models fit that unfinished jobs will make, this one's included; raises QuotaExceededError."""
-    session.flush()
-    size = session.get_one(UploadRow, project.base_upload).bytes
-    used, quota = used_bytes(session, project.id) - size, services.settings.project_quota_bytes
-    if used + size > quota:
-        msg = f"{project.id} holds {used} bytes and may hold {quota}; a model of {size} does not fit. Delete another"
-        raise QuotaExceededError(msg, used=used, quota=quota, requested=size)
 
 
 def _document(session: Session, row: JobRow) -> Job:

@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from gramfuse_server.api.context import (
     CallerOf,
@@ -14,18 +13,17 @@ from gramfuse_server.api.context import (
     audit,
     declares,
 )
-from gramfuse_server.api.files import StoredFile, audit_download, declares_file, file_response
+from gramfuse_server.api.files import MEDIA_TYPE, StoredFile, audit_download, declares_file, file_response
 from gramfuse_server.api.paging import PageOf
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import find_model, model_documents
-from gramfuse_server.merging.releases import require_fetchable
-from gramfuse_server.tables import ModelFileRow, ModelRow
+from gramfuse_server.merging.model_files import find_model_file, find_readable_model, receipt_text
+from gramfuse_server.tables import ModelRow
 from gramfuse_shared.contract.http_api import Model, Page
-from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME, SignedReceipt
-from gramfuse_shared.errors import ModelNotReleasedError, NotFoundError, RoleRequiredError
+from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME
+from gramfuse_shared.errors import ModelNotReleasedError
 
 router = APIRouter(prefix="/v1/projects/{project}/models", tags=["models"])
 
@@ -53,13 +51,7 @@ def download_model_file(
     project: ProjectPath, model: JobPath, file: FilePath, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
     """Download a file of a model, whole or a range. `receipt.json` is the signed receipt."""
-    with transaction(services.database) as session:
-        row = _readable_model(session, services, caller, project, model)
-        if file == RECEIPT_FILE_NAME:
-            return _receipt(row)
-        stored = _stored_file(session, row, file)
-        audit_download(session, services, caller, request, project=f"{project}/{model}", file=stored)
-    return file_response(request, services, stored)
+    return send_model_file(services, caller, request, project=project, model=model, file=file)
 
 
 @router.head("/{model}/files/{file}", response_class=Response, responses=declares_file(ModelNotReleasedError))
@@ -67,12 +59,7 @@ def describe_model_file(
     project: ProjectPath, model: JobPath, file: FilePath, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
     """Length and digest of a file of a model."""
-    with reading(services.database) as session:
-        row = _readable_model(session, services, caller, project, model)
-        if file == RECEIPT_FILE_NAME:
-            return _receipt(row)
-        stored = _stored_file(session, row, file)
-    return file_response(request, services, stored)
+    return send_model_file(services, caller, request, project=project, model=model, file=file)
 
 
 @router.delete("/{model}", responses=declares())
@@ -89,34 +76,19 @@ def delete_model(project: ProjectPath, model: JobPath, services: ServicesOf, cal
         return model_documents(session, [row], services.clock())[0]
 
 
-def _readable_model(session: Session, services: Services, caller: Caller, project: str, model: str) -> ModelRow:
-    """Return a model whose files the caller may download.
+def send_model_file(
+    services: Services, caller: Caller, request: Request, *, project: str, model: str, file: str
+) -> Response:
+    """Answer a file of a model and note the download, for the API and the dashboard. Call it in a thread.
 
     Raises:
-        NotFoundError: there is none, or it is deleted.
-        RoleRequiredError: the policy leaves downloads to the coordinator.
-        ModelNotReleasedError: its policy's release gate holds it back.
+        GramfuseError: see `find_readable_model`, `find_model_file` and `file_response`.
     """
-    owner = visible_project(session, caller, project)
-    row = find_model(session, owner.id, model)
-    if current_policy(session, owner).downloads == "coordinator" and caller.organization != owner.coordinator:
-        msg = f"the policy leaves downloads to {owner.coordinator} (downloads: coordinator)"
-        raise RoleRequiredError(msg)
-    if row.deleted_at is not None:
-        msg = f"model {model} was deleted; its receipt remains"
-        raise NotFoundError(msg)
-    require_fetchable(session, row, caller.organization, services.clock())
-    return row
-
-
-def _stored_file(session: Session, model: ModelRow, file: str) -> StoredFile:
-    row = session.get(ModelFileRow, (model.project, model.id, file))
-    if row is None:
-        msg = f"model {model.id} has no file {file}"
-        raise NotFoundError(msg)
-    return StoredFile(name=row.name, bytes=row.bytes, sha256=row.sha256)
-
-
-def _receipt(model: ModelRow) -> Response:
-    content = SignedReceipt.parse(model.receipt).model_dump_json(indent=1) + "\n"
-    return Response(content, media_type="application/octet-stream", headers={"X-Content-Type-Options": "nosniff"})
+    with transaction(services.database) as session:
+        row = find_readable_model(session, caller, project, model, services.clock())
+        if file == RECEIPT_FILE_NAME:
+            return Response(receipt_text(row), media_type=MEDIA_TYPE, headers={"X-Content-Type-Options": "nosniff"})
+        found = find_model_file(session, row, file)
+        stored = StoredFile(name=found.name, bytes=found.bytes, sha256=found.sha256)
+        audit_download(session, services, caller, request, project=f"{project}/{model}", file=stored)
+    return file_response(request, services, stored)

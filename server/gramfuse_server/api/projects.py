@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.api.context import (
@@ -17,11 +16,11 @@ from gramfuse_server.api.context import (
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.auth import Caller, visible_project, visible_projects
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import policies, projects
 from gramfuse_server.listing import paginate
-from gramfuse_server.tables import ParticipantRow, ProjectRow
+from gramfuse_server.tables import ProjectRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import Acceptance, Page, PolicyVersion, Project, ProjectCreate
 from gramfuse_shared.contract.identity import SignedAcceptance
@@ -64,13 +63,8 @@ async def create_project(project: ProjectPath, request: Request, response: Respo
 @router.get("", responses=declares())
 def list_projects(services: ServicesOf, caller: CallerOf, page: PageOf) -> Page[Project]:
     """List the projects in which the caller's organization takes part."""
-    query = (
-        select(ProjectRow)
-        .join(ParticipantRow, ParticipantRow.project == ProjectRow.id)
-        .where(ParticipantRow.organization == caller.organization)
-    )
     with reading(services.database) as session:
-        rows, cursor = paginate(session, query, page, by=[ProjectRow.id])
+        rows, cursor = paginate(session, visible_projects(caller), page, by=[ProjectRow.id])
         documents = projects.project_documents(session, rows, services.clock())
         return Page(items=tuple(documents), next_cursor=cursor)
 

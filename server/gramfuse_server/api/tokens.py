@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from sqlalchemy import select
 
 from gramfuse_server import tokens
 from gramfuse_server.api.context import CallerOf, OperatorOf, ServicesOf, declares
@@ -28,11 +27,8 @@ def create_token(body: TokenCreate, services: ServicesOf, caller: OperatorOf) ->
 @router.get("", responses=declares())
 def list_tokens(services: ServicesOf, caller: CallerOf, page: PageOf) -> Page[TokenInfo]:
     """List tokens without their secrets: an operator sees all, others those of their organization."""
-    query = select(TokenRow)
-    if caller.role != "operator":
-        query = query.where(TokenRow.organization == caller.organization)
     with reading(services.database) as session:
-        rows, cursor = paginate(session, query, page, by=[TokenRow.created_at, TokenRow.id])
+        rows, cursor = paginate(session, tokens.visible(caller), page, by=[TokenRow.created_at, TokenRow.id])
         return Page(items=tuple(tokens.token_document(row) for row in rows), next_cursor=cursor)
 
 

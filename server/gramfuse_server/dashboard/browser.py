@@ -1,5 +1,6 @@
 """What passes between the pages and a browser besides the pages: policy headers, cookies, forms, relative addresses."""
 
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -10,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gramfuse_shared.errors import RequestMalformedError, TooLargeError
 
-MAX_FORM_BYTES: Final = 4096
-MAX_FORM_FIELDS: Final = 8
 NO_STORE: Final = {"Cache-Control": "no-store"}
 SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -23,6 +22,18 @@ SECURITY_HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a form may be."""
+
+    byte_count: int
+    fields: int
+
+
+STRANGERS: Final = Bounds(byte_count=4096, fields=8)
+"""Of a form that comes before anybody has signed in."""
 
 
 class SecurityHeaders:
@@ -53,8 +64,8 @@ def root_of(request: Request) -> str:
     return "../" * (path.count("/") - 1)
 
 
-async def read_form(request: Request) -> dict[str, str]:
-    """Read a small urlencoded form.
+async def read_form(request: Request, bounds: Bounds = STRANGERS) -> dict[str, str]:
+    """Read an urlencoded form.
 
     Raises:
         TooLargeError, RequestMalformedError: it is neither.
@@ -62,12 +73,12 @@ async def read_form(request: Request) -> dict[str, str]:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            msg = f"the form is larger than {MAX_FORM_BYTES} bytes"
+        if len(body) > bounds.byte_count:
+            msg = f"the form is larger than {bounds.byte_count} bytes"
             raise TooLargeError(msg)
     try:
         fields = parse_qs(
-            body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS, strict_parsing=bool(body)
+            body.decode("ascii"), keep_blank_values=True, max_num_fields=bounds.fields, strict_parsing=bool(body)
         )
     except ValueError as error:
         msg = "the form is not urlencoded"

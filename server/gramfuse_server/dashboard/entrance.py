@@ -18,7 +18,7 @@ FORM_COOKIE: Final = "gramfuse_form"
 
 
 class Entrance:
-    """Lets operators in, and tells who is in."""
+    """Lets in who has a token, and tells who is in."""
 
     def __init__(self, database: Database, clock: Clock, renderer: Renderer) -> None:
         self._database = database
@@ -58,8 +58,6 @@ class Entrance:
         try:
             with transaction(self._database) as session:
                 secret = sign_in(session, form.get("token", "").strip(), self._clock())
-        except RoleRequiredError:
-            return self._form(request, message="That token is valid, but not an operator's.", status=403)
         except GramfuseError:
             return self._form(request, message="That token is unknown, expired or revoked.", status=401)
         answer = RedirectResponse("./", status_code=303, headers=NO_STORE)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from gramfuse_shared.contract.diagnostics import Layer
-from gramfuse_shared.reporting.layer_grid import CONDITION, DISTANCE, GAINED, NO_LAYER, Measure, Scale, grid_of
+from gramfuse_shared.reporting.layer_grid import CONDITION, DISTANCE, GAINED, NO_LAYER, OWN, Measure, Scale, grid_of
 
 LEVELS: Final = 8
 """Colours of a map; the style sheet has one for each."""
 
-_MAPS: Final = (("gained", GAINED), ("condition", CONDITION), ("distance", DISTANCE))
+_MAPS: Final = (("gained", GAINED), ("condition", CONDITION), ("distance", DISTANCE), ("own", OWN))
 
 
 @dataclass(frozen=True, slots=True)

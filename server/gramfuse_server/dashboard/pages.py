@@ -1,8 +1,8 @@
 """The dashboard's addresses, and the way from one to its page. No inline script, nothing from elsewhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -11,19 +11,20 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from gramfuse_server.dashboard.audit import read_audit
+from gramfuse_server.auth import Caller
+from gramfuse_server.dashboard.audience import Audience, Send, View
 from gramfuse_server.dashboard.browser import SecurityHeaders
 from gramfuse_server.dashboard.entrance import Entrance
-from gramfuse_server.dashboard.merges import read_job, read_model
-from gramfuse_server.dashboard.overview import read_overview
-from gramfuse_server.dashboard.projects import read_project, read_projects
+from gramfuse_server.dashboard.forms import Act, Form, Forms, Led, Shown
+from gramfuse_server.dashboard.members.audience import MEMBERS
+from gramfuse_server.dashboard.operators.audience import OPERATORS
 from gramfuse_server.dashboard.rendering import Renderer
 from gramfuse_server.dashboard.sources import Sources
-from gramfuse_server.dashboard.token_forms import TokenForms, read_token, read_tokens
-from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.errors import GramfuseError, NotFoundError
 
-Read = Callable[[Sources, Request], Mapping[str, Any]]
-"""Reads what a page shows."""
+_AUDIENCES: Final = (OPERATORS, MEMBERS)
+
+T = TypeVar("T")
 
 
 def create_dashboard(sources: Sources) -> Starlette:
@@ -31,18 +32,11 @@ def create_dashboard(sources: Sources) -> Starlette:
     renderer = Renderer(sources.clock)
     entrance = Entrance(sources.database, sources.clock, renderer)
     pages = _Pages(sources, renderer, entrance)
-    forms = TokenForms(sources, renderer, entrance)
+    forms = Forms(sources, renderer, entrance)
     routes = [
-        Route("/", pages.show("overview.html", read_overview)),
-        Route("/projects", pages.show("projects.html", read_projects)),
-        Route("/projects/{project}", pages.show("project.html", read_project)),
-        Route("/jobs/{project}/{job}", pages.show("job.html", read_job)),
-        Route("/models/{project}/{job}", pages.show("model.html", read_model)),
-        Route("/audit", pages.show("audit.html", read_audit)),
-        Route("/tokens", pages.show("tokens.html", read_tokens), methods=["GET"]),
-        Route("/tokens", forms.create, methods=["POST"]),
-        Route("/tokens/{token}/revoke", pages.show("token_revoke.html", read_token), methods=["GET"]),
-        Route("/tokens/{token}/revoke", forms.revoke, methods=["POST"]),
+        *(Route(at, pages.show(at), methods=["GET"]) for at in _addresses(each.pages for each in _AUDIENCES)),
+        *(Route(at, pages.send(at), methods=["GET"]) for at in _addresses(each.answers for each in _AUDIENCES)),
+        *(Route(at, forms.take(_act_at(at)), methods=["POST"]) for at in _addresses(each.acts for each in _AUDIENCES)),
         Route("/sign-in", entrance.ask, methods=["GET"]),
         Route("/sign-in", entrance.sign_in, methods=["POST"]),
         Route("/sign-out", entrance.sign_out, methods=["POST"]),
@@ -66,14 +60,28 @@ class _Pages:
     renderer: Renderer
     entrance: Entrance
 
-    def show(self, template: str, read: Read) -> Callable[[Request], Response]:
+    def show(self, at: str) -> Callable[[Request], Response]:
         """Return what answers with a page to whoever has signed in."""
 
         def answer(request: Request) -> Response:
             visitor = self.entrance.visitor(request)
             if visitor is None:
                 return self.entrance.turn_away(request)
-            return self.renderer.render(request, template, visitor=visitor, **read(self.sources, request))
+            view: View = _theirs(_audience_of(visitor.caller).pages, at)
+            values = view.read(self.sources, request, visitor.caller)
+            return self.renderer.render(request, view.template, visitor=visitor, **values)
+
+        return answer
+
+    def send(self, at: str) -> Callable[[Request], Response]:
+        """Return what answers with something else than a page."""
+
+        def answer(request: Request) -> Response:
+            visitor = self.entrance.visitor(request)
+            if visitor is None:
+                return self.entrance.turn_away(request)
+            send: Send = _theirs(_audience_of(visitor.caller).answers, at)
+            return send(self.sources, request, visitor.caller)
 
         return answer
 
@@ -83,3 +91,27 @@ class _Pages:
         return self.renderer.render(
             request, "problem.html", status=known.status, title=known.title, message=known.message
         )
+
+
+def _act_at(at: str) -> Act:
+    def act(sources: Sources, form: Form) -> Shown | Led:
+        theirs: Act = _theirs(_audience_of(form.caller).acts, at)
+        return theirs(sources, form)
+
+    return act
+
+
+def _audience_of(caller: Caller) -> Audience:
+    return OPERATORS if caller.role == "operator" else MEMBERS
+
+
+def _addresses(tables: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(at for table in tables for at in table))
+
+
+def _theirs(table: Mapping[str, T], at: str) -> T:
+    found = table.get(at)
+    if found is None:
+        msg = "there is no such page for this token"
+        raise NotFoundError(msg)
+    return found

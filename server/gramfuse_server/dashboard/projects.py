@@ -1,64 +1,22 @@
-"""What the pages of projects show."""
+"""What serves every page of a project, whoever looks: the newest of each kind, and a policy in words."""
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
-from starlette.requests import Request
 
-from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
-from gramfuse_server.database import reading
-from gramfuse_server.intake.policies import find_policy, policy_document
-from gramfuse_server.listing import PageRequest, newest_rows, paginate
-from gramfuse_server.merging.documents import job_documents
-from gramfuse_server.operations.merges import admin_models
-from gramfuse_server.operations.projects import (
-    admin_requests,
-    contribution_documents,
-    find_project,
-    project_documents,
-)
-from gramfuse_server.tables import ContributionRow, JobRow, ModelRow, ProjectRow, RequestRow
+from gramfuse_server.listing import PageRequest, newest_rows
 from gramfuse_shared.contract.policy import Policy
 
 NEWEST: Final = PageRequest(limit=20)
 """Of each kind of thing that a project has."""
 
 
-def read_projects(sources: Sources, request: Request) -> Mapping[str, Any]:
-    """Read the list of projects."""
-    with reading(sources.database) as session:
-        rows, cursor = paginate(session, select(ProjectRow), part_asked(request), by=[ProjectRow.id])
-        return {"projects": _documents(session, sources, rows), "next_cursor": cursor}
-
-
-def read_project(sources: Sources, request: Request) -> Mapping[str, Any]:
-    """Read one project and the newest of everything in it; a list that goes on says so."""
-    now = sources.clock()
-    with reading(sources.database) as session:
-        row = find_project(session, project_in(request))
-        contributions, more_contributions = _newest(session, ContributionRow, row.id)
-        jobs, more_jobs = _newest(session, JobRow, row.id)
-        models, more_models = _newest(session, ModelRow, row.id)
-        requests, more_requests = _newest(session, RequestRow, row.id)
-        policy = policy_document(find_policy(session, row.id, row.policy_version))
-        return {
-            "project": _documents(session, sources, [row])[0],
-            "policy": policy,
-            "rules": rules_of(policy.policy),
-            "contributions": contribution_documents(session, contributions, now),
-            "jobs": job_documents(session, jobs),
-            "models": admin_models(session, models, now),
-            "requests": admin_requests(session, requests, now),
-            "more": {
-                "contributions": more_contributions,
-                "jobs": more_jobs,
-                "models": more_models,
-                "requests": more_requests,
-            },
-        }
+def newest(session: Session, table: Any, project: str, *where: ColumnElement[bool]) -> tuple[list[Any], bool]:  # noqa: ANN401 - a table's class
+    """Return the newest of what a project has, and whether there is more."""
+    rows, cursor = newest_rows(session, table, NEWEST, project=project, where=where)
+    return rows, cursor is not None
 
 
 def rules_of(policy: Policy) -> list[tuple[str, str, str]]:
@@ -78,13 +36,3 @@ def _written(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _documents(session: Session, sources: Sources, rows: list[ProjectRow]) -> list[Any]:
-    quota = sources.settings.project_quota_bytes
-    return list(project_documents(session, rows, quota=quota, now=sources.clock()))
-
-
-def _newest(session: Session, table: Any, project: str) -> tuple[list[Any], bool]:  # noqa: ANN401 - a table's class
-    rows, cursor = newest_rows(session, table, NEWEST, project=project)
-    return rows, cursor is not None

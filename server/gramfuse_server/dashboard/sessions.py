@@ -1,4 +1,4 @@
-"""Who has signed in to the dashboard: an operator's token becomes a session, and a session lives no longer than it."""
+"""Who has signed in to the dashboard: a token becomes a session, and a session lives no longer than it."""
 
 import hmac
 import secrets
@@ -10,7 +10,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
-from gramfuse_server.auth import authenticate
+from gramfuse_server.auth import Caller, authenticate, caller_of, is_valid
 from gramfuse_server.tables import DashboardSessionRow, TokenRow
 from gramfuse_shared.digest import sha256_hex
 
@@ -20,21 +20,19 @@ _SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A signed-in operator. `csrf` stands in every form of the page and is derived from the cookie's secret."""
+    """Who has signed in. `csrf` stands in every form of the page and is derived from the cookie's secret."""
 
-    token: str
+    caller: Caller
     csrf: str
 
 
 def sign_in(session: Session, token: str, now: datetime) -> str:
-    """Open a session for an operator's token; return the cookie's secret, which is not stored.
+    """Open a session for a token; return the cookie's secret, which is not stored.
 
     Raises:
         UnauthenticatedError: the token is unknown, expired or revoked.
-        RoleRequiredError: it is not an operator's.
     """
     caller = authenticate(session, f"Bearer {token}", now=now)
-    caller.require_operator()
     secret = secrets.token_hex(_SECRET_BYTES)
     session.execute(delete(DashboardSessionRow).where(DashboardSessionRow.expires_at <= now))
     session.add(
@@ -53,10 +51,9 @@ def find_visitor(session: Session, secret: str | None, now: datetime) -> Visitor
     if row is None or secret is None or row.expires_at <= now:
         return None
     token = session.get_one(TokenRow, row.token)
-    expired = token.expires_at is not None and token.expires_at <= now
-    if expired or token.revoked_at is not None or token.role != "operator":
+    if not is_valid(token, now):
         return None
-    return Visitor(token=token.id, csrf=_csrf(secret))
+    return Visitor(caller=caller_of(token), csrf=_csrf(secret))
 
 
 def sign_out(session: Session, secret: str) -> None:

@@ -50,11 +50,16 @@ def with_card(model: Model, card: ModelFileRow | None, blobs: Blobs) -> AdminMod
     """Read the card and put it to its model. Call it outside of a transaction: it asks the blob store."""
     if card is None:
         return AdminModel(**dict(model))
+    return AdminModel(**dict(model), card=read_card(card, blobs))
+
+
+def read_card(card: ModelFileRow, blobs: Blobs) -> str | None:
+    """Read a card, of a long one its beginning; None where it is gone. Call it outside of a transaction, too."""
     try:
         content = blobs.read(blob_key(card.sha256), 0, min(card.bytes, MAX_CARD_BYTES))
     except FileNotFoundError:  # it was swept a moment ago
-        return AdminModel(**dict(model))
-    return AdminModel(**dict(model), card=content.decode("utf-8", errors="replace"))
+        return None
+    return content.decode("utf-8", errors="replace")
 
 
 def _attempt(row: AttemptRow) -> JobAttempt:

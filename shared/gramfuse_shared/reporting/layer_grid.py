@@ -53,6 +53,10 @@ DISTANCE: Final = Measure(
     "Distance of the farthest contribution, ‖Wᵢ − W‖/‖W‖",
     lambda layer: layer.spread.largest if layer.spread else None, max, lambda value: f"{value:.1%}", "root",
 )  # fmt: skip
+OWN: Final = Measure(
+    "Distance of your organization's contribution",
+    lambda layer: layer.own, max, lambda value: f"{value:.1%}", "root",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from gramfuse_server.audit_log import entry_of
+from gramfuse_server.auth import Caller
 from gramfuse_server.dashboard.sources import Sources, part_asked
 from gramfuse_server.database import reading
 from gramfuse_server.listing import paginate
@@ -18,7 +19,7 @@ from gramfuse_shared.errors import RequestMalformedError
 FIELDS: Final = ("action", "subject", "actor")
 
 
-def read_audit(sources: Sources, request: Request) -> Mapping[str, Any]:
+def read_audit(sources: Sources, request: Request, _: Caller) -> Mapping[str, Any]:
     """Read the rows that are asked for, the newest first."""
     asked = {name: _field(request, name) for name in FIELDS}
     query = AuditSearch(**asked).query()

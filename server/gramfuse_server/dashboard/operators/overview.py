@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from gramfuse_server.audit_log import entry_of
+from gramfuse_server.auth import Caller
 from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import reading
 from gramfuse_server.heartbeats import is_alive
@@ -27,7 +28,7 @@ GONE_WORKERS: Final = timedelta(minutes=10)
 """A worker that ended, or fell silent, is shown for this long."""
 
 
-def read_overview(sources: Sources, _: Request) -> Mapping[str, Any]:
+def read_overview(sources: Sources, _: Request, __: Caller) -> Mapping[str, Any]:
     """Read the page's content."""
     with reading(sources.database) as session:
         return _read(session, sources)

@@ -1,0 +1,51 @@
+"""How an organization stands in its projects: what it accepted, and which of its contributions is to be spoken of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server.intake.contributions import contribution_documents
+from gramfuse_server.intake.projects import project_documents
+from gramfuse_server.tables import ContributionRow, ProjectRow
+from gramfuse_shared.contract.http_api import Contribution, Participant, Project
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A project as one of its organizations stands in it."""
+
+    project: Project
+    member: Participant
+    contribution: Contribution | None
+    """The one that counts, else the newest."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the current policy is accepted."""
+        accepted = self.member.accepted_policy
+        return accepted is not None and accepted.version == self.project.policy.version
+
+
+def memberships(session: Session, organization: str, rows: Sequence[ProjectRow], now: datetime) -> list[Membership]:
+    """Tell how an organization stands in projects that it takes part in."""
+    own = session.scalars(
+        select(ContributionRow)
+        .where(ContributionRow.project.in_([row.id for row in rows]), ContributionRow.organization == organization)
+        .order_by(ContributionRow.created_at, ContributionRow.id)
+    ).all()
+    spoken_of: dict[str, Contribution] = {}
+    for row, document in zip(own, contribution_documents(session, own, organization, now), strict=True):
+        known = spoken_of.get(row.project)
+        if known is None or document.counts or not known.counts:
+            spoken_of[row.project] = document
+    return [
+        Membership(
+            project=project,
+            member=next(member for member in project.participants if member.organization == organization),
+            contribution=spoken_of.get(project.id),
+        )
+        for project in project_documents(session, rows, now)
+    ]
