@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 from dbos import DBOS
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.blobs import Blobs
@@ -32,6 +32,8 @@ from gramfuse_shared.errors import GramfuseError
 
 _ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 _GIVEN_UP: Final = "every worker that tried it ended; the workers' logs have the cause"
+
+_ASKED_AT_ONCE: Final = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -94,17 +96,17 @@ class Supervisor:
     def _end_attempts(self) -> None:
         with reading(self.database) as session:
             rows = session.scalars(select(AttemptRow).where(AttemptRow.state.in_(UNFINISHED))).all()
-            waiting = {row.workflow: _unfinished_tasks(session, row) for row in rows}
+            waiting = _unfinished_tasks(session, AttemptRow.state.in_(UNFINISHED))
+        workflows = {row.workflow: [row.workflow, *map(_shard, waiting.get(_key(row), ()))] for row in rows}
+        ended = _ended([workflow for each in workflows.values() for workflow in each])
         for row in rows:
-            shards = [f"{MERGE_SHARD}:{row.project}:{row.job}:{row.number}:{task}" for task in waiting[row.workflow]]
-            ended = _ended([row.workflow, *shards])
-            if not ended:
+            if ended.isdisjoint(workflows[row.workflow]):
                 continue
             attempt = Attempt(row.project, row.job, row.number)
             with transaction(self.database) as session:
                 # rows end before their workflows: one that is unfinished after its workflow's end stays unfinished
-                left = _unfinished_tasks(session, row)
-                if row.workflow in ended or any(shards[waiting[row.workflow].index(task)] in ended for task in left):
+                left = _unfinished_tasks(session, AttemptRow.workflow == row.workflow).get(_key(row), ())
+                if row.workflow in ended or not ended.isdisjoint(map(_shard, left)):
                     message = f"given up: {_GIVEN_UP}"
                     attempts.fail(session, attempt, code=GramfuseError.code, message=message, now=self.clock())
                     _log.warning("attempt given up", project=row.project, job=row.job, attempt=row.number)
@@ -112,26 +114,43 @@ class Supervisor:
     def _end_inspections(self) -> None:
         with reading(self.database) as session:
             sealed = session.scalars(select(UploadRow.id).where(UploadRow.state == "sealed")).all()
+        ended = _ended([inspection_workflow(upload) for upload in sealed])
         for upload in sealed:
-            if _ended([inspection_workflow(upload)]):
+            if inspection_workflow(upload) in ended:
                 self.inspector.abandon(upload, f"could not be inspected: {_GIVEN_UP}; send it again")
 
 
-def _unfinished_tasks(session: Session, attempt: AttemptRow) -> list[int]:
-    return list(
-        session.scalars(
-            select(TaskRow.number)
-            .where(
-                TaskRow.project == attempt.project,
-                TaskRow.job == attempt.job,
-                TaskRow.attempt == attempt.number,
-                TaskRow.state != "succeeded",
-            )
-            .order_by(TaskRow.number)
+def _key(attempt: AttemptRow) -> tuple[str, str, int]:
+    return attempt.project, attempt.job, attempt.number
+
+
+def _shard(task: TaskRow) -> str:
+    return f"{MERGE_SHARD}:{task.project}:{task.job}:{task.attempt}:{task.number}"
+
+
+def _unfinished_tasks(session: Session, of: ColumnElement[bool]) -> dict[tuple[str, str, int], list[TaskRow]]:
+    """Return what some attempts still have to do, by attempt, in one query however many there are."""
+    found: dict[tuple[str, str, int], list[TaskRow]] = {}
+    for task in session.scalars(
+        select(TaskRow)
+        .join(
+            AttemptRow,
+            (AttemptRow.project == TaskRow.project)
+            & (AttemptRow.job == TaskRow.job)
+            & (AttemptRow.number == TaskRow.attempt),
         )
-    )
+        .where(of, TaskRow.state != "succeeded")
+        .order_by(TaskRow.number)
+    ):
+        found.setdefault((task.project, task.job, task.attempt), []).append(task)
+    return found
 
 
 def _ended(workflows: Sequence[str]) -> set[str]:
-    found = DBOS.list_workflows(workflow_ids=list(workflows), status=list(_ENDED), load_input=False, load_output=False)
-    return {workflow.workflow_id for workflow in found}
+    """Return those of the workflows that have ended, asking for many at once."""
+    ended: set[str] = set()
+    for start in range(0, len(workflows), _ASKED_AT_ONCE):
+        asked = list(workflows[start : start + _ASKED_AT_ONCE])
+        found = DBOS.list_workflows(workflow_ids=asked, status=list(_ENDED), load_input=False, load_output=False)
+        ended.update(workflow.workflow_id for workflow in found)
+    return ended

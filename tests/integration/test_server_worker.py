@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -204,6 +205,24 @@ def test_a_job_whose_shard_ended_without_a_result_has_failed(ready, supervisor):
     give_up(world, f"merge_shard:{PROJECT}:first:1:{count - 1}")
     supervisor.end_abandoned()
     assert job_state(world) == "failed"
+
+
+def test_looking_for_what_was_given_up_asks_as_often_for_many_jobs_as_for_one(ready, supervisor):
+    """Each query of its own, a thousand queued jobs kept every worker busy with nothing else."""
+    world, _ = ready
+    asked: list[str] = []
+    note: Callable[..., None] = lambda *said: asked.append(said[2])  # noqa: E731 - to be taken off again
+    counts = []
+    for jobs in (1, 9):
+        for number in range(jobs):
+            path = f"/v1/projects/{PROJECT}/jobs/job-{len(counts)}-{number}"
+            assert world.coordinator("acme").put(path, json={"recipe": {"merge_method": "linear"}}).status_code == 201
+        asked.clear()
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+        supervisor.end_abandoned()
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+        counts.append(len([statement for statement in asked if statement.startswith("SELECT")]))
+    assert counts[0] == counts[1] > 0
 
 
 def test_an_upload_that_every_worker_gave_up_is_rejected(ready, supervisor):

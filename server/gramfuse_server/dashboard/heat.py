@@ -1,12 +1,21 @@
 """Heat maps of layers as tables: a cell's class says its colour, its text the figure."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gramfuse_shared.contract.diagnostics import Layer
-from gramfuse_shared.reporting.layer_grid import CONDITION, DISTANCE, GAINED, NO_LAYER, OWN, Measure, Scale, grid_of
+from gramfuse_shared.reporting.layer_grid import (
+    CONDITION,
+    DISTANCE,
+    GAINED,
+    NO_LAYER,
+    OWN,
+    Measure,
+    Scale,
+    grid_of,
+    range_of,
+)
 
 LEVELS: Final = 8
 """Colours of a map; the style sheet has one for each."""
@@ -40,15 +49,8 @@ def heat_maps(layers: Sequence[Layer]) -> list[HeatMap]:
 
 
 def level_of(value: float, values: Sequence[float], scale: Scale) -> int:
-    """Return a value's colour among others: gains evenly, conditions by their magnitude, distances by their root."""
-    if scale == "magnitude":
-        share = math.log(max(value, 1.0)) / math.log(max(10.0, *values))
-    elif scale == "root":
-        share = math.sqrt(max(value, 0.0) / max(0.01, *values))
-    else:
-        low, high = min(0.0, *values), max(0.01, *values)
-        share = (value - low) / (high - low)
-    return min(int(share * LEVELS), LEVELS - 1)
+    """Return a value's colour among others."""
+    return min(int(range_of(values, scale).share_of(value) * LEVELS), LEVELS - 1)
 
 
 def _heat_map(name: str, measure: Measure, layers: Sequence[Layer]) -> HeatMap | None:

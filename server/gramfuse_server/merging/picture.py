@@ -1,15 +1,13 @@
-"""Draw what a merge tells of its layers as one SVG: the same layers give the same bytes."""
+"""Draw what a merge tells of its layers as one SVG: the same layers give the same bytes.
 
-import io
+By hand: a plotting library took longer for three tables of coloured cells than a small merge does for its arithmetic.
+"""
+
 import math
-from collections.abc import Sequence
-from typing import Any, Final
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LogNorm, Normalize, PowerNorm
-from matplotlib.figure import Figure
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from xml.sax.saxutils import escape
 
 from gramfuse_shared.contract.diagnostics import Layer
 from gramfuse_shared.reporting.layer_grid import (
@@ -19,106 +17,163 @@ from gramfuse_shared.reporting.layer_grid import (
     NO_LAYER,
     LayerGrid,
     Measure,
-    Scale,
+    Range,
     grid_of,
+    range_of,
 )
 
 _MOST_WRITTEN: Final = 14
 """Columns up to which cells have room for their value."""
-
+_MOST_NUMBERED: Final = 25
+"""Columns up to which each has its number."""
 _MOST_DIGITS: Final = 8
+_DARK_SHARE: Final = 0.55
+"""Where these colours turn dark, and text on them white."""
 
-_STYLE: Final[dict[str, Any]] = {
-    "svg.hashsalt": "gramfuse",  # else identifiers are random
-    "svg.fonttype": "path",  # looks alike wherever it is opened
-    "font.family": "DejaVu Sans",  # comes with the library
-    "font.size": 9,
-    "text.parse_math": False,  # a name may hold a dollar
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.bottom": False,
-    "axes.spines.left": False,
-}
+# ColorBrewer's YlGnBu, YlOrBr and BuPu of nine colours
+_COLOURS: Final = (
+    (GAINED, "ffffd9 edf8b1 c7e9b4 7fcdbb 41b6c4 1d91c0 225ea8 253494 081d58"),
+    (CONDITION, "ffffe5 fff7bc fee391 fec44f fe9929 ec7014 cc4c02 993404 662506"),
+    (DISTANCE, "f7fcfd e0ecf4 bfd3e6 9ebcda 8c96c6 8c6bb1 88419d 810f7c 4d004b"),
+)
 _INK: Final = "#24292f"
 _FAINT: Final = "#6e7781"
 _ALARM: Final = "#cf222e"
 
+# pixels
+_CHARACTER: Final = 6.2
+"""Of the widest letters' average, for names beside the rows and in the title."""
+_ROW: Final = 22.0
+_MARGIN: Final = 12.0
+_HEAD: Final = 34.0
+_PANEL_HEAD: Final = 22.0
+_PANEL_FOOT: Final = 44.0
+_BAR: Final = 12.0
+_BAR_STEPS: Final = 24
+_BAR_NAMES: Final = 76.0
 
-_COLOURS: Final = ((GAINED, "YlGnBu"), (CONDITION, "YlOrBr"), (DISTANCE, "BuPu"))
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One figure of all layers, and its colours from the lowest to the highest."""
+
+    measure: Measure
+    colours: tuple[str, ...]
+    grid: LayerGrid
+    values: dict[tuple[int, int], float]
+    range: Range
+
+    @property
+    def height(self) -> float:
+        return _PANEL_HEAD + _ROW * len(self.grid.rows) + _PANEL_FOOT
+
+    def colour_at(self, share: float) -> str:
+        place = min(max(share, 0.0), 1.0) * (len(self.colours) - 1)
+        below = min(int(place), len(self.colours) - 2)
+        lower, upper = (bytes.fromhex(colour) for colour in self.colours[below : below + 2])
+        mixed = (round(one + (place - below) * (other - one)) for one, other in zip(lower, upper, strict=True))
+        return f"#{bytes(mixed).hex()}"
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """Elements so far."""
+
+    elements: list[str] = field(default_factory=list)
+
+    def text(
+        self, x: float, y: float, content: str, *, size: int, colour: str, anchor: str = "start", bold: bool = False
+    ) -> None:
+        weight = ' font-weight="bold"' if bold else ""
+        where = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"'
+        self.elements.append(f"<text {where}{weight}>{escape(content)}</text>")
+
+    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+        self.elements.append(f'<rect {place} fill="{colour}"/>')
+
+    def cross(self, x: float, y: float) -> None:
+        path = f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"
+        for colour, width in (("white", 3), (_ALARM, 1.2)):
+            self.elements.append(f'<path d="{path}" stroke="{colour}" stroke-width="{width}"/>')
+
+    def written(self, width: float, height: float) -> bytes:
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+            f'height="{height:.0f}" font-family="DejaVu Sans, Verdana, Arial, sans-serif">'
+        )
+        lines = ["<?xml version='1.0' encoding='utf-8'?>", head, *self.elements, "</svg>", ""]
+        return "\n".join(lines).encode()
 
 
 def draw(layers: Sequence[Layer], title: str) -> bytes | None:
     """Return an SVG of all figures that the layers have; None if they have none."""
-    found = [(measure, colours, grid_of(layers, measure)) for measure, colours in _COLOURS]
-    panels = [(measure, colours, grid) for measure, colours, grid in found if grid is not None]
+    panels = list(_panels(layers))
     if not panels:
         return None
-    grids = [grid for *_, grid in panels]
-    columns = max(len(grid.columns) for grid in grids)
-    heights = [0.27 * len(grid.rows) + 0.75 for grid in grids]
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type] # its keys are among the known ones
-        figure = Figure(figsize=(min(max(0.52 * columns, 4.4), 9.0) + 3.4, sum(heights) + 0.5), layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
-        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, (measure, colours, grid) in zip(axes, panels, strict=True):
-            _draw_panel(figure, axis, measure, grid, colours)
-        target = io.BytesIO()
-        figure.savefig(target, format="svg", facecolor="white", metadata={"Date": None, "Creator": "gramfuse"})
-    return target.getvalue()
+    columns = max(len(panel.grid.columns) for panel in panels)
+    cell = 46.0 if columns <= _MOST_WRITTEN else max(4.0, min(26.0, 800.0 / columns))
+    left = _MARGIN + 8 + _CHARACTER * max(len(name) for panel in panels for name in panel.grid.rows)
+    right = left + cell * columns + 12
+    titles = [title, *(panel.measure.title for panel in panels)]
+    width = max(right + _BAR + _BAR_NAMES, 2 * _MARGIN + 8.5 * max(map(len, titles)))
+    drawing = _Drawing()
+    drawing.box(0, 0, width, _HEAD + sum(panel.height for panel in panels), "white")
+    drawing.text(_MARGIN, _HEAD - 12, title, size=14, colour=_INK, bold=True)
+    top = _HEAD
+    for panel in panels:
+        _draw_panel(drawing, panel, top, left=left, cell=cell)
+        _draw_bar(drawing, panel, top + _PANEL_HEAD, right)
+        top += panel.height
+    return drawing.written(width, top)
 
 
-def _draw_panel(figure: Figure, axis: Axes, measure: Measure, grid: LayerGrid, colours: str) -> None:
-    values = grid.values(measure)
-    norm = _norm(list(values.values()), measure.scale)
-    table = [[values.get((row, column), math.nan) for column in grid.columns] for row in range(len(grid.rows))]
-    mesh = axis.pcolormesh(table, norm=norm, cmap=colours, edgecolors="white", linewidth=_gap(grid))
-    axis.set_title(measure.title, loc="left", fontsize=10, color=_INK)
-    axis.invert_yaxis()
-    axis.tick_params(length=0, colors=_FAINT)
-    axis.set_yticks([row + 0.5 for row in range(len(grid.rows))], grid.rows)
-    step = max(1, math.ceil(len(grid.columns) / 25))
-    shown = [place for place, column in enumerate(grid.columns) if column == NO_LAYER or place % step == 0]
-    names = ["–" if grid.columns[place] == NO_LAYER else str(grid.columns[place])[:_MOST_DIGITS] for place in shown]
-    axis.set_xticks([place + 0.5 for place in shown], names)
-    axis.set_xlabel("layer" + (" (–: in none)" if NO_LAYER in grid.columns else ""), color=_FAINT, fontsize=8)
-    bar = figure.colorbar(mesh, ax=axis, pad=0.015, fraction=0.03, aspect=12)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, colors=_FAINT, labelsize=7)
-    bar.ax.minorticks_off()
-    bar.set_ticks(_ticks(norm), labels=[measure.written(value) for value in _ticks(norm)])
-    _mark(axis, measure, grid, values, norm)
+def _panels(layers: Sequence[Layer]) -> Iterator[_Panel]:
+    for measure, colours in _COLOURS:
+        grid = grid_of(layers, measure)
+        if grid is not None:
+            values = grid.values(measure)
+            yield _Panel(measure, tuple(colours.split()), grid, values, range_of(values.values(), measure.scale))
 
 
-def _mark(axis: Axes, measure: Measure, grid: LayerGrid, values: dict[tuple[int, int], float], norm: Normalize) -> None:
-    """Write values where there is room, and a cross where the method could not be followed."""
-    has_room = len(grid.columns) <= _MOST_WRITTEN
-    for (row, column), value in values.items():
-        x, y = grid.columns.index(column) + 0.5, row + 0.5
+def _draw_panel(drawing: _Drawing, panel: _Panel, top: float, *, left: float, cell: float) -> None:
+    grid = panel.grid
+    first = top + _PANEL_HEAD
+    drawing.text(left, top + 12, panel.measure.title, size=12, colour=_INK)
+    for row, name in enumerate(grid.rows):
+        drawing.text(left - 8, first + _ROW * (row + 0.5) + 4, name, size=11, colour=_FAINT, anchor="end")
+    place_of = {column: place for place, column in enumerate(grid.columns)}
+    for (row, column), value in panel.values.items():
+        x, y = left + cell * place_of[column], first + _ROW * row
+        share = panel.range.share_of(value)
+        drawing.box(x, y, cell - 1, _ROW - 1, panel.colour_at(share))
         fell_back = any(layer.fallback != "none" for layer in grid.cells[row, column])
-        if has_room:
-            is_dark = float(norm(value)) > 0.55  # noqa: PLR2004 - where these maps turn dark
-            text = measure.written(value) + (" ×" if fell_back else "")
+        centre = (x + cell / 2, y + _ROW / 2)
+        if len(grid.columns) <= _MOST_WRITTEN:
+            is_dark = share > _DARK_SHARE
             colour = _ALARM if fell_back and not is_dark else "white" if is_dark else _INK
-            axis.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
+            text = panel.measure.written(value) + (" ×" if fell_back else "")
+            drawing.text(centre[0], centre[1] + 3, text, size=9, colour=colour, anchor="middle")
         elif fell_back:
-            axis.plot(x, y, marker="x", color="white", markersize=6, markeredgewidth=3)
-            axis.plot(x, y, marker="x", color=_ALARM, markersize=4, markeredgewidth=1.2)
+            drawing.cross(*centre)
+    below = first + _ROW * len(grid.rows) + 12
+    step = max(1, math.ceil(len(grid.columns) / _MOST_NUMBERED))
+    for place, column in enumerate(grid.columns):
+        if column == NO_LAYER or place % step == 0:
+            name = "–" if column == NO_LAYER else str(column)[:_MOST_DIGITS]
+            drawing.text(left + cell * (place + 0.5), below, name, size=10, colour=_FAINT, anchor="middle")
+    outside = " (–: in none)" if NO_LAYER in grid.columns else ""
+    middle = left + cell * len(grid.columns) / 2
+    drawing.text(middle, below + 14, f"layer{outside}", size=10, colour=_FAINT, anchor="middle")
 
 
-def _gap(grid: LayerGrid) -> float:
-    most = 30
-    return 1.5 if len(grid.columns) <= most else 0.4
-
-
-def _norm(values: Sequence[float], scale: Scale) -> Normalize:
-    """Spread the colours: gains evenly, conditions by their magnitude, distances by their root, as one may be huge."""
-    if scale == "magnitude":
-        return LogNorm(1.0, max(10.0, *values))
-    high = max(0.01, *values)
-    return PowerNorm(0.5, 0.0, high) if scale == "root" else Normalize(min(0.0, *values), high)
-
-
-def _ticks(norm: Normalize) -> list[float]:
-    """Return the values of the first, the middle and the last colour."""
-    return [float(norm.inverse(level)) for level in (0.0, 0.5, 1.0)]
+def _draw_bar(drawing: _Drawing, panel: _Panel, top: float, x: float) -> None:
+    """Show the colours from the highest down, and the values of the first, the middle and the last."""
+    height = max(_ROW * len(panel.grid.rows) - 1, 3 * 12)
+    step = height / _BAR_STEPS
+    for number in range(_BAR_STEPS):
+        share = 1 - (number + 0.5) / _BAR_STEPS
+        drawing.box(x, top + step * number, _BAR, step + 0.2, panel.colour_at(share))
+    for share in (0.0, 0.5, 1.0):
+        written = panel.measure.written(panel.range.value_at(share))
+        drawing.text(x + _BAR + 5, top + (1 - share) * (height - 8) + 8, written, size=9, colour=_FAINT)

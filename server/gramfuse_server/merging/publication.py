@@ -16,6 +16,7 @@ from gramfuse_server.jobs import write_log
 from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
 from gramfuse_server.merging.card import PICTURE_FILE_NAME, write_card
 from gramfuse_server.merging.inputs import MergeInputs
+from gramfuse_server.merging.picture import draw
 from gramfuse_server.tables import AttemptRow, ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
@@ -165,8 +166,6 @@ def finished_tasks(session: Session, attempt: Attempt) -> Sequence[TaskRow] | No
 def _small_files(
     inputs: MergeInputs, attempt: Attempt, tasks: Sequence[TaskRow], blobs: Blobs, now: datetime
 ) -> dict[str, bytes]:
-    from gramfuse_server.merging.picture import draw  # noqa: PLC0415 - matplotlib takes half a second to load
-
     entries: list[Any] = [entry for task in tasks for entry in json.loads(task.diagnostics or "[]")]
     diagnostics = [without_members(entry) for entry in entries]
     layers = [Layer.of_entry(entry) for entry in diagnostics]

@@ -29,6 +29,7 @@ from gramfuse_server.tables import (
     UploadRow,
 )
 from gramfuse_shared.contract.http_api import JobCreate
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ConflictError, PolicyViolationError, RecipeInvalidError, StateError
 
@@ -111,7 +112,8 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
         msg = f"the contribution of {', '.join(gone)} was withdrawn or replaced; submit a job under a new id"
         raise StateError(msg, organizations=gone)
     recipe = Recipe.parse(row.recipe)
-    require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=row.id))
+    policy = current_policy(session, project)
+    require_allowed(recipe, cohort, policy, _releases(session, project, policy, besides=row.id))
     if recipe.request is not None:
         summed = [member.organization for member in cohort]
         require_words(session, find_request(session, project.id, recipe.request), summed)
@@ -151,7 +153,8 @@ def decide_cohort(
     else:
         found = answered_cohort(session, project, recipe, row, candidates, now=now)
     cohort = _with_contents(session, found)
-    require_allowed(recipe, cohort, current_policy(session, project), _releases(session, project, besides=besides))
+    policy = current_policy(session, project)
+    require_allowed(recipe, cohort, policy, _releases(session, project, policy, besides=besides))
     return cohort
 
 
@@ -167,8 +170,10 @@ def _candidates(session: Session, project: ProjectRow) -> list[Candidate]:
     ]
 
 
-def _releases(session: Session, project: ProjectRow, *, besides: str) -> list[Release]:
-    """Jobs with a model, deleted or not, and jobs that may still publish one."""
+def _releases(session: Session, project: ProjectRow, policy: Policy, *, besides: str) -> list[Release]:
+    """Jobs with a model, deleted or not, and jobs that may still publish one; none where the policy asks for none."""
+    if policy.cohorts == "open":
+        return []
     released = exists().where(ModelRow.project == JobRow.project, ModelRow.id == JobRow.id)
     rows = session.scalars(
         select(JobRow)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -57,6 +57,40 @@ OWN: Final = Measure(
     "Distance of your organization's contribution",
     lambda layer: layer.own, max, lambda value: f"{value:.1%}", "root",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What lies between the first colour and the last: gains evenly, conditions by their magnitude, distances by their
+    root, as one may be huge.
+    """
+
+    low: float
+    high: float
+    scale: Scale
+
+    def share_of(self, value: float) -> float:
+        """Return where a value's colour lies, from 0 to 1."""
+        if self.scale == "magnitude":
+            return math.log(max(value, self.low)) / math.log(self.high)
+        if self.scale == "root":
+            return math.sqrt(max(value, 0.0) / self.high)
+        return (value - self.low) / (self.high - self.low)
+
+    def value_at(self, share: float) -> float:
+        """Return the value whose colour lies there."""
+        if self.scale == "magnitude":
+            return math.exp(share * math.log(self.high))
+        if self.scale == "root":
+            return share**2 * self.high
+        return self.low + share * (self.high - self.low)
+
+
+def range_of(values: Collection[float], scale: Scale) -> Range:
+    """Return a range that holds all values, wide enough for equal ones to have a colour."""
+    if scale == "magnitude":
+        return Range(1.0, max(10.0, *values), scale)
+    return Range(0.0 if scale == "root" else min(0.0, *values), max(0.01, *values), scale)
 
 
 @dataclass(frozen=True, slots=True)
