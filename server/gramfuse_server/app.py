@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.telemetry import TelemetryConfig
@@ -96,6 +97,8 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # of forty threads, as by default, each waits for the others' turns, and the event loop for everybody's
+        to_thread.current_default_thread_limiter().total_tokens = settings.request_threads
         yield
         database.close()
         if traced:

@@ -36,6 +36,8 @@ from gramfuse_shared.errors import (
 from gramfuse_shared.imports import imports_kept
 
 OPERATOR_DAYS: Final = 365
+SWITCH_SECONDS: Final = 0.0005
+"""A tenth of Python's own: after so long a thread that computes lets the event loop answer somebody else."""
 
 cli = typer.Typer(help="Run and administer a gramfuse server.", no_args_is_help=True, pretty_exceptions_enable=False)
 database_commands = typer.Typer(help="The database's schema.", no_args_is_help=True)
@@ -134,6 +136,7 @@ def serve(
         timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
         timeout_graceful_shutdown=10,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     with serving_metrics(settings, app.state.registry):
         uvicorn.Server(configuration).run(sockets=[listening])
 

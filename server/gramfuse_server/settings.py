@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     concurrent_parts: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=32, description="parts received at once; the others wait, so that memory is bounded"
     )
+    request_threads: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=8,
+        description="requests that one API process computes at once, parts on their way to the store apart; more "
+        "threads share the same interpreter, and whoever waits for an answer waits for all of them",
+    )
     part_timeout: timedelta = Field(default=timedelta(minutes=5), description="within which a part must have arrived")
     upload_lifetime: timedelta = Field(default=timedelta(days=7), description="after which an open upload expires")
     deletion_delay: timedelta = Field(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
+from anyio import to_thread
 from fastapi import Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
@@ -166,7 +167,7 @@ async def _store_part(request: Request, response: Response, services: Services, 
         except ClientDisconnect as error:
             msg = f"the connection ended before part {slot.number} of {slot.file} had arrived; send it again"
             raise PartOutOfRangeError(msg) from error
-        await run_in_threadpool(services.blobs.put, slot.key, content)
+        await to_thread.run_sync(services.blobs.put, slot.key, content, limiter=services.part_buffers.threads)
     new = await run_in_threadpool(_record, services, slot)
     if new:
         services.metrics.part_kept(slot.bytes)

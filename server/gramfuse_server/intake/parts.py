@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from anyio import CapacityLimiter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -70,11 +71,16 @@ def find_slot(
 
 
 class PartBuffers:
-    """Memory for the parts that arrive at the same time. When all is taken, the next part waits, unread."""
+    """Memory for the parts that arrive at the same time. When all is taken, the next part waits, unread.
+
+    `threads` are those that bring parts to the store, one for each: a store that is slow holds up parts, and no request
+    that does not need it.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = asyncio.Semaphore(count)
         self._kept: list[bytearray] = []
+        self.threads = CapacityLimiter(count)
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[memoryview]:
