@@ -19,7 +19,7 @@ COVER := --cov --cov-report= --cov-fail-under=0
 # Containers often set it, and then each of the many processes compiles tests and libraries for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test check bench bench-smoke paper paper-smoke format lint types imports serve worker gpu clean
+.PHONY: help install demo test check browser bench bench-smoke paper paper-smoke format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ demo: $(STAMP) ## Three organizations merge their models through the service (DE
 test: $(STAMP) ## The whole CPU suite, on SQLite and PostgreSQL
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(FAST)
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) tests/integration
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/browser
 
 check: $(STAMP) lint types imports ## Format, lint, types, import directions, migrations, tests, coverage
 	rm -f .coverage .coverage.*
@@ -51,7 +51,10 @@ check: $(STAMP) lint types imports ## Format, lint, types, import directions, mi
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) $(COVER) --cov-append tests/integration -m "not postgresql"
 	$(BIN)/python -m coverage report
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) tests/integration -m postgresql
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/browser
+
+browser: $(STAMP) ## The dashboard in a real Chromium (apt-get install chromium)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
 
 bench: $(STAMP) ## Measure against the published algorithm: tables, benchmarks/results/latest.json, docs/performance.svg
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py

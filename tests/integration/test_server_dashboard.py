@@ -1,5 +1,6 @@
 """The dashboard: who gets in, what is shown, and what the browser is allowed to do."""
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -103,6 +104,10 @@ def test_a_session_ends_with_its_token_and_with_its_time(world):
         identifier = world.token(None, "operator").split("_")[1]
         session.get_one(TokenRow, identifier).revoked_at = world.clock()
     assert other.get("/dashboard/").status_code == 303
+    told = "Your session has ended. Please sign in again."
+    assert told in other.get("/dashboard/sign-in").text
+    assert SESSION_COOKIE not in other.cookies
+    assert told not in other.get("/dashboard/sign-in").text
 
 
 def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_inline(world):
@@ -214,6 +219,8 @@ def test_what_a_narrow_screen_hides_stands_under_the_name(ready):
 def test_a_page_that_is_no_longer_live_can_say_so(world):
     browser, _ = sign_in(world)
     assert re.search(r'<p class="stale" role="status" hidden>', browser.get("/dashboard/").text)
+    config = re.search(r'<meta name="htmx-config" content=\'([^\']+)\'', browser.get("/dashboard/").text)[1]
+    assert 0 < json.loads(config)["timeout"] <= 10_000  # htmx waits for ever otherwise, and says nothing
     script = browser.get("/dashboard/static/app.js").text
     assert 'querySelector(".stale")' in script
     assert "htmx:sendError" in script

@@ -39,11 +39,12 @@ def links_of(page: httpx.Response) -> set[str]:
 def require_well_made(page: httpx.Response) -> None:
     """Require what every page keeps to: nothing inline, nothing from elsewhere, a name for all that takes the focus."""
     assert page.status_code == 200, page.text
+    assert len(re.findall(r"<h1\b", page.text)) == 1
     assert "unsafe" not in page.headers["content-security-policy"]
     assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>|<style|\sstyle=|\son\w+=|https?://", page.text)
     tables: Any = re.findall(r'<div class="table[^"]*"([^>]*)>', page.text)
     for attributes in tables:
-        name = re.search(r'tabindex="0" role="region" aria-labelledby="([\w-]+)"', attributes)
+        name = re.search(r'tabindex="0" role="group" aria-labelledby="([\w-]+)"', attributes)
         assert name, attributes
         assert f'id="{name[1]}"' in page.text
     identifiers = re.findall(r'\sid="([^"]+)"', page.text)

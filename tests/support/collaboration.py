@@ -36,15 +36,26 @@ def begin(
     url: str | None = None,
     policy: gramfuse.Policy = POLICY,
 ) -> Collaboration:
-    """Create the project, join it, and give everybody the base; a worker must run."""
+    """Make the organizations and their tokens, the first's a coordinator's, and begin a project; a worker must run."""
     desks = tuple(
         deployment.desk(name, role="participant" if number else "coordinator", url=url)
         for number, name in enumerate(organizations)
     )
+    return gather(desks, write_base, policy=policy)
+
+
+def gather(
+    desks: tuple[Desk, ...],
+    write_base: Callable[[Path], None] = tiny.write_base,
+    *,
+    name: str = "tweets",
+    policy: gramfuse.Policy = POLICY,
+) -> Collaboration:
+    """Create the project at the first desk, join it at all, and give everybody the base; a worker must run."""
     base = desks[0].folder / "base"
     write_base(base)
     with desks[0].client() as coordinator:
-        project = coordinator.create_project("tweets", base=base, policy=policy)
+        project = coordinator.create_project(name, base=base, policy=policy)
         for desk in desks[1:]:
             coordinator.invite(project.id, desk.name)
     for desk in desks:

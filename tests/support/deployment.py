@@ -230,6 +230,16 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 
 @contextlib.contextmanager
+def paused(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Have a process stand still meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
 def deployed(folder: Path, database_url: str | None = None, **settings: str) -> Iterator[Deployment]:
     """Initialize a server and start its API; stop whatever runs in the end."""
     writable = [folder / "server" / "blobs", folder / "server" / "scratch", folder / "moment"]

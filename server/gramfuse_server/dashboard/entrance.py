@@ -38,8 +38,14 @@ class Entrance:
         return RedirectResponse(target, status_code=303, headers=NO_STORE)
 
     def ask(self, request: Request) -> Response:
-        """Show the sign-in form."""
-        return self._form(request, message=None, status=200)
+        """Show the sign-in form, and say why to who was signed in and is no more."""
+        ended = SESSION_COOKIE in request.cookies and self.visitor(request) is None
+        answer = self._form(
+            request, message="Your session has ended. Please sign in again." if ended else None, status=200
+        )
+        if ended:
+            delete_cookie(request, answer, SESSION_COOKIE)
+        return answer
 
     async def sign_in(self, request: Request) -> Response:
         """Take the sign-in form."""
