@@ -93,7 +93,7 @@ def verify(session: Session, *, noted: tuple[int, str] | None = None) -> tuple[i
     """Walk the chain; return the number of rows and the last digest, to be noted elsewhere.
 
     `noted` is what an earlier walk returned: whoever can write the database can cut off the end or chain all rows anew,
-    and only what was noted elsewhere tells.
+    and only what was noted elsewhere tells. The session is a `snapshot` where others may append meanwhile.
 
     Raises:
         AuditChainBrokenError: a row was edited, removed, added or reordered; the message names the first one.

@@ -21,7 +21,15 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log, schema
 from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
-from gramfuse_server.database import Database, insert_if_absent, open_database, reading, require_answer, transaction
+from gramfuse_server.database import (
+    Database,
+    insert_if_absent,
+    open_database,
+    reading,
+    require_answer,
+    snapshot,
+    transaction,
+)
 from gramfuse_server.doctor.command import doctor
 from gramfuse_server.doctor.worker_health import worker_health
 from gramfuse_server.settings import Settings, load_settings
@@ -222,7 +230,7 @@ def show_audit_head() -> None:
 
     Example: gramfuse-server audit head > head-2026-11-27.txt
     """
-    with _migrated_database() as database, reading(database) as session:
+    with _migrated_database() as database, snapshot(database) as session:
         rows, digest = audit_log.verify(session)
     typer.echo(f"{rows} {digest}")
 
@@ -238,7 +246,7 @@ def verify_audit_log(
     Without --head, rows cut off at the end and a chain that was written anew as a whole are not found.
     """
     noted = None if head is None else audit_log.read_head(head)
-    with _migrated_database() as database, reading(database) as session:
+    with _migrated_database() as database, snapshot(database) as session:
         rows, digest = audit_log.verify(session, noted=noted)
     since = "" if noted is None else f", and {noted[0]} of them are those of {head}"
     typer.echo(f"{rows} rows, intact{since}; the last digest is {digest}")

@@ -101,6 +101,18 @@ def reading(database: Database) -> Iterator[Session]:
 
 
 @contextmanager
+def snapshot(database: Database) -> Iterator[Session]:
+    """Yield a session whose queries all see the same moment, that of the first, whatever others commit meanwhile.
+
+    Else what several queries say together is true of no moment: PostgreSQL shows each what is there as it begins.
+    """
+    with reading(database) as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield session
+
+
+@contextmanager
 def _unshared_after_errors(session: Session) -> Iterator[None]:
     """On an error, close SQLite's connection instead of giving it back.
 

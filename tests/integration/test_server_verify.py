@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import text
 from gramfuse.verification import verify
 from gramfuse_server import audit_log, commands, receipt_key
 from gramfuse_server.app import create_app
-from gramfuse_server.blobs import blob_key
+from gramfuse_server.blobs import COMPLETE, Blobs, blob_key
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
@@ -163,6 +164,28 @@ def test_a_shard_of_a_running_job_counts_and_what_is_due_for_deletion_does_not(s
     named = {loss["named_by"] for loss in printed["losses"]}
     assert f"job {PROJECT}/second, attempt 1, model.safetensors" in named
     assert not [each for each in named if each.startswith("model ")]
+
+
+def test_what_is_published_accepted_and_logged_meanwhile_is_not_told_as_missing(server, run_verify, monkeypatch):
+    """Found by `make soak`: each query saw a moment of its own, and the store was listed before what is in it."""
+    world, settings = server
+    worker = InProcessWorker(world, settings)
+    submit(world, "second")
+    contribute(world, world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json(), "acme", 9)
+    listed, worked = Blobs.sizes, []
+
+    def list_while_the_server_works(blobs: Blobs, prefix: str) -> Iterator[tuple[str, int]]:
+        if prefix == COMPLETE and not worked:
+            before = list(listed(blobs, prefix))
+            worker.run(PROJECT, "second")
+            worked.extend(worker.inspect_all())
+            return iter(before)
+        return listed(blobs, prefix)
+
+    monkeypatch.setattr(Blobs, "sizes", list_while_the_server_works)
+    code, printed = run_verify(settings, "--digests")
+    assert worked == ["accepted"]
+    assert (code, printed["verdict"], printed["losses"]) == (0, "ok", []), printed
 
 
 @one_database

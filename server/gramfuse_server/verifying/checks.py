@@ -1,7 +1,7 @@
 """The checks of `gramfuse-server verify`, each a finding with what to do."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from obstore.exceptions import BaseError
 from sqlalchemy import select
@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log, schema
 from gramfuse_server.blobs import open_blobs
-from gramfuse_server.database import Database, reading
+from gramfuse_server.database import Database, snapshot
 from gramfuse_server.doctor.findings import Finding, failed, ok
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ModelFileRow, ModelRow
-from gramfuse_server.verifying.inventory import Inventory, Loss, take_inventory
+from gramfuse_server.verifying.inventory import Inventory, Loss, named_files, take_inventory
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.errors import AuditChainBrokenError, ConfigurationError, GramfuseError
@@ -48,14 +48,23 @@ def verify_contents(
     except ConfigurationError as error:
         advice = "restore a database, or upgrade it; nothing else was checked"
         return Verified((failed("database", error.message, advice),))
-    with reading(database) as session:
+    with snapshot(database) as session:
         findings = [check_audit_log(session, head), check_receipts(session, settings)]
         try:
             inventory = take_inventory(session, open_blobs(settings.blobs, patient=False), digests=digests)
         except (ConfigurationError, BaseError, OSError) as error:
             advice = "correct GRAMFUSE_BLOBS, or let this user list and read there; `gramfuse-server doctor` says more"
             return Verified((*findings, failed("files", f"cannot be read: {str(error).partition(chr(10))[0]}", advice)))
+    inventory = replace(inventory, losses=tuple(_still_named(database, inventory.losses)))
     return Verified((*findings, *check_files(inventory, digests=digests)), inventory.losses)
+
+
+def _still_named(database: Database, losses: Sequence[Loss]) -> Iterator[Loss]:
+    """Pass over what is named no more: parts of an upload, for example, that was accepted meanwhile."""
+    if losses:
+        with snapshot(database) as session:
+            named = set(named_files(session))
+        yield from (loss for loss in losses if loss.named in named)
 
 
 def check_audit_log(session: Session, head: tuple[int, str] | None) -> Finding:

@@ -108,14 +108,17 @@ class Inventory:
 def take_inventory(session: Session, blobs: Blobs, *, digests: bool) -> Inventory:
     """Compare what is named with what is there; with `digests`, read all of it.
 
+    First what is named, then what is there: files are written before they are named, so a server may go on meanwhile.
+
     Raises:
         OSError, BaseError of obstore: the store does not answer.
     """
+    everything = list(named_files(session))
     sizes = dict(blobs.sizes(COMPLETE)) | dict(blobs.sizes(PARTS))
     wrong: dict[str, bool] = {}
     counted: dict[str, int] = {}
     losses = []
-    for named in named_files(session):
+    for named in everything:
         counted[named.key] = named.bytes
         found = sizes.get(named.key)
         if found is None:
