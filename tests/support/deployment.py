@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gramfuse import Client
-from support import read_only
+from support import guard, read_only
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
@@ -206,13 +206,16 @@ class Deployment:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 kill(process)
+            guard.forget(process.pid)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*self.launcher, "gramfuse-server", *arguments],
                 cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
+        guard.watch(process.pid)
+        return process
 
     def _is_ready(self) -> bool:
         with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=5)) as connection:
@@ -227,6 +230,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """SIGKILL a process and wait for its end."""
     process.send_signal(signal.SIGKILL)
     process.wait(20)
+    guard.forget(process.pid)
 
 
 @contextlib.contextmanager

