@@ -30,7 +30,7 @@ COPY constraints.txt /opt/gramfuse/constraints.txt
 FROM runtime AS api
 COPY --from=wheel /wheels /opt/gramfuse/wheels
 RUN pip install --no-cache-dir --constraint /opt/gramfuse/constraints.txt \
-      "$(echo /opt/gramfuse/wheels/gramfuse-*.whl)[server]"
+      "$(echo /opt/gramfuse/wheels/gramfuse-*.whl)[direct]"
 USER gramfuse
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=5 \

@@ -16,6 +16,7 @@ HOME_VARIABLE: Final = "GRAMFUSE_HOME"
 URL_VARIABLE: Final = "GRAMFUSE_URL"
 TOKEN_VARIABLE: Final = "GRAMFUSE_TOKEN"  # noqa: S105 - the variable's name
 ALLOW_HTTP_VARIABLE: Final = "GRAMFUSE_ALLOW_HTTP"
+THROUGH_SERVER_VARIABLE: Final = "GRAMFUSE_THROUGH_SERVER"
 
 _CREDENTIALS: Final = "credentials.json"
 _LOOPBACK: Final = frozenset({"localhost", "::1"})
@@ -54,11 +55,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's address and the token for it."""
+    """A server's address and the token for it. `through_server`: bytes never go to or from the server's store."""
 
     url: str
     token: Token | None
     allow_http: bool
+    through_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,13 @@ class Home:
             raise ConfigurationError(msg)
         known = credentials["servers"].get(normalize_url(chosen, allow_http=True), {})
         if allow_http is None:
-            in_environment = environment.get(ALLOW_HTTP_VARIABLE, "").lower() in {"1", "true", "yes"}
-            allow_http = in_environment or bool(known.get("allow_http"))
+            allow_http = _is_set(environment, ALLOW_HTTP_VARIABLE) or bool(known.get("allow_http"))
         secret = token or environment.get(TOKEN_VARIABLE) or known.get("token")
         return Endpoint(
             url=normalize_url(chosen, allow_http=allow_http),
             token=secret if isinstance(secret, Token) or secret is None else Token(secret),
             allow_http=allow_http,
+            through_server=_is_set(environment, THROUGH_SERVER_VARIABLE),
         )
 
     def _read_credentials(self) -> dict[str, Any]:
@@ -245,6 +247,10 @@ def normalize_url(url: str, *, allow_http: bool) -> str:
         raise ConfigurationError(msg)
     authority = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{authority}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+def _is_set(environment: Mapping[str, str], variable: str) -> bool:
+    return environment.get(variable, "").lower() in {"1", "true", "yes"}
 
 
 def is_loopback(host: str) -> bool:

@@ -32,6 +32,7 @@ from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.dashboard.pages import create_dashboard, front_door
 from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import open_database
+from gramfuse_server.direct import open_direct
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.logs import RequestLog
@@ -82,17 +83,20 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
     """
     key = load_key(settings.receipt_key)  # before the blobs' folder is made
     database = open_database(settings.database_url)
+    blobs = open_blobs(settings.blobs)
+    direct = open_direct(settings, blobs)
     registry = new_registry()
     registry.register(StateCollector(database, clock, lease=settings.worker_lease))
     services = Services(
         settings=settings,
         database=database,
-        blobs=open_blobs(settings.blobs),
+        blobs=blobs,
         jobs=JobQueue(database, traced=traced),
         clock=clock,
         receipt_key=public_key(key),
         part_buffers=PartBuffers(settings.concurrent_parts),
         metrics=RequestMetrics(registry),
+        direct=direct,
     )
 
     @asynccontextmanager

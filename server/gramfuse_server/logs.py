@@ -74,7 +74,7 @@ def configure_logs(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for name in ("alembic", "dbos", "uvicorn.error"):
+    for name in ("alembic", "botocore", "dbos", "httpx", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -68,6 +68,16 @@ class Settings(BaseSettings):
         default=limits.TIB, description="what one project's uploads and models may hold"
     )
 
+    direct_transfers: bool = Field(
+        default=False, description="on: parts and files pass clients' machines and the S3 store alone, by signed URLs"
+    )
+    direct_endpoint: str = Field(
+        default="", description="the S3 store's address as clients reach it; unset, as the server does (AWS_ENDPOINT)"
+    )
+    direct_lifetime: Annotated[timedelta, Field(ge=timedelta(seconds=1), le=timedelta(hours=12))] = Field(
+        default=timedelta(minutes=10), description="within which a transfer by a signed URL must have begun"
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where a worker computes")
     scratch: Path = Field(default=Path(), description="a worker's local folder for what is not finished")
     shard_bytes: Annotated[int, Field(ge=1)] = Field(
@@ -114,6 +124,13 @@ class Settings(BaseSettings):
             object.__setattr__(self, "scratch", self.server_home / "scratch")
         return self
 
+    @model_validator(mode="after")
+    def _only_s3_is_reached_directly(self) -> Self:
+        if self.direct_transfers and not self.blobs.startswith("s3://"):
+            msg = "GRAMFUSE_DIRECT_TRANSFERS needs GRAMFUSE_BLOBS=s3://bucket/prefix: a folder has no signed URLs"
+            raise ValueError(msg)
+        return self
+
 
 def make_folder(folder: Path, variable: str) -> None:
     """Make a folder that a setting names, unless it is there.
@@ -138,6 +155,8 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         named = [
-            place | {"loc": (f"GRAMFUSE_{place['loc'][0]}".upper(), *place["loc"][1:])} for place in error.errors()
+            # what is wrong with several together has no place of its own
+            place | {"loc": (f"GRAMFUSE_{place['loc'][0]}".upper(), *place["loc"][1:]) if place["loc"] else ()}
+            for place in error.errors()
         ]
         raise ConfigurationError(describe_validation("the environment", named)) from error

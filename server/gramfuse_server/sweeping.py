@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, exists, or_, select, update
 
 from gramfuse_server.blobs import COMPLETE, PARTS, SUMS, Blobs, blob_key, sums_key
 from gramfuse_server.database import Database, insert_if_absent, reading, transaction
+from gramfuse_server.intake.offers import forget_offers
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.keeping import CONDEMNATION_HOLDS, CONDEMNATION_LAPSES, locked
 from gramfuse_server.tables import BlobRow, JobRow, ModelFileRow, ModelRow, TaskRow, UploadFileRow, UploadRow
@@ -74,6 +75,7 @@ def _give_up(database: Database, now: datetime) -> None:
             .values(deleted_at=now)
         )
         session.execute(update(ModelRow).where(ModelRow.delete_after <= now).values(delete_after=None))
+        forget_offers(session)
 
 
 def _delete_unnamed(database: Database, blobs: Blobs, now: datetime, *, grace: timedelta) -> int:

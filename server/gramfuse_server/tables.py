@@ -160,6 +160,19 @@ class UploadPartRow(Row):
     received_at: Mapped[datetime]
 
 
+class PartOfferRow(Row):
+    """The one digest that a part may have which is put into the store directly; forgotten when the upload is closed."""
+
+    __tablename__ = "part_offers"
+    __table_args__ = (ForeignKeyConstraint(["upload", "file"], ["upload_files.upload", "upload_files.name"]),)
+
+    upload: Mapped[str] = mapped_column(primary_key=True)
+    file: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sha256: Mapped[str]
+    offered_at: Mapped[datetime]
+
+
 class BlobRow(Row):
     """A complete file in the blob store at `blobs.blob_key(sha256)`: the account of what is stored.
 

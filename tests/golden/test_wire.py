@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.http_api import AnnouncedPart, FileLocation, PartAnnouncement
 from gramfuse_shared.contract.identity import ContributionStatement, SignedAcceptance
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
@@ -61,6 +62,9 @@ DOCUMENTS: dict[str, type[Document]] = {
     "secure-masked.json": SignedMessage,
     "secure-survivors.json": SignedMessage,
     "secure-unmask.json": SignedMessage,
+    "part-announcement.json": PartAnnouncement,
+    "announced-part.json": AnnouncedPart,
+    "file-location.json": FileLocation,
 }
 
 

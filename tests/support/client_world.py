@@ -7,7 +7,8 @@ import httpx
 
 from gramfuse.config import Endpoint, Home, Token
 from gramfuse.participation import Client
-from gramfuse.transfer.transport import RetryRule, Transport
+from gramfuse.transfer.retrying import RetryRule
+from gramfuse.transfer.transport import Transport
 from support.identities import keep_identity
 from support.server_world import AppTransport, World
 

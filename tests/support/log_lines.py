@@ -15,16 +15,18 @@ from gramfuse_server.settings import Settings
 
 
 @contextlib.contextmanager
-def logs(form: Literal["json", "console"] = "json") -> Iterator[io.StringIO]:
+def logs(
+    form: Literal["json", "console"] = "json", *, level: Literal["debug", "info"] = "info"
+) -> Iterator[io.StringIO]:
     """Configure the logs within as a server does, but to a text that is yielded."""
     root, before = logging.getLogger(), structlog.get_config()
-    handlers, level, written = root.handlers, root.level, io.StringIO()
+    handlers, level_before, written = root.handlers, root.level, io.StringIO()
     with contextlib.redirect_stderr(written):
-        configure_logs(Settings(server_home=Path("/nowhere"), log_format=form))
+        configure_logs(Settings(server_home=Path("/nowhere"), log_format=form, log_level=level))
     try:
         yield written
     finally:
-        root.handlers, root.level = handlers, level
+        root.handlers, root.level = handlers, level_before
         structlog.configure(**before)
 
 

@@ -14,8 +14,9 @@ from gramfuse.config import Endpoint, Token
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse.progress import Progress
 from gramfuse.transfer.downloads import partial_folder, pull_folder
+from gramfuse.transfer.retrying import RetryRule
 from gramfuse.transfer.reusing import take_known_files
-from gramfuse.transfer.transport import RetryRule, Transport
+from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
@@ -36,7 +37,7 @@ PART = 4
 
 def transport_to(answer, attempts: int = 2) -> Transport:
     return Transport(
-        Endpoint("http://127.0.0.1:1", Token("gf_a_b"), allow_http=False),
+        Endpoint("http://127.0.0.1:1", Token("gf_a_b"), allow_http=False, through_server=True),
         connection=httpx.MockTransport(answer),
         retry=RetryRule(attempts=attempts),
         sleep=lambda _: None,

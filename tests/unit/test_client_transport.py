@@ -7,7 +7,9 @@ import httpx
 import pytest
 
 from gramfuse.config import Endpoint, Token
-from gramfuse.transfer.transport import Event, RetryRule, Transport, parse_events
+from gramfuse.transfer.events import Event, parse_events
+from gramfuse.transfer.retrying import RetryRule
+from gramfuse.transfer.transport import Transport
 from gramfuse_shared import errors
 from gramfuse_shared.digest import format_content_digest, sha256_hex
 
@@ -15,10 +17,14 @@ SECRET = "gf_ab12_" + "s3cret" * 8
 
 
 def transport_to(
-    answer: Callable[[httpx.Request], httpx.Response], pauses: list[float] | None = None, **rule
+    answer: Callable[[httpx.Request], httpx.Response],
+    pauses: list[float] | None = None,
+    *,
+    through_server: bool = True,
+    **rule,
 ) -> Transport:
     return Transport(
-        Endpoint("https://merge.example.org", Token(SECRET), allow_http=False),
+        Endpoint("https://merge.example.org", Token(SECRET), allow_http=False, through_server=through_server),
         connection=httpx.MockTransport(answer),
         retry=RetryRule(**rule),
         sleep=(pauses if pauses is not None else []).append,

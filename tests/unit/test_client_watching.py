@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from gramfuse.config import Endpoint, Token
-from gramfuse.transfer.transport import RetryRule, Transport
+from gramfuse.transfer.retrying import RetryRule
+from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.watching import Deadline, poll, watch_job
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.errors import CancelledError, JobFailedError, NotFoundError, UnavailableError

@@ -207,7 +207,7 @@ def test_every_variable_that_the_operator_sets_is_told_in_the_operators_guide():
 
 def test_the_api_image_installs_no_torch_and_nothing_runs_as_root():
     assert "torch" not in STAGES["api"].lower()
-    assert '[server]"' in STAGES["api"]
+    assert '[direct]"' in STAGES["api"]
     assert '[worker]"' in STAGES["worker"]
     assert all("USER gramfuse" in STAGES[stage] for stage in ("api", "worker"))
 

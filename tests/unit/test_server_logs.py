@@ -42,6 +42,15 @@ def log_secrets():
         logging.getLogger("some.library").exception("failed as well")
 
 
+def test_a_library_that_writes_what_it_signs_is_kept_quiet_whatever_the_servers_level():
+    with logs(level="debug") as written:
+        logging.getLogger("botocore.auth").debug("Signature:\n0a1b2c")
+        logging.getLogger("httpx").info("HTTP Request: PUT https://b.s3.example/k?X-Amz-Signature=0a1b2c")
+        logging.getLogger("some.library").debug("something else")
+    assert "something else" in written.getvalue()
+    assert "0a1b2c" not in written.getvalue()
+
+
 def test_what_only_resembles_a_secret_stays():
     for line in ("http://127.0.0.1:8080/x@y", "12:30:00 a@b", "gf_0123456789abcdef alone", "s3://bucket/a:b", ""):
         assert mask_secrets(line) == line

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from gramfuse.progress import ByteCount, OnProgress
-from gramfuse.transfer.transport import PATIENT, RetryRule, Transport, is_retryable
+from gramfuse.transfer.retrying import PATIENT, RetryRule, is_retryable
+from gramfuse.transfer.transport import Transport
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.digest import sha256_hex_of_chunks

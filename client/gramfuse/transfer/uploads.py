@@ -116,6 +116,7 @@ def _send(transport: Transport, part: PartToSend, count: ByteCount) -> None:
 
     try:
         transport.upload(part.path, chunks, length=part.end - part.start, digest=digest)
+        count.add(part.end - part.start - (attempts[-1] if attempts else 0))  # what the store had already
     except DigestMismatchError as error:
         msg = f"{part.file.name}: bytes were damaged on the way, or its source changed while being sent"
         raise DigestMismatchError(msg, **error.facts) from error

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gramfuse.transfer.transport import Transport, is_retryable
+from gramfuse.transfer.retrying import is_retryable
+from gramfuse.transfer.transport import Transport
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.errors import CancelledError, GramfuseError, JobFailedError, UnavailableError
 

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
+from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
     FilePath,
@@ -19,7 +20,7 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, projects, sealing
 from gramfuse_server.tables import ProjectRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.contract.http_api import Part, PartList, Project
+from gramfuse_shared.contract.http_api import AnnouncedPart, Part, PartAnnouncement, PartList, Project
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -84,6 +85,28 @@ async def put_base_part(
         request,
         response,
         services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _own_upload(session, caller, project)[1],
+    )
+
+
+@router.post("/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
+async def announce_base_part(
+    project: ProjectPath,
+    file: FilePath,
+    number: PartPath,
+    announced: PartAnnouncement,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> AnnouncedPart:
+    """Announce a part that is put into the object store (coordinator): before, to be told where, and behind."""
+    return await announce_part(
+        response,
+        services,
+        caller,
+        announced,
         file=file,
         number=number,
         find_upload=lambda session, caller: _own_upload(session, caller, project)[1],

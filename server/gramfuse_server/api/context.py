@@ -14,6 +14,7 @@ from gramfuse_server.auth import Caller, authenticate
 from gramfuse_server.blobs import Blobs
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading
+from gramfuse_server.direct import DirectTransfers
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.metrics.requests import RequestMetrics
@@ -50,6 +51,7 @@ class Services:
     """The public half, base64."""
     part_buffers: PartBuffers
     metrics: RequestMetrics
+    direct: DirectTransfers | None
 
 
 async def services(request: Request) -> Services:

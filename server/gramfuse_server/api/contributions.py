@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
     ContributionPath,
@@ -26,11 +27,13 @@ from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ContributionRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
+    AnnouncedPart,
     Contribution,
     ContributionDetail,
     ContributionState,
     Page,
     Part,
+    PartAnnouncement,
     PartList,
 )
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER
@@ -159,6 +162,29 @@ async def put_contribution_part(
         request,
         response,
         services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _own_upload(session, caller, project, contribution)[1],
+    )
+
+
+@router.post("/{contribution}/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
+async def announce_contribution_part(
+    project: ProjectPath,
+    contribution: ContributionPath,
+    file: FilePath,
+    number: PartPath,
+    announced: PartAnnouncement,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> AnnouncedPart:
+    """Announce a part that is put into the object store: before, to be told where, and behind."""
+    return await announce_part(
+        response,
+        services,
+        caller,
+        announced,
         file=file,
         number=number,
         find_upload=lambda session, caller: _own_upload(session, caller, project, contribution)[1],

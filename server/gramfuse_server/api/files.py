@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 from gramfuse_server.api.context import Services, audit, declares
 from gramfuse_server.auth import Caller
 from gramfuse_server.blobs import blob_key
+from gramfuse_shared.contract.http_api import LOCATION_TYPE, FileLocation
 from gramfuse_shared.errors import GramfuseError, RangeNotSatisfiableError, UnavailableError
 
 MEDIA_TYPE: Final = "application/octet-stream"
 _RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 _BINARY: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+_LOCATION: Final[dict[str, Any]] = {LOCATION_TYPE: {"schema": FileLocation.model_json_schema()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class StoredFile:
 def declares_file(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
     """The responses of an operation that answers a file."""
     return declares(RangeNotSatisfiableError, *errors) | {
-        200: {"description": "The whole file; its ETag is its SHA-256", **_BINARY},
+        200: {"description": "The whole file; its ETag is its SHA-256", "content": _BINARY["content"] | _LOCATION},
         206: {"description": "The range that was asked for", **_BINARY},
         304: {"description": "The file that If-None-Match names"},
     }
@@ -40,15 +42,24 @@ def declares_file(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any
 def audit_download(
     session: Session, services: Services, caller: Caller, request: Request, *, project: str, file: StoredFile
 ) -> None:
-    """Note a download, with the range that was asked for; last in the transaction. HEAD takes nothing along."""
+    """Note a download, with the range that was asked for; last in the transaction. HEAD takes nothing along.
+
+    Of one that is told the file's place what is noted is that it was told, and may be fetched for some minutes.
+    """
     if request.method == "HEAD":
         return
-    details = {"file": file.name, "sha256": file.sha256, "range": request.headers.get("range", "")[:100] or None}
+    details: dict[str, Any] = {
+        "file": file.name,
+        "sha256": file.sha256,
+        "range": request.headers.get("range", "")[:100] or None,
+    }
+    if _wants_location(request, services):
+        details["direct"] = True
     audit(session, services, caller, "file.download", project, details)
 
 
 def file_response(request: Request, services: Services, file: StoredFile) -> Response:
-    """Answer a file or a range of it. Call it in a thread, outside of a transaction: it asks the blob store.
+    """Answer a file, a range of it, or where it lies. Call it in a thread, outside of a transaction: it asks the store.
 
     Raises:
         RangeNotSatisfiableError: the range begins behind the file's end.
@@ -72,6 +83,13 @@ def file_response(request: Request, services: Services, file: StoredFile) -> Res
     asked = request.headers.get("range") if if_range in {None, etag} else None
     found = _parse_range(asked, file.bytes)
     start, end = found or (0, file.bytes)
+    if services.direct is not None and _wants_location(request, services):
+        services.metrics.located(end - start)
+        location = FileLocation(
+            bytes=file.bytes, sha256=file.sha256, get=services.direct.get(key, now=services.clock())
+        )
+        hidden = {"Cache-Control": "no-store", "Vary": "Accept", "ETag": etag}
+        return Response(location.model_dump_json(), headers=hidden, media_type=LOCATION_TYPE)
     if found is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     headers["Content-Length"] = str(end - start)
@@ -80,6 +98,12 @@ def file_response(request: Request, services: Services, file: StoredFile) -> Res
         return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
     body: AsyncIterator[bytes] = services.metrics.counted(services.blobs.stream(key, start, end))
     return StreamingResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _wants_location(request: Request, services: Services) -> bool:
+    return (
+        services.direct is not None and request.method == "GET" and LOCATION_TYPE in request.headers.get("accept", "")
+    )
 
 
 def _names(field: str | None, etag: str) -> bool:

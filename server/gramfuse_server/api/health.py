@@ -35,7 +35,9 @@ async def readyz(response: Response, services: ServicesOf) -> Health:
 @router.get("/v1/server", responses=declares_publicly())
 async def server(services: ServicesOf) -> ServerInfo:
     """What anybody may know; clients pin the receipt key on first use."""
-    return ServerInfo(version=__version__, receipt_key=services.receipt_key)
+    return ServerInfo(
+        version=__version__, receipt_key=services.receipt_key, direct_transfers=services.direct is not None
+    )
 
 
 @router.get("/v1/whoami", responses=declares())

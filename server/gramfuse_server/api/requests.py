@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
     FilePath,
@@ -33,7 +34,15 @@ from gramfuse_server.requests.documents import answer_document, find_request, re
 from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
 from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.contract.http_api import AnswerInfo, Page, Part, PartList, StageMessages
+from gramfuse_shared.contract.http_api import (
+    AnnouncedPart,
+    AnswerInfo,
+    Page,
+    Part,
+    PartAnnouncement,
+    PartList,
+    StageMessages,
+)
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import Answer, RequestCreate, RequestInfo
 from gramfuse_shared.contract.secure_session import SessionManifest
@@ -237,6 +246,32 @@ async def put_answer_part(
         http,
         response,
         services,
+        file=file,
+        number=number,
+        find_upload=lambda session, caller: _upload(
+            session, _own_place(session, caller, project, request, organization)
+        ),
+    )
+
+
+@router.post(_ANSWER + "/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
+async def announce_answer_part(
+    project: ProjectPath,
+    request: RequestPath,
+    organization: OrganizationPath,
+    file: FilePath,
+    number: PartPath,
+    announced: PartAnnouncement,
+    response: Response,
+    services: ServicesOf,
+    caller: CallerOf,
+) -> AnnouncedPart:
+    """Announce a part that is put into the object store: before, to be told where, and behind."""
+    return await announce_part(
+        response,
+        services,
+        caller,
+        announced,
         file=file,
         number=number,
         find_upload=lambda session, caller: _upload(

@@ -168,14 +168,19 @@ async def _store_part(request: Request, response: Response, services: Services, 
             msg = f"the connection ended before part {slot.number} of {slot.file} had arrived; send it again"
             raise PartOutOfRangeError(msg) from error
         await to_thread.run_sync(services.blobs.put, slot.key, content, limiter=services.part_buffers.threads)
-    new = await run_in_threadpool(_record, services, slot)
+    new = await run_in_threadpool(record_slot, services, slot)
     if new:
         services.metrics.part_kept(slot.bytes)
     response.status_code = 201 if new else 200
     return Part(number=slot.number, bytes=slot.bytes, sha256=slot.sha256)
 
 
-def _record(services: Services, slot: Slot) -> bool:
+def record_slot(services: Services, slot: Slot) -> bool:
+    """Note that a part's bytes are stored; tell whether it is new.
+
+    Raises:
+        StateError, ConflictError: the upload was closed meanwhile, or the part came with other bytes; it is deleted.
+    """
     try:
         with transaction(services.database) as session:
             return record_part(session, slot, services.clock())

@@ -18,7 +18,9 @@ from gramfuse_shared.signatures import public_key
 _NOT_THE_SERVERS: Final = frozenset(
     {
         *("GRAMFUSE_HOME", "GRAMFUSE_URL", "GRAMFUSE_TOKEN", "GRAMFUSE_ALLOW_HTTP", "GRAMFUSE_AUDIT_THRESHOLDS"),
-        "GRAMFUSE_DB_PASSWORD",  # the compose file's
+        *("GRAMFUSE_THROUGH_SERVER", "GRAMFUSE_S3_ENDPOINT", "GRAMFUSE_S3_REGION"),
+        *("GRAMFUSE_S3_ACCESS_KEY", "GRAMFUSE_S3_SECRET_KEY"),
+        "GRAMFUSE_DB_PASSWORD",  # the compose file's, as GRAMFUSE_S3_… are
     }
 )
 _SIMILAR: Final = 0.85  # as difflib counts: GRAMFUSE_BLOB and GRAMFUSE_BLOBS are, GRAMFUSE_URL and any setting are not

@@ -66,7 +66,7 @@ def find_slot(
         msg = f"part {number} of {file} has {expected} bytes, {length} were announced"
         raise PartOutOfRangeError(msg, expected=expected, announced=length)
     slot = Slot(upload=upload.id, file=file, number=number, bytes=expected, sha256=sha256)
-    _require_same(session, slot)
+    has_arrived(session, slot)
     return slot
 
 
@@ -144,7 +144,7 @@ def record_part(session: Session, slot: Slot, now: datetime) -> bool:
         ConflictError: the part arrived meanwhile with other bytes.
     """
     upload = lock_upload(session, slot.upload)
-    if _require_same(session, slot):
+    if has_arrived(session, slot):
         return False
     require_open(upload, now)
     session.add(
@@ -225,7 +225,7 @@ def parted_file(session: Session, blobs: Blobs, entry: UploadFileRow) -> PartedF
     return PartedFile(blobs=blobs, size=entry.bytes, part_bytes=entry.part_bytes, keys=keys)
 
 
-def _require_same(session: Session, slot: Slot) -> bool:
+def has_arrived(session: Session, slot: Slot) -> bool:
     """Tell whether the part has arrived already; raises ConflictError if with other bytes."""
     row = session.get(UploadPartRow, (slot.upload, slot.file, slot.number))
     if row is not None and row.sha256 != slot.sha256:

@@ -50,6 +50,14 @@ class RequestMetrics:
         self._received = Counter(
             "gramfuse_upload_received_bytes", "Bytes of parts that arrived whole and are kept.", registry=registry
         )
+        self._put = Counter(
+            "gramfuse_upload_direct_bytes",
+            "Bytes of parts that were put into the object store directly.",
+            registry=registry,
+        )
+        self._located = Counter(
+            "gramfuse_download_direct_bytes", "Bytes that clients were sent to the object store for.", registry=registry
+        )
         self._sent = Counter("gramfuse_download_sent_bytes", "Bytes of files that were sent.", registry=registry)
 
     def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
@@ -61,6 +69,14 @@ class RequestMetrics:
     def part_kept(self, size: int) -> None:
         """Count the bytes of a part that was not there before."""
         self._received.inc(size)
+
+    def part_put(self, size: int) -> None:
+        """Count the bytes of a part that came past the API."""
+        self._put.inc(size)
+
+    def located(self, size: int) -> None:
+        """Count bytes whose place in the store was told, fetched or not."""
+        self._located.inc(size)
 
     async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass a file's bytes on and count them."""

@@ -1,9 +1,9 @@
 """Requests and answers of the HTTP API. Paths and status codes are in the OpenAPI document and docs/wire-format.md."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSchema, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
@@ -23,6 +23,18 @@ JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ProjectState = Literal["open", "sealed", "ready", "rejected"]
 
 Item = TypeVar("Item")
+
+SecretUrl = Annotated[
+    SecretStr,
+    PlainSerializer(lambda url: url.get_secret_value(), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "uri"}),
+]
+"""An address that gives a right to whoever knows it: shown nowhere but in the document that it travels in."""
+_OF_SECRETS: Final = ConfigDict(hide_input_in_errors=True)
+LOCATION_TYPE: Final = "application/vnd.gramfuse.location+json"
+"""Whoever accepts it is answered where a file lies, by a server of direct transfers."""
+DirectHeader = Literal["content-length", "if-none-match", "x-amz-checksum-sha256"]
+"""What a server may have a client send to a store."""
 
 
 class Page(Document, Generic[Item]):
@@ -49,11 +61,15 @@ class Problem(Document):
 
 
 class ServerInfo(Document):
-    """What anybody may know of a server; clients pin `receipt_key` on first use."""
+    """What anybody may know of a server; clients pin `receipt_key` on first use.
+
+    With `direct_transfers` parts may be announced, to be put into the server's object store past the server.
+    """
 
     service: Literal["gramfuse"] = "gramfuse"
     version: str
     receipt_key: Base64
+    direct_transfers: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class Health(Document):
@@ -136,6 +152,41 @@ class PartList(Document):
     part_bytes: int
     part_count: int
     parts: tuple[Part, ...]
+
+
+class DirectRequest(Document):
+    """A request to the object store that needs no token: method PUT of a part or GET of a file, until `expires_at`.
+
+    The headers are signed: all have to be sent, as they are.
+    """
+
+    model_config = _OF_SECRETS
+    url: SecretUrl
+    headers: dict[DirectHeader, str] = Field(default_factory=dict)
+    expires_at: datetime
+
+
+class PartAnnouncement(Document):
+    """Announces a part that is, or shall be, put into the object store."""
+
+    bytes: Annotated[int, Field(ge=1, le=limits.MAX_PART_BYTES)]
+    sha256: Digest
+
+
+class AnnouncedPart(Part):
+    """A part that was announced. Without `put` it has arrived; else its bytes go there, and it is announced again."""
+
+    model_config = _OF_SECRETS
+    put: DirectRequest | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class FileLocation(Document):
+    """Where a file lies in the object store. `sha256` is of the whole file."""
+
+    model_config = _OF_SECRETS
+    bytes: int
+    sha256: Digest
+    get: DirectRequest
 
 
 class ProjectCreate(Document):
