@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 from playwright.sync_api import Browser, Page, StorageState
@@ -72,18 +73,31 @@ def open_page(browser: Browser, deployment: Deployment, witness: Witness) -> Ite
 
 
 @pytest.fixture(scope="session")
-def signed_in(browser: Browser, deployment: Deployment) -> StorageState:
-    """The cookies of an operator who signed in."""
-    context = browser.new_context(base_url=f"{deployment.url}/dashboard/")
-    sign_in(context.new_page(), deployment.operator_token)
-    state = context.storage_state()
-    context.close()
-    return state
+def cookies_of(browser: Browser, deployment: Deployment) -> Callable[[str], StorageState]:
+    """Returns what a browser keeps of who signed in with a token; each signs in once."""
+
+    @cache
+    def cookies(token: str) -> StorageState:
+        context = browser.new_context(base_url=f"{deployment.url}/dashboard/")
+        sign_in(context.new_page(), token)
+        state = context.storage_state()
+        context.close()
+        return state
+
+    return cookies
 
 
 @pytest.fixture
-def operator(open_page: OpenPage, signed_in: StorageState) -> Page:
+def operator(open_page: OpenPage, deployment: Deployment, cookies_of: Callable[[str], StorageState]) -> Page:
     """A page of an operator who has signed in, at the overview."""
-    page = open_page(storage_state=signed_in)
+    page = open_page(storage_state=cookies_of(deployment.operator_token))
+    page.goto("./")
+    return page
+
+
+@pytest.fixture
+def coordinator(open_page: OpenPage, played: Played, cookies_of: Callable[[str], StorageState]) -> Page:
+    """A page of the coordinator, who has signed in, at the overview."""
+    page = open_page(storage_state=cookies_of(played.collaboration.coordinator.token))
     page.goto("./")
     return page

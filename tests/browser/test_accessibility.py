@@ -3,13 +3,20 @@
 import pytest
 
 from support.chromium import require_accessible
-from support.played import PAGES
+from support.played import MEMBERS_PAGES, OPERATORS_PAGES
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_keeps_every_rule_of_accessibility_in_every_look(operator, played, name):
-    operator.goto(played.address(name))
+# What members are shown of jobs and models is what operators are, and more.
+@pytest.mark.parametrize("name", [name for name in OPERATORS_PAGES if name not in ("job", "model")])
+def test_an_operators_page_keeps_every_rule_of_accessibility_in_every_look(operator, played, name):
+    operator.goto(played.address(OPERATORS_PAGES[name]))
     require_accessible(operator)
+
+
+@pytest.mark.parametrize("name", MEMBERS_PAGES)
+def test_a_members_page_keeps_every_rule_of_accessibility_in_every_look(coordinator, played, name):
+    coordinator.goto(played.address(MEMBERS_PAGES[name]))
+    require_accessible(coordinator)
 
 
 def test_so_does_the_sign_in_form_before_and_after_a_wrong_token(open_page, witness):
