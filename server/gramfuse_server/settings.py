@@ -65,7 +65,8 @@ class Settings(BaseSettings):
         description="after which bytes are deleted that were written and that nothing names; longer than any write",
     )
     project_quota_bytes: Annotated[int, Field(ge=0)] = Field(
-        default=limits.TIB, description="what one project's uploads and models may hold"
+        default=limits.TIB,
+        description="what one project's uploads and models may hold, unless it has a quota of its own",
     )
 
     direct_transfers: bool = Field(

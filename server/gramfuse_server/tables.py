@@ -192,7 +192,7 @@ class BlobRow(Row):
 
 
 class ProjectRow(Row):
-    """A collaboration. Its state is its base upload's."""
+    """A collaboration. Its state is its base upload's; without a quota of its own it has the settings'."""
 
     __tablename__ = "projects"
 
@@ -202,6 +202,7 @@ class ProjectRow(Row):
     base_manifest: Mapped[str] = mapped_column(Text)
     base_upload: Mapped[str] = mapped_column(ForeignKey("uploads.id"), unique=True)
     policy_version: Mapped[int]
+    quota_bytes: Mapped[int | None]
     created_at: Mapped[datetime]
 
 

@@ -243,6 +243,12 @@ def test_times_are_told_in_one_unit(ago, told):
     assert formats.since(now - timedelta(seconds=ago), now) == told
 
 
+def test_commands_within_messages_are_code_and_everything_is_escaped():
+    assert formats.coded("run `a <b>` & `c`, ok") == "run <code>a &lt;b&gt;</code> &amp; <code>c</code>, ok"
+    assert formats.coded("no ` end") == "no ` end"
+    assert formats.coded("<script>") == "&lt;script&gt;"
+
+
 def test_a_share_is_never_told_as_nothing_when_there_is_something():
     shares = [formats.share(part, 10_000) for part in (0, 1, 10, 1234, 10_000)]
     assert shares == ["0 %", "< 0.1 %", "0.1 %", "12.3 %", "100.0 %"]

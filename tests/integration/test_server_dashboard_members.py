@@ -151,6 +151,7 @@ def test_why_a_contribution_was_refused_is_told_to_its_own_organization_alone(me
         upload = session.get_one(UploadRow, row.upload)
         upload.state, upload.reason = "rejected", HOSTILE
     at = f"/dashboard/contributions/{PROJECT}/{own_contribution(merged, 'globex')}"
+    assert "It is rejected: &lt;script&gt;alert" in enter(merged, "globex").get("/dashboard/").text
     own = enter(merged, "globex").get(at)
     assert "&lt;script&gt;alert(&#39;ours&#39;)" in own.text
     assert "<script>alert" not in own.text

@@ -16,6 +16,7 @@ from gramfuse_server.operations import counts
 from gramfuse_server.operations.audit_search import SEARCH_PATTERN, AuditSearch
 from gramfuse_server.operations.merges import admin_models
 from gramfuse_server.operations.projects import admin_requests, contribution_documents, project_documents
+from gramfuse_server.operations.throughput import HOURS, MAX_HOURS, throughput
 from gramfuse_server.tables import (
     AuditRow,
     ContributionRow,
@@ -34,6 +35,7 @@ from gramfuse_shared.contract.operators import (
     AuditEntry,
     Overview,
     Storage,
+    Throughput,
     WorkerInfo,
 )
 from gramfuse_shared.identifiers import ProjectId
@@ -70,8 +72,7 @@ def list_projects(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[Adm
     """List all projects by id, with the bytes that they hold."""
     with reading(services.database) as session:
         rows, cursor = paginate(session, select(ProjectRow), page, by=[ProjectRow.id])
-        quota = services.settings.project_quota_bytes
-        documents = project_documents(session, rows, quota=quota, now=services.clock())
+        documents = project_documents(session, rows, settings=services.settings, now=services.clock())
         return Page(items=tuple(documents), next_cursor=cursor)
 
 
@@ -134,6 +135,15 @@ def storage(services: ServicesOf, _: OperatorOf) -> Storage:
     """What the blob store holds, by the database's account."""
     with reading(services.database) as session:
         return counts.storage(session)
+
+
+@router.get("/throughput", responses=declares())
+def read_throughput(
+    services: ServicesOf, _: OperatorOf, hours: Annotated[int, Query(ge=1, le=MAX_HOURS)] = HOURS
+) -> Throughput:
+    """Merges and bytes of each of the last hours."""
+    with reading(services.database) as session:
+        return throughput(session, services.clock(), hours)
 
 
 @router.get("/audit-log", responses=declares())

@@ -2,20 +2,31 @@
 
 from fastapi import APIRouter
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from gramfuse_server.api.context import ContributionPath, JobPath, OperatorOf, ProjectPath, ServicesOf, declares
+from gramfuse_server.api.context import (
+    ContributionPath,
+    JobPath,
+    OperatorOf,
+    ProjectPath,
+    Services,
+    ServicesOf,
+    declares,
+)
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.database import reading
+from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.contributions import find_contribution
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import diagnostics_document, find_job, find_model, log_entry
 from gramfuse_server.operations.merges import admin_models, find_card, job_with_attempts, with_card
 from gramfuse_server.operations.projects import contribution_documents, find_project, project_documents
-from gramfuse_server.tables import JobLogRow
+from gramfuse_server.operations.quotas import change_quota
+from gramfuse_server.tables import JobLogRow, ProjectRow
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import JobLogEntry, Page, PolicyVersion
-from gramfuse_shared.contract.operators import AdminContribution, AdminJob, AdminModel, AdminProject
+from gramfuse_shared.contract.operators import AdminContribution, AdminJob, AdminModel, AdminProject, QuotaChange
+from gramfuse_shared.errors import ConflictError
 
 router = APIRouter(prefix="/v1/admin/projects/{project}", tags=["operators"])
 
@@ -24,9 +35,15 @@ router = APIRouter(prefix="/v1/admin/projects/{project}", tags=["operators"])
 def get_project(project: ProjectPath, services: ServicesOf, _: OperatorOf) -> AdminProject:
     """A project: its participants, what each accepted by which identity key, its bytes and quota."""
     with reading(services.database) as session:
-        rows = [find_project(session, project)]
-        quota = services.settings.project_quota_bytes
-        return project_documents(session, rows, quota=quota, now=services.clock())[0]
+        return _document(session, services, find_project(session, project))
+
+
+@router.put("/quota", responses=declares(ConflictError))
+def put_quota(project: ProjectPath, body: QuotaChange, services: ServicesOf, caller: OperatorOf) -> AdminProject:
+    """Give a project a quota of its own, or the server's default again."""
+    with transaction(services.database) as session:
+        row = change_quota(session, caller, project, body, settings=services.settings, now=services.clock())
+        return _document(session, services, row)
 
 
 @router.get("/policy", responses=declares())
@@ -80,3 +97,8 @@ def get_model(project: ProjectPath, model: JobPath, services: ServicesOf, _: Ope
         (document,) = admin_models(session, [find_model(session, project, model)], services.clock())
         card = find_card(session, document)
     return with_card(document, card, services.blobs)
+
+
+def _document(session: Session, services: Services, row: ProjectRow) -> AdminProject:
+    (document,) = project_documents(session, [row], settings=services.settings, now=services.clock())
+    return document

@@ -1,7 +1,9 @@
-"""How pages write sizes, times and durations."""
+"""How pages write sizes, times, durations and messages."""
 
 from datetime import datetime, timedelta
 from typing import Final
+
+from markupsafe import Markup, escape
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _STEP: Final = 1000
@@ -64,3 +66,15 @@ def share(part: float, whole: float) -> str:
 def moment(at: datetime) -> str:
     """A time for people, in UTC."""
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def coded(message: str) -> Markup:
+    """A message as HTML, escaped, with what stands in `backticks` as code."""
+    parts = str(message).split("`")
+    last = len(parts) - 1
+    return Markup().join(
+        Markup("<code>{}</code>").format(part)
+        if place % 2 and place < last
+        else escape(f"`{part}" if place % 2 else part)
+        for place, part in enumerate(parts)
+    )

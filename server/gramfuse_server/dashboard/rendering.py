@@ -36,6 +36,7 @@ class Renderer:
             since=formats.since,
             until=formats.until,
             moment=formats.moment,
+            coded=formats.coded,
             fingerprint=fingerprint_of,
         )
         self._templates.globals["version"] = __version__

@@ -31,10 +31,10 @@ def create_upload(
         TooLargeError: a file has more bytes than parts can carry.
     """
     size = sum(file.bytes for file in files)
-    used = used_bytes(session, project)
-    if used + size > settings.project_quota_bytes:
-        msg = f"{project} holds {used} bytes and may hold {settings.project_quota_bytes}; {size} more do not fit"
-        raise QuotaExceededError(msg, used=used, quota=settings.project_quota_bytes, requested=size)
+    used, quota = used_bytes(session, project), quota_of(session.get(ProjectRow, project), settings)
+    if used + size > quota:
+        msg = f"{project} holds {used} bytes and may hold {quota}; {size} more do not fit"
+        raise QuotaExceededError(msg, used=used, quota=quota, requested=size)
     upload = UploadRow(
         id=secrets.token_hex(_ID_BYTES),
         kind=kind,
@@ -78,6 +78,12 @@ def part_length(file_bytes: int, preferred: int) -> int:
         msg = f"a file of {file_bytes} bytes cannot be uploaded; at most {most}. Save the model in smaller shards"
         raise TooLargeError(msg)
     return length
+
+
+def quota_of(project: ProjectRow | None, settings: Settings) -> int:
+    """What a project may hold: its own quota, else the settings', as one that is not there yet."""
+    own = None if project is None else project.quota_bytes
+    return settings.project_quota_bytes if own is None else own
 
 
 def used_bytes(session: Session, project: str) -> int:

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
-from gramfuse_server.intake.uploads import used_bytes
+from gramfuse_server.intake.uploads import quota_of, used_bytes
 from gramfuse_server.jobs import UNFINISHED, JobQueue
 from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import find_job
@@ -95,7 +95,7 @@ def _require_room(session: Session, project: ProjectRow, settings: Settings) -> 
     """Require that the models fit that unfinished jobs will make, this one's included; raises QuotaExceededError."""
     session.flush()
     size = session.get_one(UploadRow, project.base_upload).bytes
-    used, quota = used_bytes(session, project.id) - size, settings.project_quota_bytes
+    used, quota = used_bytes(session, project.id) - size, quota_of(project, settings)
     if used + size > quota:
         msg = f"{project.id} holds {used} bytes and may hold {quota}; a model of {size} does not fit. Delete another"
         raise QuotaExceededError(msg, used=used, quota=quota, requested=size)

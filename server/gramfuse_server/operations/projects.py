@@ -6,8 +6,9 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from gramfuse_server.intake import contributions, projects
-from gramfuse_server.intake.uploads import used_bytes_of
+from gramfuse_server.intake.uploads import quota_of, used_bytes_of
 from gramfuse_server.requests.documents import request_documents
+from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ContributionRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.operators import AdminAsked, AdminContribution, AdminProject, AdminRequest
 from gramfuse_shared.errors import NotFoundError
@@ -22,12 +23,19 @@ def find_project(session: Session, project: str) -> ProjectRow:
     return row
 
 
-def project_documents(session: Session, rows: Sequence[ProjectRow], *, quota: int, now: datetime) -> list[AdminProject]:
-    """Describe projects, each with the bytes that it holds."""
+def project_documents(
+    session: Session, rows: Sequence[ProjectRow], *, settings: Settings, now: datetime
+) -> list[AdminProject]:
+    """Describe projects, each with the bytes that it holds and may hold."""
     used = used_bytes_of(session, [row.id for row in rows])
     return [
-        AdminProject(**document.model_dump(), bytes=used[document.id], quota=quota)
-        for document in projects.project_documents(session, rows, now)
+        AdminProject(
+            **document.model_dump(),
+            bytes=used[row.id],
+            quota=quota_of(row, settings),
+            quota_is_default=row.quota_bytes is None,
+        )
+        for row, document in zip(rows, projects.project_documents(session, rows, now), strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Contribution, Job, JobError, JobState, Model, Project
+from gramfuse_shared.contract.manifest import Size
 from gramfuse_shared.contract.requests import AnswerState, AskedKind, RequestState
 from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId
 
@@ -30,10 +31,21 @@ class WorkerInfo(Document):
 
 
 class AdminProject(Project):
-    """A project with the bytes that it holds, of how many it may hold."""
+    """A project with the bytes that it holds, of how many it may hold, and whether that is the server's default."""
 
     bytes: int
     quota: int
+    quota_is_default: bool
+
+
+class QuotaChange(Document):
+    """Changes what a project may hold; null is the server's default.
+
+    Less than what it holds is refused unless `below_held`: then it keeps all of it, and nothing new is taken.
+    """
+
+    bytes: Size | None
+    below_held: bool = False
 
 
 class AdminContribution(Contribution):
@@ -107,6 +119,29 @@ class Overview(Document):
     models: int
     storage: Storage
     recent_failures: tuple[Job, ...]
+
+
+class HourOfWork(Document):
+    """What was done within an hour.
+
+    Attributes:
+        begins_at: the hour, in UTC.
+        merges, failures: attempts at jobs that succeeded, and that failed.
+        received_bytes: of uploads that were sealed: base models, contributions, answers.
+        published_bytes: of models.
+    """
+
+    begins_at: datetime
+    merges: int
+    failures: int
+    received_bytes: int
+    published_bytes: int
+
+
+class Throughput(Document):
+    """The last hours, the oldest first; the last one is not over."""
+
+    hours: tuple[HourOfWork, ...]
 
 
 class AuditEntry(Document):

@@ -28,6 +28,11 @@ class Membership:
         accepted = self.member.accepted_policy
         return accepted is not None and accepted.version == self.project.policy.version
 
+    @property
+    def refused(self) -> bool:
+        """Whether what it sent last came to nothing, and nothing of its counts."""
+        return self.contribution is not None and self.contribution.state in {"rejected", "expired"}
+
 
 def memberships(session: Session, organization: str, rows: Sequence[ProjectRow], now: datetime) -> list[Membership]:
     """Tell how an organization stands in projects that it takes part in."""

@@ -3,10 +3,11 @@
 from typing import Final
 
 from gramfuse_server.dashboard.audience import Audience, View
+from gramfuse_server.dashboard.operators import quotas
 from gramfuse_server.dashboard.operators.audit import read_audit
 from gramfuse_server.dashboard.operators.contributions import read_contribution
 from gramfuse_server.dashboard.operators.merges import read_job, read_model, send_receipt
-from gramfuse_server.dashboard.operators.overview import read_overview
+from gramfuse_server.dashboard.operators.overview import read_overview, send_throughput
 from gramfuse_server.dashboard.operators.projects import read_project, read_projects
 from gramfuse_server.dashboard.tokens import create_token, read_token, read_tokens, revoke_token
 
@@ -15,6 +16,7 @@ OPERATORS: Final = Audience(
         "/": View("operators/overview.html", read_overview),
         "/projects": View("operators/projects.html", read_projects),
         "/projects/{project}": View("operators/project.html", read_project),
+        "/projects/{project}/quota": View("operators/quota.html", quotas.read_quota),
         "/contributions/{project}/{contribution}": View("operators/contribution.html", read_contribution),
         "/jobs/{project}/{job}": View("job.html", read_job),
         "/models/{project}/{job}": View("model.html", read_model),
@@ -22,6 +24,10 @@ OPERATORS: Final = Audience(
         "/tokens": View("tokens.html", read_tokens),
         "/tokens/{token}/revoke": View("token_revoke.html", read_token),
     },
-    answers={"/models/{project}/{job}/receipt.json": send_receipt},
-    acts={"/tokens": create_token, "/tokens/{token}/revoke": revoke_token},
+    answers={"/models/{project}/{job}/receipt.json": send_receipt, "/throughput.json": send_throughput},
+    acts={
+        "/projects/{project}/quota": quotas.change,
+        "/tokens": create_token,
+        "/tokens/{token}/revoke": revoke_token,
+    },
 )

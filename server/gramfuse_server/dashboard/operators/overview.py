@@ -7,9 +7,11 @@ from typing import Any, Final
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from starlette.requests import Request
+from starlette.responses import Response
 
 from gramfuse_server.audit_log import entry_of
 from gramfuse_server.auth import Caller
+from gramfuse_server.dashboard.browser import NO_STORE
 from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import reading
 from gramfuse_server.heartbeats import is_alive
@@ -17,6 +19,7 @@ from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.operations import counts
 from gramfuse_server.operations.projects import contribution_documents, project_documents
+from gramfuse_server.operations.throughput import throughput
 from gramfuse_server.tables import AuditRow, ContributionRow, JobRow, ProjectRow, WorkerRow
 
 LIVE_JOBS: Final = 20
@@ -32,6 +35,13 @@ def read_overview(sources: Sources, _: Request, __: Caller) -> Mapping[str, Any]
     """Read the page's content."""
     with reading(sources.database) as session:
         return _read(session, sources)
+
+
+def send_throughput(sources: Sources, _: Request, __: Caller) -> Response:
+    """Answer what the chart is drawn from: the JSON of /v1/admin/throughput."""
+    with reading(sources.database) as session:
+        document = throughput(session, sources.clock())
+    return Response(document.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
 
 def _read(session: Session, sources: Sources) -> Mapping[str, Any]:
@@ -68,6 +78,7 @@ def _read(session: Session, sources: Sources) -> Mapping[str, Any]:
         "ended_jobs": job_documents(session, ended),
         "workers": counts.worker_documents(session, workers, now, settings.worker_lease),
         "contributions": contribution_documents(session, newest, now),
-        "projects": project_documents(session, projects, quota=settings.project_quota_bytes, now=now),
+        "projects": project_documents(session, projects, settings=settings, now=now),
         "audit": [entry_of(row) for row in audit],
+        "throughput": throughput(session, now),
     }

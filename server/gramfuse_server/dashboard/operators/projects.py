@@ -59,5 +59,4 @@ def read_project(sources: Sources, request: Request, _: Caller) -> Mapping[str, 
 
 
 def _documents(session: Session, sources: Sources, rows: list[ProjectRow]) -> list[Any]:
-    quota = sources.settings.project_quota_bytes
-    return list(project_documents(session, rows, quota=quota, now=sources.clock()))
+    return list(project_documents(session, rows, settings=sources.settings, now=sources.clock()))
