@@ -6,7 +6,7 @@ the digest of what they hold, so that writing one twice writes the same.
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,13 +17,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from gramfuse_shared import limits
-from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.errors import ConfigurationError, StorageFullError
 
 CHUNK_BYTES: Final = 4 * limits.MIB
 WHOLE_BYTES: Final = 64 * limits.MIB
 """A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
 _HARDLY: Final = timedelta(seconds=5)
+_FULL: Final = re.compile(r"\bkind: (StorageFull|\w*QuotaExceeded)\b")
 _UNFINISHED: Final = re.compile(r"#\d+$")
 
 
@@ -64,9 +65,14 @@ class Blobs:
         return isinstance(self.store, LocalStore)
 
     def put(self, key: str, content: bytes | bytearray | memoryview | Path) -> bool:
-        """Store bytes under a key that contains their digest; tell whether they are new there."""
+        """Store bytes under a key that contains their digest; tell whether they are new there.
+
+        Raises:
+            StorageFullError: there is no room; nothing of them is shown, or stays.
+        """
         try:
-            obstore.put(self.store, key, content, mode="create", use_multipart=False)
+            with _telling_full():
+                obstore.put(self.store, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
         return True
@@ -76,12 +82,16 @@ class Blobs:
 
         A large file travels in pieces, so that memory does not grow with it. Stores cannot make that create-only, but
         they show the key only when it is complete, and whoever else writes it writes the same bytes.
+
+        Raises:
+            StorageFullError: there is no room; nothing of it is shown, or stays.
         """
         if path.stat().st_size <= WHOLE_BYTES:
             return self.put(key, path)
         if self.size(key) is not None:
             return False
-        obstore.put(self.store, key, path, use_multipart=True, chunk_size=CHUNK_BYTES * 4)
+        with _telling_full():
+            obstore.put(self.store, key, path, use_multipart=True, chunk_size=CHUNK_BYTES * 4)
         return True
 
     def size(self, key: str) -> int | None:
@@ -170,6 +180,17 @@ class Blobs:
             msg = "the blob store returned other bytes than were written"
             raise OSError(msg)
         return written
+
+
+@contextmanager
+def _telling_full() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        if _FULL.search(str(error)) is None:
+            raise
+        msg = "the disk of the blob store is full; its operator has to make room, then try again"
+        raise StorageFullError(msg) from error
 
 
 def open_blobs(url: str, *, patient: bool = True) -> Blobs:

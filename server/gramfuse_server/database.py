@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -20,6 +21,23 @@ from gramfuse_shared.errors import ConfigurationError
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 POOL_CONNECTIONS: Final = 20
+IDLE_IN_TRANSACTION_SECONDS: Final = 10
+"""After which PostgreSQL ends a transaction whose process stands still, so that what it locked is free again."""
+_PARTITION_OPTIONS: Final[Mapping[str, str]] = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "5",
+    "tcp_user_timeout": "15000",
+}
+"""libpq's, unless the URL has its own: a server that went without a word is noticed in 15 s, not in 15 minutes."""
+
+_SQLITE_OUTAGES: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL"})
+_POSTGRESQL_OUTAGES: Final = ("08", "40", "53", "57")
+"""Classes of its codes: connection, rollback by a deadlock, resources, intervention by its operator."""
+_QUERY_CANCELLED: Final = "57014"
+_IDLE_IN_TRANSACTION: Final = "25P03"
+_DISK_FULL: Final = frozenset({"SQLITE_FULL", "53100"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +85,15 @@ def open_database(url: SecretStr, *, create: bool = False) -> Database:
     if parsed.get_backend_name() == "sqlite":
         _require_file(Path(parsed.database or "").absolute(), create=create)
         return Database(write=_sqlite_engine(parsed, "BEGIN IMMEDIATE"), read=_sqlite_engine(parsed, "BEGIN"))
-    engine = create_engine(parsed, pool_size=POOL_CONNECTIONS, max_overflow=POOL_CONNECTIONS, pool_pre_ping=True)
+    engine = create_engine(
+        parsed,
+        connect_args={name: value for name, value in _PARTITION_OPTIONS.items() if name not in parsed.query},
+        pool_size=POOL_CONNECTIONS,
+        max_overflow=POOL_CONNECTIONS,
+        pool_pre_ping=True,
+    )
+    event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "connect", _bound_idle_transactions)
     return Database(write=engine, read=engine)
 
 
@@ -83,6 +109,31 @@ def require_answer(database: Database) -> None:
         place, reason = database.read.url.render_as_string(hide_password=True), str(error.orig).strip()
         msg = f"the database {place} does not answer: {reason.partition(chr(10))[0]} (GRAMFUSE_DATABASE_URL)"
         raise ConfigurationError(msg) from error
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether the database is away, locked or full, so that the same work may succeed later."""
+    if isinstance(error, NoConnectionError):  # no connection became free
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = _code(error)
+    if error.connection_invalidated or code == _IDLE_IN_TRANSACTION:
+        return True
+    if code is None:  # PostgreSQL's errors have one; without it nobody answered
+        return isinstance(error, OperationalError)
+    return code in _SQLITE_OUTAGES or (code.startswith(_POSTGRESQL_OUTAGES) and code != _QUERY_CANCELLED)
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether the database's disk is full."""
+    return isinstance(error, DBAPIError) and _code(error) in _DISK_FULL
+
+
+def _code(error: DBAPIError) -> str | None:
+    """SQLite's name of the error, without what comes behind the first two words, or PostgreSQL's code."""
+    name: str | None = getattr(error.orig, "sqlite_errorname", None)
+    return getattr(error.orig, "sqlstate", None) if name is None else "_".join(name.split("_")[:2])
 
 
 @contextmanager
@@ -148,6 +199,28 @@ def _require_file(path: Path, *, create: bool) -> None:
             "the folder GRAMFUSE_SERVER_HOME, else .gramfuse-server in the folder that the command runs in"
         )
         raise ConfigurationError(msg)
+
+
+def _connect(dialect: Dialect, _: ConnectionPoolEntry, arguments: list[Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - psycopg's own connection
+    """Connect as the dialect does; say of every failure by its code that it is one of connecting.
+
+    psycopg gives none where nobody listens, or where a name is unknown, as while a container restarts. DBOS repeats
+    what failed by a code that says connection, and gives a workflow up otherwise.
+    """
+    import psycopg  # noqa: PLC0415 - for PostgreSQL alone
+
+    try:
+        return dialect.connect(*arguments, **options)
+    except psycopg.OperationalError as error:
+        if error.sqlstate is not None:
+            raise
+        raise psycopg.errors.SqlclientUnableToEstablishSqlconnection(str(error)) from error
+
+
+def _bound_idle_transactions(connection: Any, _: ConnectionPoolEntry) -> None:  # noqa: ANN401 - psycopg's own connection
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECONDS}s'")
+    connection.commit()  # the pool rolls back what is not
 
 
 def _sqlite_engine(url: URL, begin: str) -> Engine:

@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from gramfuse_server.tables import WorkerRow
+
+PAUSE: Final = timedelta(seconds=2)
+"""Looks that are further apart than this, and than half a lease, have missed something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,14 @@ def last_beats(session: Session, workers: Iterable[str]) -> dict[str, datetime |
 
 @dataclass(slots=True)
 class Watch:
-    """Finds dead workers without comparing clocks of two machines: a heartbeat must change within the lease."""
+    """Finds dead workers without comparing clocks of two machines: a heartbeat must change within the lease.
+
+    Whoever looks may itself have stood still, or had no database, and then everybody's heartbeat stood still for it:
+    after such a pause all have their lease again. So a database that comes back finds no worker dead.
+    """
 
     lease: timedelta
+    _looked: float | None = None
     _seen: dict[str, tuple[datetime, float]] = field(default_factory=dict)
 
     def dead(self, beats: Mapping[str, datetime | None], monotonic: float) -> list[str]:
@@ -74,6 +83,9 @@ class Watch:
             monotonic: the observer's own clock, in seconds.
         """
         dead = []
+        if self._looked is not None and monotonic - self._looked > max(self.lease / 2, PAUSE).total_seconds():
+            self._seen = {}
+        self._looked = monotonic
         for worker, at in sorted(beats.items()):
             if at is None:
                 dead.append(worker)

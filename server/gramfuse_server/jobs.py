@@ -6,17 +6,20 @@ DBOS stores is portable JSON, never pickle.
 """
 
 import logging
+import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
-from sqlalchemy import func, inspect, select
+from sqlalchemy import TableClause, column, func, inspect, select, table, update
 from sqlalchemy.orm import Session
 
 from gramfuse_server.database import Database, database_url
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import AttemptRow, JobContributionRow, JobLogRow, JobRow, UploadRow
 from gramfuse_server.tracing import present_context
+from gramfuse_shared.contract.operators import Priority
 
 APPLICATION_NAME: Final = "gramfuse"
 APPLICATION_VERSION: Final = "1"
@@ -31,11 +34,15 @@ INSPECT: Final = "inspect"
 MERGE: Final = "merge"
 MERGE_SHARD: Final = "merge_shard"
 
+PLACES: Final[Mapping[Priority, int]] = {"high": 1, "normal": 2, "low": 3}
+"""In a queue the lowest place goes first, and in one place who came first."""
+
 POLLING_SECONDS: Final = 0.1
 MAX_RECOVERY_ATTEMPTS: Final = 3
 UNFINISHED: Final = ("queued", "running")
 
 _SCHEMA: Final = "dbos"
+_SAID_AGAIN_SECONDS: Final = 10.0
 
 
 class JobQueue:
@@ -61,10 +68,10 @@ class JobQueue:
         """
         self._enqueue(session, INSPECTIONS, INSPECT, inspection_workflow(upload.id), upload.id)
 
-    def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int) -> str:
+    def enqueue_merge(self, session: Session, *, project: str, job: str, attempt: int, priority: Priority) -> str:
         """Have an attempt at a job carried out; return its workflow's id, which the attempt's row keeps."""
-        workflow = f"{MERGE}:{project}:{job}:{attempt}"
-        self._enqueue(session, MERGES, MERGE, workflow, project, job, attempt)
+        workflow = merge_workflow(project, job, attempt)
+        self._enqueue(session, MERGES, MERGE, workflow, project, job, attempt, place=PLACES[priority])
         return workflow
 
     def cancel(self, session: Session, *, project: str, job: str, now: datetime, reason: str) -> bool:
@@ -109,12 +116,21 @@ class JobQueue:
             self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         return [workflow.workflow_id for workflow in pending]
 
-    def _enqueue(self, session: Session, queue: str, workflow: str, workflow_id: str, *arguments: str | int) -> None:
+    def _enqueue(
+        self,
+        session: Session,
+        queue: str,
+        workflow: str,
+        workflow_id: str,
+        *arguments: str | int,
+        place: int = PLACES["normal"],
+    ) -> None:
         options: EnqueueOptions = {
             "queue_name": queue,
             "workflow_name": workflow,
             "workflow_id": workflow_id,
             "app_version": APPLICATION_VERSION,
+            "priority": place,
         }
         if self.traced:
             options["otel_context"] = present_context()
@@ -124,6 +140,44 @@ class JobQueue:
 def inspection_workflow(upload: str) -> str:
     """Return the id of the workflow that inspects an upload."""
     return f"{INSPECT}:{upload}"
+
+
+def merge_workflow(project: str, job: str, attempt: int) -> str:
+    """Return the id of the workflow that carries an attempt out."""
+    return f"{MERGE}:{project}:{job}:{attempt}"
+
+
+def shard_workflow(project: str, job: str, attempt: int, task: int) -> str:
+    """Return the id of the workflow that computes a task."""
+    return f"{MERGE_SHARD}:{project}:{job}:{attempt}:{task}"
+
+
+def prioritize(session: Session, *, project: str, job: str, attempt: int, priority: Priority) -> None:
+    """Give an attempt's workflows, those of its tasks included, another place in their queues.
+
+    DBOS takes a priority when a workflow is enqueued, and has no word for another one later.
+    """
+    workflows = _workflows(session)
+    shards = f"{MERGE_SHARD}:{project}:{job}:{attempt}:"
+    session.execute(
+        update(workflows)
+        .where(
+            (workflows.c.workflow_uuid == merge_workflow(project, job, attempt))
+            | workflows.c.workflow_uuid.startswith(shards, autoescape=True),
+            workflows.c.status.in_(("ENQUEUED", "PENDING")),
+        )
+        .values(priority=PLACES[priority])
+    )
+
+
+def executor_of(session: Session, workflow: str) -> str | None:
+    """Return the worker that claimed a workflow last; None of one that is not known, or that nobody has claimed.
+
+    Who asks for a row that every executor has to lock, and holds it, hears of every claim whose executor had it before.
+    """
+    workflows = _workflows(session)
+    found: str | None = session.scalar(select(workflows.c.executor_id).where(workflows.c.workflow_uuid == workflow))
+    return found
 
 
 def write_log(session: Session, job: JobRow, now: datetime, message: str) -> None:
@@ -152,15 +206,18 @@ def is_migrated(database: Database) -> bool:
         return inspect(connection).has_table("workflow_status", schema=schema)
 
 
-def worker_configuration(settings: Settings, executor: str, *, traced: bool = False) -> DBOSConfig:
+def worker_configuration(settings: Settings, database: Database, executor: str, *, traced: bool = False) -> DBOSConfig:
     """Return how a worker runs DBOS; `executor` names the worker, and stands on every workflow that it claims.
 
-    If it is traced, workflows and steps are spans of the provider that `start_tracing` has set.
+    On PostgreSQL it uses our engine, which knows what to do about a server that is away. On SQLite ours would take
+    the lock of writers for each of its looks. If it is traced, workflows and steps are spans of the provider that
+    `start_tracing` has set.
     """
     _quiet()
     return DBOSConfig(
         name=APPLICATION_NAME,
         system_database_url=_url(settings),
+        system_database_engine=None if database.write.dialect.name == "sqlite" else database.write,
         dbos_system_schema=_SCHEMA,
         application_version=APPLICATION_VERSION,
         executor_id=executor,
@@ -170,6 +227,12 @@ def worker_configuration(settings: Settings, executor: str, *, traced: bool = Fa
         enable_otlp=traced,
         otel_attribute_format="semconv",
     )
+
+
+def _workflows(session: Session) -> TableClause:
+    """DBOS' own table of workflows, as far as it is used here."""
+    schema = None if session.get_bind().dialect.name == "sqlite" else _SCHEMA
+    return table("workflow_status", *map(column, ("workflow_uuid", "status", "executor_id", "priority")), schema=schema)
 
 
 def _url(settings: Settings) -> str:
@@ -185,3 +248,22 @@ def _quiet() -> None:
     logger.setLevel(logging.WARNING)
     if not logger.handlers:  # it adds its own only where there is none, and then passes nothing on
         logger.addHandler(logging.NullHandler())
+        logger.addFilter(_OnceInAWhile())
+
+
+class _OnceInAWhile(logging.Filter):
+    """Lets what is said again and again through every ten seconds: pollers of a database that is away say it often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether to say it."""
+        if record.levelno < logging.WARNING or record.threadName is None or "queue" not in record.threadName:
+            return True
+        said, now = record.getMessage().partition(":")[0], time.monotonic()
+        if now - self._last.get(said, -_SAID_AGAIN_SECONDS) < _SAID_AGAIN_SECONDS:
+            return False
+        self._last[said] = now
+        return True

@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         default=timedelta(minutes=10), description="within which a transfer by a signed URL must have begun"
     )
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where a worker computes")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = Field(
+        default="auto", description="where a worker computes: auto, cpu, cuda, or cuda:N, one worker for each"
+    )
     scratch: Path = Field(default=Path(), description="a worker's local folder for what is not finished")
     shard_bytes: Annotated[int, Field(ge=1)] = Field(
         default=2 * limits.GIB, description="bytes of a merged model's files, each the work of one task"

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
-from dbos import DBOS
+from dbos import DBOS, WorkflowStatus
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
@@ -20,13 +20,14 @@ from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.heartbeats import Watch, last_beats
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.uploads import expire_uploads
-from gramfuse_server.jobs import APPLICATION_VERSION, MERGE_SHARD, UNFINISHED, inspection_workflow
+from gramfuse_server.jobs import APPLICATION_VERSION, UNFINISHED, inspection_workflow, shard_workflow
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.requests.kept_words import forget_abandoned_words
 from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
 from gramfuse_server.tables import AttemptRow, TaskRow, UploadRow
+from gramfuse_server.underway import Underway
 from gramfuse_shared import limits
 from gramfuse_shared.errors import GramfuseError
 
@@ -49,14 +50,16 @@ class Supervisor:
     watch: Watch
     clock: Clock
     metrics: WorkMetrics = field(default_factory=WorkMetrics)
+    underway: Underway = field(default_factory=Underway)
     monotonic: Callable[[], float] = time.monotonic
     blob_grace: timedelta = limits.BLOB_GRACE
 
     def take_over(self) -> list[str]:
-        """Free the pending workflows of dead workers; return these workers."""
+        """Free the pending workflows of dead workers, and lost ones of this worker; return the dead."""
         pending = DBOS.list_workflows(
             status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
         )
+        self._put_back(pending)
         others = {workflow.executor_id for workflow in pending if workflow.executor_id} - {self.worker}
         if not others:
             return []
@@ -70,6 +73,16 @@ class Supervisor:
             self.metrics.took_over(len(dead))
             _log.warning("took over", dead=dead, workflows=len(pending))
         return dead
+
+    def _put_back(self, pending: Sequence[WorkflowStatus]) -> None:
+        """Queue this worker's workflows again that no thread carries out: their end could not be noted."""
+        mine = {
+            workflow.workflow_id: workflow.queue_name for workflow in pending if workflow.executor_id == self.worker
+        }
+        for workflow in self.underway.lost(mine, self.monotonic()):
+            # safe while a thread still tries to note the end: its note counts only while the workflow is its own
+            DBOS.resume_workflow(workflow, queue_name=mine[workflow])
+            _log.warning("queued again", workflow=workflow)
 
     def end_abandoned(self) -> None:
         """End attempts and inspections whose workflows have ended without ending them."""
@@ -125,7 +138,7 @@ def _key(attempt: AttemptRow) -> tuple[str, str, int]:
 
 
 def _shard(task: TaskRow) -> str:
-    return f"{MERGE_SHARD}:{task.project}:{task.job}:{task.attempt}:{task.number}"
+    return shard_workflow(task.project, task.job, task.attempt, task.number)
 
 
 def _unfinished_tasks(session: Session, of: ColumnElement[bool]) -> dict[tuple[str, str, int], list[TaskRow]]:

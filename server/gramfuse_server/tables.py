@@ -285,6 +285,7 @@ class JobRow(Row):
     __tablename__ = "jobs"
     __table_args__ = (
         _one_of("state", "queued", "running", "succeeded", "failed", "cancelled"),
+        _one_of("priority", "high", "normal", "low"),
         ForeignKeyConstraint(["project", "policy_version"], ["policies.project", "policies.version"]),
     )
 
@@ -295,6 +296,7 @@ class JobRow(Row):
     policy_version: Mapped[int]
     state: Mapped[str] = mapped_column(index=True)
     stage: Mapped[str]
+    priority: Mapped[str] = mapped_column(default="normal", server_default="normal")
     attempt: Mapped[int]
     done_tasks: Mapped[int] = mapped_column(default=0)
     total_tasks: Mapped[int] = mapped_column(default=0)

@@ -17,7 +17,7 @@ from dbos import DBOS
 from gramfuse_server import heartbeats, schema
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import open_database, transaction
+from gramfuse_server.database import is_outage, open_database, require_answer, transaction
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.subjects import Manifest
 from gramfuse_server.jobs import (
@@ -28,17 +28,20 @@ from gramfuse_server.jobs import (
     POLLING_SECONDS,
     SHARDS,
     JobQueue,
+    inspection_workflow,
     worker_configuration,
 )
 from gramfuse_server.merging import workflows
 from gramfuse_server.merging.merger import Merger
 from gramfuse_server.metrics.serving import new_registry, serving_metrics
 from gramfuse_server.metrics.work import WorkMetrics
+from gramfuse_server.patience import Patience
 from gramfuse_server.receipt_key import load_key
 from gramfuse_server.scratch import own_folder
 from gramfuse_server.settings import Settings
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tracing import start_tracing
+from gramfuse_server.underway import Underway
 from gramfuse_shared.contract.fisher_file import parse_fisher_metadata
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.requests import Answer
@@ -51,8 +54,8 @@ from gramfuse_shared.merging.scales import load_scales
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 from gramfuse_shared.version import __version__
 
-MERGES_AT_ONCE: Final = 8
-"""Merges only wait for their shards, so several may wait on one worker."""
+MERGES_AT_ONCE: Final = 64
+"""Merges only wait for their shards. So many may wait on one worker that an urgent one does not wait to be planned."""
 SHARDS_AT_ONCE: Final = 1
 """A shard takes the whole device."""
 INSPECTIONS_AT_ONCE: Final = 1
@@ -92,7 +95,10 @@ class Worker:
         self._stopping = stopping
         self._ended = threading.Event()
         self._database = open_database(settings.database_url)
+        require_answer(self._database)
         schema.require_current(self._database)
+        patience = Patience(stopping)
+        self._underway = Underway()
         blobs = open_blobs(settings.blobs)
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
@@ -107,9 +113,10 @@ class Worker:
             device=settings.device,
             clock=clock,
             metrics=self._metrics,
+            patience=patience,
         )
         self._inspector = Inspector(
-            self._database, blobs, scratch, partial(check_numbers, device=self._device), clock, self._metrics
+            self._database, blobs, scratch, partial(check_numbers, device=self._device), clock, self._metrics, patience
         )
         self._supervisor = Supervisor(
             database=self._database,
@@ -119,6 +126,7 @@ class Worker:
             watch=heartbeats.Watch(settings.worker_lease),
             clock=clock,
             metrics=self._metrics,
+            underway=self._underway,
             blob_grace=settings.blob_grace,
         )
 
@@ -132,9 +140,15 @@ class Worker:
         host = describe_host(self._device)
         with transaction(self._database) as session:
             heartbeats.enter(session, self.name, host, self._clock())
-        DBOS(config=worker_configuration(settings, self.name, traced=self._traced))
-        workflows.register(self._merger, shard_bytes=settings.shard_bytes, stopping=self._stopping, traced=self._traced)
-        _register_inspection(self._inspector, worker=self.name)
+        DBOS(config=worker_configuration(settings, self._database, self.name, traced=self._traced))
+        workflows.register(
+            self._merger,
+            shard_bytes=settings.shard_bytes,
+            stopping=self._stopping,
+            underway=self._underway,
+            traced=self._traced,
+        )
+        _register_inspection(self._inspector, self._underway, worker=self.name)
         DBOS.launch()
         for queue, at_once in (
             (INSPECTIONS, INSPECTIONS_AT_ONCE),
@@ -181,9 +195,9 @@ class Worker:
             while not until.wait(seconds):
                 try:
                     duty()
-                except Exception:  # noqa: BLE001 - the border of a duty, see below
+                except Exception as error:  # noqa: BLE001 - the border of a duty, see below
                     # the border of a duty: the database may be away for a while, the next round tries again
-                    _log.exception("a duty failed", duty=name)
+                    _log.error("a duty failed", duty=name, error=type(error).__name__, exc_info=not is_outage(error))
                     self._metrics.duty_ended(name, well=False)
                 else:
                     self._metrics.duty_ended(name, well=True)
@@ -231,7 +245,7 @@ def describe_host(device: torch.device) -> heartbeats.Host:
     """Say where this worker computes, and how much memory there is."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        described, memory = f"cuda ({properties.name})", properties.total_memory
+        described, memory = f"{device} ({properties.name})", properties.total_memory
     else:
         threads = torch.get_num_threads()
         described = f"cpu ({threads} thread{'' if threads == 1 else 's'})"
@@ -239,11 +253,12 @@ def describe_host(device: torch.device) -> heartbeats.Host:
     return heartbeats.Host(name=socket.gethostname(), device=described, memory_bytes=memory, version=__version__)
 
 
-def _register_inspection(inspector: Inspector, *, worker: str) -> None:
+def _register_inspection(inspector: Inspector, underway: Underway, *, worker: str) -> None:
     @DBOS.workflow(name=INSPECT, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
     def inspect(upload: str) -> None:
         # tried again, because what fails here and is not the upload's fault is the store or the database
-        with structlog.contextvars.bound_contextvars(worker=worker, upload=upload):
+        told = structlog.contextvars.bound_contextvars(worker=worker, upload=upload)
+        with told, underway.carrying_out(inspection_workflow(upload)):
             DBOS.run_step(
                 {"name": "inspect", "retries_allowed": True, "max_attempts": INSPECTION_TRIES},
                 lambda: inspector.inspect(upload),

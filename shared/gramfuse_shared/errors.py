@@ -187,6 +187,14 @@ class QuotaExceededError(GramfuseError):
     title = "The quota is used up"
 
 
+class StorageFullError(GramfuseError):
+    """The server's disk is full. What was sent so far stays; sending goes on once its operator has made room."""
+
+    code = "storage-full"
+    status = 507
+    title = "The server has no room left"
+
+
 # --- policy ----------------------------------------------------------------------------------------------------
 
 

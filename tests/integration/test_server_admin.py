@@ -107,3 +107,21 @@ def test_the_audit_log_tells_of_submission_and_publication(world, worker):
     assert entries[0]["token"] is None
     assert entries[1]["organization"] == "acme"
     assert entries[0]["previous"] == entries[1]["digest"]
+
+
+def test_operators_alone_let_a_job_go_before_others_and_members_read_it_in_its_log(world, worker):
+    submit(world, "first")
+    path = f"/v1/admin/projects/{PROJECT}/jobs/first"
+    assert world.operator.get(path).json()["priority"] == "normal"
+    problem(world.coordinator("acme").put(f"{path}/priority", json={"priority": "high"}), 403, "role-required")
+    problem(world.operator.put(f"{path}/priority", json={"priority": "urgent"}), 422, "request-malformed")
+    problem(world.operator.put(f"{path[:-5]}other/priority", json={"priority": "high"}), 404, "not-found")
+    for _ in range(2):
+        answer = world.operator.put(f"{path}/priority", json={"priority": "high"})
+        assert (answer.status_code, answer.json()["priority"]) == (200, "high")
+    log = world.coordinator("acme").get(f"/v1/projects/{PROJECT}/jobs/first/log").json()["items"]
+    assert [line["message"] for line in log][1:] == ["priority: high, set by an operator"]
+    entry = world.operator.get("/v1/admin/audit-log?action=job.prioritize").json()["items"]
+    assert [(row["subject"], row["details"]) for row in entry] == [(f"{PROJECT}/first", {"priority": "high"})]
+    worker.run(PROJECT, "first")
+    problem(world.operator.put(f"{path}/priority", json={"priority": "low"}), 409, "wrong-state")

@@ -1,5 +1,6 @@
 """Workers as processes: from sealed uploads to a published model, killed and taken over, drained."""
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from dbos import DBOS
 
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.heartbeats import Host, Watch, enter, leave
-from gramfuse_server.jobs import worker_configuration
+from gramfuse_server.jobs import shard_workflow, worker_configuration
 from gramfuse_server.supervision import Supervisor
-from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, WorkerRow
+from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, UploadRow, WorkerRow
+from gramfuse_shared.errors import FileUnreadableError
 from support.collecting import collector
 from support.log_lines import parsed
 from support.scraping import free_port, scrape
-from support.worker_world import MEMBERS, contribute, wait_for, worker_process
+from support.worker_world import MEMBERS, InProcessWorker, contribute, wait_for, worker_process
 
 PROJECT = "acme.tweets"
 JOB = f"/v1/projects/{PROJECT}/jobs/first"
@@ -42,8 +44,9 @@ def sealed(world):
         contribute(world, project, member, seed)
 
 
-def submit(world):
-    answer = world.coordinator("acme").put(JOB, json={"recipe": {"merge_method": "regmean"}})
+def submit(world, job="first"):
+    path = f"/v1/projects/{PROJECT}/jobs/{job}"
+    answer = world.coordinator("acme").put(path, json={"recipe": {"merge_method": "regmean"}})
     assert answer.status_code == 201, answer.text
 
 
@@ -64,11 +67,11 @@ def workers_alive(world):
     return sum(row.stopped_at is None for row in rows(world, WorkerRow))
 
 
-def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard(ready, ready_settings, tmp_path):
+def test_a_killed_workers_merge_is_finished_by_another_whose_clock_is_two_hours_off(ready, ready_settings, tmp_path):
     world, _ = ready
     with (
-        worker_process(ready_settings, tmp_path / "a.log") as first,
-        worker_process(ready_settings, tmp_path / "b.log") as second,
+        worker_process(ready_settings, tmp_path / "a.log", skew_hours=1) as first,
+        worker_process(ready_settings, tmp_path / "b.log", skew_hours=-1) as second,
     ):
         wait_for(lambda: workers_alive(world) == 2, what="two workers")
         submit(world)
@@ -89,6 +92,15 @@ def test_a_killed_workers_merge_is_finished_by_another_without_repeating_a_shard
         number: (1, worker) for number, worker in before.items()
     }
     assert len(rows(world, ModelRow)) == 1
+    # sweeps by clocks that are off took nothing that was in use, and nobody who lived was taken for dead
+    assert {upload.state for upload in rows(world, UploadRow)} == {"accepted"}
+    assert [row.deleted_at for row in rows(world, UploadRow)] == [None] * 4
+    assert not any(
+        f"dead=['{row.id}']" in (tmp_path / f"{log}.log").read_text()
+        for row in rows(world, WorkerRow)
+        if row.id != victim.id
+        for log in "ab"
+    )
     with reading(world.services.database) as session:
         table = workflow_table(session)
         assert set(session.scalars(sqlalchemy.select(table.c.serialization))) == {"portable_json"}  # never pickle
@@ -114,6 +126,9 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
     (row,) = rows(world, WorkerRow)
     lines = parsed((tmp_path / "a.log").read_text())
     shards = [line for line in lines if line["event"] == "task finished"]
+    sizes = {task.number: task.input_bytes for task in rows(world, TaskRow)}
+    longest = sorted(sizes, key=lambda number: (-sizes[number], number))
+    assert [line["task"] for line in shards] == longest[: len(shards)] != sorted(sizes)[: len(shards)]
     assert {(line["worker"], line["project"], line["job"], line["attempt"]) for line in shards} == {
         (row.id, PROJECT, "first", 1)
     }
@@ -128,23 +143,41 @@ def test_a_worker_accepts_uploads_drains_on_sigterm_and_its_merge_goes_on_at_onc
     assert row.device.startswith("cpu")
     assert len(finished(world)) < len(rows(world, TaskRow))
     assert job_state(world) == "running"
-    with worker_process(settings, tmp_path / "b.log", GRAMFUSE_WORKER_LEASE="PT60S"):
+    # tasks of a later job that became urgent go before those that have waited for longer
+    left = [task for task in rows(world, TaskRow) if task.state != "succeeded"]
+    urgent = queue_tasks(world, settings, "urgent")
+    priority = f"/v1/admin/projects/{PROJECT}/jobs/urgent/priority"
+    assert world.operator.put(priority, json={"priority": "high"}).status_code == 200
+    with worker_process(settings, tmp_path / "b.log", GRAMFUSE_WORKER_LEASE="PT60S", **observed):
         wait_for(lambda: job_state(world) == "succeeded", what="the end")
     assert {task.executions for task in rows(world, TaskRow)} == {1}
+    ended = [line["job"] for line in parsed((tmp_path / "b.log").read_text()) if line["event"] == "task finished"]
+    assert ended == ["urgent"] * urgent + ["first"] * len(left)
 
 
-def put_in_queue(session, workflow):
-    """Note a workflow that waits for a worker."""
+def queue_tasks(world, settings, job):
+    """Submit a job, plan it and queue its tasks, as a worker would that ends then; return how many they are."""
+    submit(world, job)
+    worker = InProcessWorker(world, settings)
+    count = worker.merger.plan(worker.attempt(PROJECT, job), shard_bytes=settings.shard_bytes)
+    with transaction(world.services.database) as session:
+        for task in range(count):
+            workflow, cut = shard_workflow(PROJECT, job, 1, task), settings.shard_bytes
+            world.services.jobs._enqueue(session, "shards", "merge_shard", workflow, PROJECT, job, 1, task, cut)
+    return count
+
+
+def put_in_queue(session, workflow, **columns):
+    """Note a workflow that waits for a worker, or what else the columns say."""
     table = workflow_table(session)
-    columns = {"workflow_uuid": workflow, "status": "ENQUEUED"}
-    session.execute(sqlalchemy.insert(table).values(columns))
+    session.execute(sqlalchemy.insert(table).values({"workflow_uuid": workflow, "status": "ENQUEUED"} | columns))
 
 
 @pytest.fixture
 def supervisor(ready, ready_settings):
     """A worker's duties over the ready server, with DBOS in this process."""
     world, worker = ready
-    DBOS(config=worker_configuration(ready_settings, "in-process"))
+    DBOS(config=worker_configuration(ready_settings, world.services.database, "in-process"))
     DBOS.launch()
     yield Supervisor(
         database=world.services.database,
@@ -234,6 +267,42 @@ def test_an_upload_that_every_worker_gave_up_is_rejected(ready, supervisor):
     items = world.participant("acme").get(f"/v1/projects/{PROJECT}/contributions").json()["items"]
     assert {item["id"]: item["state"] for item in items}[contribution.id] == "rejected"
     assert sorted(item["state"] for item in items) == ["accepted", "accepted", "accepted", "rejected"]
+
+
+def test_a_worker_that_stood_still_behind_its_claim_leaves_the_task_to_who_claimed_it_since(ready):
+    world, worker = ready
+    submit(world)
+    attempt = worker.attempt(PROJECT, "first")
+    worker.merger.plan(attempt, shard_bytes=1)
+    with transaction(world.services.database) as session:
+        put_in_queue(session, f"merge_shard:{PROJECT}:first:1:0", status="PENDING", executor_id="another")
+        put_in_queue(session, f"merge_shard:{PROJECT}:first:1:1", status="PENDING", executor_id="in-process")
+    for task in (0, 1):
+        worker.merger.execute(attempt, task, shard_bytes=1)
+    found = {task.number: (task.state, task.executions) for task in rows(world, TaskRow)}
+    assert (found[0], found[1]) == (("queued", 0), ("succeeded", 1))
+    # nor do its troubles with it count
+    worker.merger.fail(attempt, FileUnreadableError("the store is gone"), task=0)
+    assert job_state(world) == "running"
+
+
+def test_a_workers_own_workflow_that_no_thread_carries_out_is_queued_again(ready, supervisor):
+    world, _ = ready
+    submit(world)
+    present = [0.0]
+    watching = dataclasses.replace(supervisor, monotonic=lambda: present[0])
+    with transaction(world.services.database) as session:
+        table = workflow_table(session)
+        mine = table.c.workflow_uuid == f"merge:{PROJECT}:first:1"
+        changes = {"status": "PENDING", "executor_id": "in-process"}
+        assert session.execute(sqlalchemy.update(table).where(mine).values(changes)).rowcount == 1
+    states = []
+    for second in (0.0, 5.0, 10.0):
+        present[0] = second
+        watching.take_over()
+        (found,) = DBOS.list_workflows(workflow_ids=[f"merge:{PROJECT}:first:1"])
+        states.append((found.status, found.queue_name))
+    assert states == [("PENDING", "merges"), ("PENDING", "merges"), ("ENQUEUED", "merges")]
 
 
 def test_only_workflows_of_dead_workers_are_taken_over(ready, supervisor):

@@ -160,9 +160,9 @@ class Deployment:
 
         wait_until(answers, seconds=START_SECONDS, what="the API's start")
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker; it announces itself when it is ready."""
-        worker = self._start("worker")
+    def start_worker(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Start a worker, with settings of its own if need be; it announces itself when it is ready."""
+        worker = self._start("worker", **{f"GRAMFUSE_{name.upper()}": value for name, value in settings.items()})
         self.workers.append(worker)
         return worker
 
@@ -208,11 +208,11 @@ class Deployment:
                 kill(process)
             guard.forget(process.pid)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*self.launcher, "gramfuse-server", *arguments],
-                cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=self.folder, env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         guard.watch(process.pid)
         return process

@@ -106,9 +106,26 @@ class InProcessWorker:
         assert self.merger.publish(attempt, shard_bytes=self.shard_bytes)
 
 
+SKEWED = """
+import signal, threading
+from datetime import timedelta
+from gramfuse_server.clock import system_clock
+from gramfuse_server.logs import configure_logs
+from gramfuse_server.settings import load_settings
+from gramfuse_server.worker import Worker
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+settings = load_settings()
+configure_logs(settings)
+Worker(settings, stopping, clock=lambda: system_clock() + timedelta(hours={hours})).run()
+"""
+
+
 @contextmanager
-def worker_process(settings: Settings, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker as `gramfuse-server worker` runs it; killed at the end if it still lives."""
+def worker_process(
+    settings: Settings, log: Path, *, skew_hours: int = 0, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker as `gramfuse-server worker` runs it, or one whose clock is off; killed at the end if it still lives."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GRAMFUSE_")}
     variables |= {
         "GRAMFUSE_SERVER_HOME": str(settings.server_home),
@@ -120,7 +137,8 @@ def worker_process(settings: Settings, log: Path, **environment: str) -> Iterato
         "GRAMFUSE_SWEEP_INTERVAL": "PT1S",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", "from gramfuse_server.cli import run; run()", "worker"]
+    plain = "from gramfuse_server.cli import run; run()"
+    command = [sys.executable, "-c", SKEWED.format(hours=skew_hours) if skew_hours else plain, "worker"]
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=variables | environment, stdout=output, stderr=output)
         try:

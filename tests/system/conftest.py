@@ -7,7 +7,7 @@ import pytest
 
 from gramfuse_shared.limits import MIB
 from support.deployment import Deployment, deployed
-from support.postgres import postgres
+from support.postgres import Postgres, postgres
 from support.scheduling import DATABASES, ByDatabase
 
 # A merge of a few megabytes is many tasks, an upload many parts, and a dead worker is noticed soon.
@@ -21,14 +21,23 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="session")
-def deployment_on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Deployment]]:
+def postgres_server() -> Iterator[Postgres]:
+    """The server of the deployment on PostgreSQL."""
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def deployment_on(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], Deployment]]:
     """Gives the running deployment on a kind of database, started by whoever asks first."""
     running: dict[str, Deployment] = {}
     with ExitStack() as stack:
 
         def obtain(kind: str) -> Deployment:
             if kind not in running:
-                url = None if kind == "sqlite" else stack.enter_context(postgres())()
+                url = None if kind == "sqlite" else request.getfixturevalue("postgres_server")()
                 running[kind] = stack.enter_context(deployed(tmp_path_factory.mktemp(kind), url, **SETTINGS))
             return running[kind]
 

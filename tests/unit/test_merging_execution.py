@@ -220,9 +220,15 @@ def test_the_device_is_chosen_or_refused(monkeypatch):
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigurationError, match="--device cpu"):
         choose_device("cuda")
+    with pytest.raises(ConfigurationError, match="no CUDA device"):
+        choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
     assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ConfigurationError, match="sees 2 CUDA devices"):
+        choose_device("cuda:2")
 
 
 def sums_of(models: list[Model], base: dict[str, torch.Tensor], *, alpha: float):

@@ -1,4 +1,7 @@
-"""The operators' view of one project, its jobs and its models, as JSON. No files: those are its participants' own."""
+"""The operators' view of a project, its jobs and its models, as JSON; what they change are priorities and quotas.
+
+No files: those are its participants' own.
+"""
 
 from fastapi import APIRouter
 from sqlalchemy import select
@@ -11,6 +14,7 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
+    audit,
     declares,
 )
 from gramfuse_server.api.paging import PageOf
@@ -18,6 +22,7 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.contributions import find_contribution
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
+from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import diagnostics_document, find_job, find_model, log_entry
 from gramfuse_server.operations.merges import admin_models, find_card, job_with_attempts, with_card
 from gramfuse_server.operations.projects import contribution_documents, find_project, project_documents
@@ -25,8 +30,15 @@ from gramfuse_server.operations.quotas import change_quota
 from gramfuse_server.tables import JobLogRow, ProjectRow
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import JobLogEntry, Page, PolicyVersion
-from gramfuse_shared.contract.operators import AdminContribution, AdminJob, AdminModel, AdminProject, QuotaChange
-from gramfuse_shared.errors import ConflictError
+from gramfuse_shared.contract.operators import (
+    AdminContribution,
+    AdminJob,
+    AdminModel,
+    AdminProject,
+    JobPriority,
+    QuotaChange,
+)
+from gramfuse_shared.errors import ConflictError, StateError
 
 router = APIRouter(prefix="/v1/admin/projects/{project}", tags=["operators"])
 
@@ -69,6 +81,18 @@ def get_job(project: ProjectPath, job: JobPath, services: ServicesOf, _: Operato
     """A job with all of its attempts."""
     with reading(services.database) as session:
         return job_with_attempts(session, find_job(session, project, job))
+
+
+@router.put("/jobs/{job}/priority", responses=declares(StateError))
+def set_priority(
+    project: ProjectPath, job: JobPath, body: JobPriority, services: ServicesOf, caller: OperatorOf
+) -> AdminJob:
+    """Have a job go before or behind others of the server. What is being computed is not interrupted."""
+    with transaction(services.database) as session:
+        row = find_job(session, project, job, lock=True)
+        if submission.set_priority(session, row, body.priority, services.clock()):
+            audit(session, services, caller, "job.prioritize", f"{project}/{job}", {"priority": body.priority})
+        return job_with_attempts(session, row)
 
 
 @router.get("/jobs/{job}/log", responses=declares())

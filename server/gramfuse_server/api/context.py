@@ -24,6 +24,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     RequestMalformedError,
     RoleRequiredError,
+    StorageFullError,
     TooLargeError,
     UnauthenticatedError,
     UnavailableError,
@@ -119,6 +120,7 @@ def declares(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
         *errors,
         GramfuseError,
         UnavailableError,
+        StorageFullError,
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gramfuse_server.database import is_full, is_outage
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import Problem
 from gramfuse_shared.errors import (
@@ -17,8 +19,10 @@ from gramfuse_shared.errors import (
     MethodNotAllowedError,
     NotFoundError,
     RequestMalformedError,
+    StorageFullError,
     TooLargeError,
     UnauthenticatedError,
+    UnavailableError,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -38,6 +42,8 @@ _MESSAGE_OF_STATUS: Final[Mapping[int, str]] = {
     405: "the path exists, the method does not",
     413: "the body is larger than this path reads",
 }
+_DATABASE_AWAY: Final = "the server's database does not answer at present; try again in a moment"
+_DATABASE_FULL: Final = "the disk of the server's database is full; its operator has to make room"
 _FAILED: Final = "the server failed to answer; its log has the cause under this request's id"
 
 
@@ -67,6 +73,7 @@ def problem_response(error: GramfuseError, *, instance: str | None = None) -> Re
     return Response(content, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 
 
+INTERNAL: Final = 500
 UNAVAILABLE: Final = 503
 
 
@@ -97,9 +104,12 @@ def install_handlers(app: FastAPI) -> None:
     """Answer our errors and the framework's with problem documents."""
 
     def answer(request: Request, error: Exception) -> Response:
-        return problem_response(translate(error), instance=request.url.path)
+        translated = translate(error)
+        if not isinstance(error, GramfuseError) and translated.status >= INTERNAL:
+            _log.error("request failed", path=request.url.path, error=type(error).__name__, exc_info=error)
+        return problem_response(translated, instance=request.url.path)
 
-    for kind in (GramfuseError, RequestValidationError, HTTPException):
+    for kind in (GramfuseError, RequestValidationError, HTTPException, SQLAlchemyError):
         app.add_exception_handler(kind, answer)
 
 
@@ -109,6 +119,10 @@ def translate(error: Exception) -> GramfuseError:
         return error
     if isinstance(error, RequestValidationError):
         return RequestMalformedError(describe_validation("request", error.errors()))
+    if is_full(error):
+        return StorageFullError(_DATABASE_FULL)
+    if is_outage(error):
+        return UnavailableError(_DATABASE_AWAY)
     if isinstance(error, HTTPException) and error.status_code in _OF_STATUS:
         allow = (error.headers or {}).get("Allow")
         message = _MESSAGE_OF_STATUS.get(error.status_code, str(error.detail))

@@ -1,7 +1,7 @@
 """The check of where a worker on this machine would compute. Torch is imported here if it is there, and only here."""
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
 from gramfuse_shared import limits
@@ -13,7 +13,7 @@ NVIDIA: Final = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 _NAME: Final = "device"
 
 
-def check_device(choice: Literal["auto", "cpu", "cuda"], *, drivers: tuple[Path, ...] = NVIDIA) -> Finding:
+def check_device(choice: str, *, drivers: tuple[Path, ...] = NVIDIA) -> Finding:
     """Choose a device as a worker would, and say why it is that one."""
     try:
         import torch  # noqa: PLC0415 - the API's installation has none
@@ -39,7 +39,7 @@ def check_device(choice: Literal["auto", "cpu", "cuda"], *, drivers: tuple[Path,
                 _NAME, f"CUDA does not start: {reason}", "look at `nvidia-smi`; restart what holds the device"
             )
         name = torch.cuda.get_device_name(device)
-        return ok(_NAME, f"cuda, {name}, {free / limits.GIB:.1f} of {total / limits.GIB:.1f} GiB free")
+        return ok(_NAME, f"{device}, {name}, {free / limits.GIB:.1f} of {total / limits.GIB:.1f} GiB free")
     threads = torch.get_num_threads()
     found = f"cpu, {threads} thread{'' if threads == 1 else 's'}, because {_why_cpu(choice, torch.version.cuda)}"
     if choice == "auto" and any(path.exists() for path in drivers):

@@ -3,6 +3,7 @@
 The worker's side of intake. The numerical check is passed in, because it needs torch and this package never does.
 """
 
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,10 @@ from gramfuse_server.intake.sealing import complete_files, reject
 from gramfuse_server.intake.subjects import Manifest, subject_of
 from gramfuse_server.intake.uploads import lock_upload
 from gramfuse_server.metrics.work import WorkMetrics
+from gramfuse_server.patience import Patience
 from gramfuse_server.tables import UploadFileRow, UploadRow
 from gramfuse_shared import limits
-from gramfuse_shared.errors import DigestMismatchError, GramfuseError
+from gramfuse_shared.errors import DigestMismatchError, GramfuseError, StorageFullError
 
 Check = Callable[[Manifest, Mapping[str, Path]], None]
 """Raises what is numerically wrong with the assembled files of a manifest."""
@@ -48,25 +50,32 @@ class Inspector:
     check: Check
     clock: Clock
     metrics: WorkMetrics = field(default_factory=WorkMetrics)
+    patience: Patience = field(default_factory=Patience)
 
     def inspect(self, upload: str) -> str | None:
         """Bring a sealed upload to accepted or rejected; return its state, None where nothing was to be done.
 
-        Safe to repeat: until the transaction at the end, nothing but content-addressed blobs has been written.
+        Safe to repeat: until the transaction at the end, nothing but content-addressed blobs has been written. Where
+        scratch or store are full it waits: an upload is not sent again for want of room on the server.
         """
+        return self.patience.for_room(lambda: self._inspect(upload))
+
+    def _inspect(self, upload: str) -> str | None:
         began = time.monotonic()
-        found = self._find(upload)
+        reason: str | None = None
+        found = self.patience(lambda: self._find(upload))
         if found is None:
             return None
         try:
             with self._assembled(found) as paths:
                 self.check(found.manifest, paths)
                 files: dict[str, Path | bytes] = {found.digests[name]: path for name, path in paths.items()}
-                keeping.keep(self.database, self.blobs, files, clock=self.clock)
+                self.patience(lambda: keeping.keep(self.database, self.blobs, files, clock=self.clock))
+        except StorageFullError:
+            raise
         except GramfuseError as error:
-            state = self._decide(found, f"{error.code}: {error.message}")
-        else:
-            state = self._decide(found, None)
+            reason = f"{error.code}: {error.message}"
+        state = self.patience(lambda: self._decide(found, reason))
         self.metrics.inspected(state, seconds=time.monotonic() - began)
         return state
 
@@ -146,9 +155,15 @@ def _digests(session: Session, upload: str) -> dict[str, str]:
 
 def _assemble(file: PartedFile, target: Path) -> str:
     digest = hashlib.sha256()
-    with target.open("wb") as assembled:
-        for key in file.keys:
-            for chunk in file.blobs.chunks(key):
-                digest.update(chunk)
-                assembled.write(chunk)
+    try:
+        with target.open("wb") as assembled:
+            for key in file.keys:
+                for chunk in file.blobs.chunks(key):
+                    digest.update(chunk)
+                    assembled.write(chunk)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        msg = f"the worker's scratch folder has no room for {target.name}; its operator has to make some"
+        raise StorageFullError(msg) from error
     return digest.hexdigest()

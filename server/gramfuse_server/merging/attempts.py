@@ -8,15 +8,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log, keeping
-from gramfuse_server.jobs import UNFINISHED, write_log
+from gramfuse_server.jobs import UNFINISHED, executor_of, prioritize, shard_workflow, write_log
 from gramfuse_server.tables import AttemptRow, JobRow, TaskRow
 from gramfuse_shared.contract.manifest import FileEntry
+from gramfuse_shared.contract.operators import Priority
 
 MAX_MESSAGE_CHARACTERS: Final = 2_000
 
@@ -76,6 +77,23 @@ def lock(session: Session, attempt: Attempt) -> JobRow | None:
     return row if row is not None and row.state in UNFINISHED else None
 
 
+def priority(session: Session, attempt: Attempt) -> Priority:
+    """Return the job's present priority."""
+    return cast("Priority", session.get_one(JobRow, (attempt.project, attempt.job)).priority)
+
+
+def keep_priority(session: Session, attempt: Attempt) -> None:
+    """Give all of the attempt's workflows the job's priority."""
+    if lock(session, attempt) is not None:
+        prioritize(
+            session,
+            project=attempt.project,
+            job=attempt.job,
+            attempt=attempt.number,
+            priority=priority(session, attempt),
+        )
+
+
 def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, now: datetime) -> bool:
     """Note the plan; tell whether the attempt may go on. Beginning twice changes nothing but the worker."""
     job = lock(session, attempt)
@@ -111,12 +129,15 @@ def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, no
 
 
 def begin_task(session: Session, attempt: Attempt, number: int, *, worker: str, now: datetime) -> bool:
-    """Take a task; False where it is finished already or the attempt may not go on."""
+    """Take a task; False where it is finished already, another worker's, or the attempt may not go on.
+
+    A worker that stood still between claiming the task and this finds that another has claimed it since.
+    """
     job = lock(session, attempt)
     if job is None:
         return False
     task = _task(session, attempt, number)
-    if task.state == "succeeded":
+    if task.state == "succeeded" or _is_claimed_by_another(session, attempt, number, worker):
         return False
     task.state, task.worker, task.done_bytes = "running", worker, 0
     task.executions += 1
@@ -169,7 +190,9 @@ def finish_task(
 def is_out_of_hands(session: Session, attempt: Attempt, number: int, worker: str) -> bool:
     """Tell whether a task is finished, or another worker's, so that this one's troubles with it do not count."""
     task = _task(session, attempt, number)
-    return task.state == "succeeded" or (task.state == "running" and task.worker != worker)
+    if task.state == "succeeded" or (task.state == "running" and task.worker != worker):
+        return True
+    return _is_claimed_by_another(session, attempt, number, worker)
 
 
 def fail(session: Session, attempt: Attempt, *, code: str, message: str, now: datetime) -> bool:
@@ -204,6 +227,12 @@ def tasks_of(session: Session, attempt: Attempt) -> Sequence[TaskRow]:
         .where(TaskRow.project == attempt.project, TaskRow.job == attempt.job, TaskRow.attempt == attempt.number)
         .order_by(TaskRow.number)
     ).all()
+
+
+def _is_claimed_by_another(session: Session, attempt: Attempt, number: int, worker: str) -> bool:
+    """Tell whose the job engine says a task is. To be asked by who holds the job's row, as every worker does first."""
+    claimed = executor_of(session, shard_workflow(attempt.project, attempt.job, attempt.number, number))
+    return claimed not in {None, worker}
 
 
 def _task(session: Session, attempt: Attempt, number: int) -> TaskRow:

@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import cast
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.auth import Caller
 from gramfuse_server.intake.policies import current_policy
-from gramfuse_server.jobs import UNFINISHED, JobQueue, write_log
+from gramfuse_server.jobs import UNFINISHED, JobQueue, prioritize, write_log
 from gramfuse_server.merging.cohort import Candidate, CohortMember, Release, require_allowed, resolve_cohort
 from gramfuse_server.merging.members import cohort_of, write_weight
 from gramfuse_server.merging.refinement import answered_cohort
@@ -29,6 +30,7 @@ from gramfuse_server.tables import (
     UploadRow,
 )
 from gramfuse_shared.contract.http_api import JobCreate
+from gramfuse_shared.contract.operators import Priority
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.errors import ConflictError, PolicyViolationError, RecipeInvalidError, StateError
@@ -64,6 +66,7 @@ def submit(
         policy_version=project.policy_version,
         state="queued",
         stage="queued",
+        priority="normal",
         attempt=1,
         done_tasks=0,
         total_tasks=0,
@@ -124,6 +127,29 @@ def retry(session: Session, project: ProjectRow, row: JobRow, *, queue: JobQueue
     row.rate = row.error_code = row.error_message = row.started_at = row.finished_at = None
     write_log(session, row, now, f"attempt {row.attempt}")
     _enqueue(session, row, queue, now)
+    return True
+
+
+def set_priority(session: Session, row: JobRow, priority: Priority, now: datetime) -> bool:
+    """Have a job's work go before or behind others', what waits of it already included; tell whether that is new.
+
+    Args:
+        session: the transaction.
+        row: the job, held.
+        priority: of this attempt and of those that follow.
+        now: the present.
+
+    Raises:
+        StateError: it has its model.
+    """
+    if row.priority == priority:
+        return False
+    if row.state == "succeeded":
+        msg = f"job {row.id} has {row.state} already"
+        raise StateError(msg, state=row.state)
+    row.priority = priority
+    prioritize(session, project=row.project, job=row.id, attempt=row.attempt, priority=priority)
+    write_log(session, row, now, f"priority: {priority}, set by an operator")
     return True
 
 
@@ -223,7 +249,8 @@ def _contents(session: Session, contribution: str) -> _Contents:
 
 
 def _enqueue(session: Session, row: JobRow, queue: JobQueue, now: datetime) -> None:
-    workflow = queue.enqueue_merge(session, project=row.project, job=row.id, attempt=row.attempt)
+    priority = cast("Priority", row.priority)
+    workflow = queue.enqueue_merge(session, project=row.project, job=row.id, attempt=row.attempt, priority=priority)
     session.add(
         AttemptRow(
             project=row.project,

@@ -11,7 +11,7 @@ from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.merging.documents import job_documents, model_documents
 from gramfuse_server.tables import AttemptRow, JobRow, ModelFileRow, ModelRow
 from gramfuse_shared.contract.http_api import JobError, JobState, Model
-from gramfuse_shared.contract.operators import AdminJob, AdminModel, JobAttempt
+from gramfuse_shared.contract.operators import AdminJob, AdminModel, JobAttempt, Priority
 from gramfuse_shared.contract.receipt import CARD_FILE_NAME
 
 MAX_CARD_BYTES: Final = 256 * 1024
@@ -26,7 +26,11 @@ def job_with_attempts(session: Session, row: JobRow) -> AdminJob:
         .order_by(AttemptRow.number)
     )
     (document,) = job_documents(session, [row])
-    return AdminJob(**dict(document), attempts=tuple(_attempt(attempt) for attempt in attempts))
+    return AdminJob(
+        **dict(document),
+        priority=cast("Priority", row.priority),
+        attempts=tuple(_attempt(attempt) for attempt in attempts),
+    )
 
 
 def admin_models(session: Session, rows: Sequence[ModelRow], now: datetime) -> list[Model]:

@@ -5,7 +5,7 @@ organizations' own, and the members'.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -66,9 +66,20 @@ class JobAttempt(Document):
     finished_at: datetime | None = None
 
 
-class AdminJob(Job):
-    """A job with its attempts, the first one first."""
+Priority = Literal["high", "normal", "low"]
+"""Whose work goes first: all that is high, then all that is normal, then what is low."""
 
+
+class JobPriority(Document):
+    """The priority that an operator gives a job."""
+
+    priority: Priority
+
+
+class AdminJob(Job):
+    """A job with its priority, and its attempts, the first one first."""
+
+    priority: Priority = "normal"
     attempts: tuple[JobAttempt, ...]
 
 

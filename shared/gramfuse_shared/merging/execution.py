@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
@@ -37,7 +37,8 @@ from gramfuse_shared.merging.writing import ShardWriter
 
 __all__ = ["DeviceChoice", "MemberReader", "ShardResult", "choose_device", "execute_task"]
 
-DeviceChoice = Literal["auto", "cpu", "cuda"]
+DeviceChoice = str
+"""`auto`, `cpu`, `cuda`, or `cuda:N` for one of several."""
 
 _METADATA: Final[Mapping[str, str]] = {"format": "pt"}  # transformers refuses a file without it
 
@@ -60,13 +61,17 @@ def choose_device(choice: DeviceChoice) -> torch.device:
     """Return the device to compute on; `auto` is CUDA where there is one.
 
     Raises:
-        ConfigurationError: `cuda` was asked for and there is none.
+        ConfigurationError: CUDA was asked for and there is none, or not this one.
     """
     available = torch.cuda.is_available()
-    if choice == "cuda" and not available:
+    kind, _, number = choice.partition(":")
+    if kind == "cuda" and not available:
         msg = "no CUDA device is available to torch; use --device cpu, or install a CUDA build of torch"
         raise ConfigurationError(msg)
-    return torch.device("cuda" if available and choice != "cpu" else "cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        msg = f"there is no {choice}: torch sees {torch.cuda.device_count()} CUDA devices, counted from cuda:0"
+        raise ConfigurationError(msg)
+    return torch.device(choice if number else "cuda" if available and kind != "cpu" else "cpu")
 
 
 def execute_task(
