@@ -19,7 +19,7 @@ COVER := --cov --cov-report= --cov-fail-under=0
 # Containers often set it, and then each of the many processes compiles tests and libraries for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test check browser bench bench-smoke paper paper-smoke format lint types imports serve worker gpu clean
+.PHONY: help install demo test check browser bench bench-smoke soak paper paper-smoke format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ bench: $(STAMP) ## Measure against the published algorithm: tables, benchmarks/r
 bench-smoke: $(STAMP) ## The same with tiny sizes: does it run at all? (BENCH_OUT=FILE)
 	PYTHONPATH=tests HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py --smoke \
 		--out $(or $(BENCH_OUT),build/bench-smoke.json) --picture $(or $(BENCH_OUT),build/bench-smoke.json).svg
+
+soak: $(STAMP) ## Load and faults against a real server for five minutes: docs/reliability.md (SOAK_ARGS="--jobs 5000")
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 paper: $(STAMP) ## The RegMean paper's tables, merged by the service: docs/results.md (PAPER_ARGS="--only btc --seeds 1")
 	$(BIN)/python -m benchmarks.paper $(PAPER_ARGS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processor import describe_processor
 from timing import Effort, median_seconds
 
 from gramfuse_shared.merging.exact_products import cpu_route, exact_products
@@ -36,8 +37,7 @@ def measure(folder: Path, effort: Effort) -> dict[str, Any]:
 
     seconds = median_seconds({"write": write, "hash": lambda: hashlib.sha256(content).digest()}, effort.rounds)
     return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        **describe_processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -46,11 +46,3 @@ def measure(folder: Path, effort: Effort) -> dict[str, Any]:
         "disk_write_mb_per_second": len(content) / seconds["write"] / 1e6,
         "sha256_mb_per_second": len(content) / seconds["hash"] / 1e6,
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

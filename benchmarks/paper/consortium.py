@@ -18,6 +18,7 @@ from gramfuse.answering.configuration import Participation
 from gramfuse.answering.participating import participate
 from gramfuse.searching.strategies import GreedySearch
 from gramfuse_shared.contract.policy import MergeMethod, RequestKind
+from support import guard
 
 POLICY: Final = gramfuse.Policy(
     methods=get_args(MergeMethod),
@@ -159,9 +160,14 @@ def consortium(folder: Path, names: Sequence[str]) -> Iterator[Consortium]:
         if name != "PYTHONPATH"  # the demo's module names are no business of the service
     }
     with ExitStack() as stack:
+        watched = list[int]()
+        stack.callback(lambda: [guard.forget(process) for process in watched])  # once they are stopped
         processes = stack.enter_context(Processes())
         lock = stack.enter_context((folder / "lock").open("w")).fileno()
         service = start_service(processes, folder / "server", logs, environment, lock=lock)
+        for process in (service.api.pid, service.worker.pid):
+            guard.watch(process)
+            watched.append(process)
         processes.run(service.operator.creating_organizations(*names))
         roles = {name: "participant" if position else "coordinator" for position, name in enumerate(names)}
         tokens = processes.read(*(service.operator.creating_token(name, role) for name, role in roles.items()))

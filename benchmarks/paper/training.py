@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from benchmarks.paper.catalogue import task_named
 from benchmarks.paper.examples import read_examples
+from benchmarks.paper.parents import end_with_parent
 from cache import Cache, training_key
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -49,7 +50,7 @@ def train_all(trainings: Sequence[Training], cache: Cache, *, at_once: int) -> l
             _train(training, key, cache)
     elif missing:
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(min(at_once, len(missing)), mp_context=spawn) as pool:
+        with ProcessPoolExecutor(min(at_once, len(missing)), mp_context=spawn, initializer=end_with_parent) as pool:
             list(pool.map(_train_alone, missing.values(), missing, itertools.repeat(cache)))
     return [cache.kept(key) for key in keys]
 

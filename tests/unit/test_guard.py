@@ -21,6 +21,20 @@ time.sleep(60)
 """
 
 
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.append(REPOSITORY)
+from benchmarks.paper.parents import end_with_parent
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60)
+    time.sleep(60)
+"""
+
+
 def runs(pid: int) -> bool:
     """Whether it runs: whoever ended and was not waited for is there, and does not."""
     try:
@@ -43,3 +57,16 @@ def test_what_a_killed_process_started_ends_unless_it_was_forgotten():
         assert runs(forgotten)
     finally:
         os.kill(forgotten, signal.SIGKILL)
+
+
+def test_a_pool_whose_owner_was_killed_ends(tmp_path):
+    program = tmp_path / "owner.py"  # a spawned process reads its main module again
+    program.write_text(POOL.replace("REPOSITORY", repr(str(REPOSITORY))))
+    owner = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert owner.stdout is not None
+    worker = int(owner.stdout.readline())
+    assert runs(worker)
+    owner.kill()
+    owner.stdout.close()
+    owner.wait(10)
+    wait_until(lambda: not runs(worker), seconds=10, what="the pool's end")

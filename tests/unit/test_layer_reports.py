@@ -7,7 +7,7 @@ import pytest
 
 from gramfuse_server.merging.picture import draw
 from gramfuse_shared.contract.diagnostics import Layer, Spread
-from gramfuse_shared.reporting.layer_grid import MAX_ROWS
+from gramfuse_shared.reporting.layer_grid import MAX_ROWS, range_of
 from gramfuse_shared.reporting.layers import (
     MAX_ROWS as MAX_EXCEPTIONS,
 )
@@ -175,3 +175,13 @@ def test_no_name_breaks_the_picture(name):
 
 def test_a_gain_below_zero_is_shown():
     assert "-40%" in words(draw([layer("a.weight", gained=-0.4)], "title"))
+
+
+@pytest.mark.parametrize("scale", ["even", "magnitude", "root"])
+def test_a_range_of_colours_begins_and_ends_with_its_values_and_knows_each(scale):
+    values = (
+        [1.0, 3.0, 250.0] if scale == "magnitude" else [-0.5, 0.0, 0.25, 2.0] if scale == "even" else [0.0, 0.25, 9.0]
+    )
+    shades = range_of(values, scale)
+    assert [shades.share_of(values[0]), shades.share_of(values[-1])] == [0.0, 1.0]
+    assert [shades.value_at(shades.share_of(value)) for value in values] == pytest.approx(values)
