@@ -1,9 +1,12 @@
 """Pages that refresh themselves: what somebody is at stays where it is, and a page that is no longer live says so."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
 NARROW = {"width": 320, "height": 480}
+DRAWN = "(canvas) => canvas.toDataURL()"
 
 
 @pytest.fixture
@@ -41,6 +44,23 @@ def test_what_is_scrolled_stays_scrolled(overview):
     assert all(before)
     refresh(overview)
     assert table.evaluate(places) == before
+
+
+def test_the_chart_stays_while_the_page_refreshes_and_is_drawn_anew_each_minute_and_by_night(overview):
+    chart = overview.get_by_role("img", name=re.compile("^Work of the last 24 hours"))
+    canvas = chart.locator("canvas")
+    expect(canvas).to_be_visible()
+    by_day = canvas.evaluate(DRAWN)
+    canvas.evaluate("(canvas) => { canvas.id = 'the-same'; }")
+    refresh(overview)
+    expect(chart.locator("#the-same")).to_be_visible()
+    with overview.expect_response("**/throughput.json") as asked:
+        overview.clock.fast_forward(60_000)
+    assert sum(hour["merges"] for hour in asked.value.json()["hours"]) >= 1
+    overview.emulate_media(color_scheme="dark")
+    overview.wait_for_function(f"(before) => ({DRAWN})(document.getElementById('the-same')) !== before", arg=by_day)
+    listed = overview.get_by_role("group", name="Throughput")
+    expect(listed.get_by_role("row")).to_have_count(25)
 
 
 def test_what_somebody_selects_stays_selected(overview, played):

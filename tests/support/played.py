@@ -18,6 +18,7 @@ OPERATORS_PAGES = {
     "overview": "./",
     "projects": "projects",
     "project": "projects/{project}",
+    "quota": "projects/{project}/quota",
     "contribution": "contributions/{project}/{contribution}",
     "job": "jobs/{project}/{merged}",
     "failed job": "jobs/{project}/{failed}",
