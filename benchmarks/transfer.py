@@ -34,7 +34,7 @@ _MIB = 2**20
 def measure(folder: Path, effort: Effort) -> dict[str, Any]:
     """Return local ÷ upload and local ÷ download: 1 is as fast as local."""
     size = (8 if effort.is_smoke else 256) * _MIB
-    base = _write_base(folder / "base", size)
+    base = write_base(folder / "base", size)
     seconds: dict[str, list[float]] = {"local": [], "upload": [], "download": []}
     with deployed(folder / "site") as deployment:
         deployment.start_worker()
@@ -61,7 +61,8 @@ def measure(folder: Path, effort: Effort) -> dict[str, Any]:
     }
 
 
-def _write_base(folder: Path, size: int) -> Path:
+def write_base(folder: Path, size: int) -> Path:
+    """Write a base model of about so many bytes."""
     folder.mkdir(parents=True)
     header = format_header([("encoder.weight", "BF16", (size // 2048, 1024))], {"format": "pt"})
     (folder / "model.safetensors").write_bytes(header + b"\x80\x3f" * (size // 2))  # ones

@@ -122,21 +122,34 @@ class DirectTransfers:
                 self._checks_digests = self._probe()
             return bool(self._checks_digests)
 
-    def _probe(self) -> bool | None:
-        key = f"probes/direct-{secrets.token_hex(8)}"
-        promise = _promise(len(_PROBE_PROMISED), sha256_hex(_PROBE_PROMISED), replace=False)
-        request = self._signed("PUT", self.inside, key, promise, datetime.now().astimezone())
+    def refusal(self) -> str | None:
+        """Put a few bytes as a client would; return what the store says against it."""
         try:
-            headers = {str(header): value for header, value in request.headers.items()}
-            url = request.url.get_secret_value()
-            answer = httpx.put(url, content=_PROBE_SENT, headers=headers, timeout=_PROBE_SECONDS)
+            answer = self._put_probe(_PROBE_PROMISED)
+        except httpx.HTTPError as error:
+            return str(error) or type(error).__name__
+        return None if answer.is_success else f"HTTP {answer.status_code}"
+
+    def _probe(self) -> bool | None:
+        try:
+            answer = self._put_probe(_PROBE_SENT)
         except httpx.HTTPError:
             return None
         if answer.is_success:
-            self.blobs.delete(key)
             return False
         # any other refusal proves nothing; a store that is ill is asked again
         return True if answer.status_code == httpx.codes.BAD_REQUEST else None
+
+    def _put_probe(self, content: bytes) -> httpx.Response:
+        """Put bytes by an address that is signed for the promised ones, and remove them."""
+        key = f"probes/direct-{secrets.token_hex(8)}"
+        promise = _promise(len(_PROBE_PROMISED), sha256_hex(_PROBE_PROMISED), replace=False)
+        request = self._signed("PUT", self.inside, key, promise, datetime.now().astimezone())
+        headers = {str(header): value for header, value in request.headers.items()}
+        answer = httpx.put(request.url.get_secret_value(), content=content, headers=headers, timeout=_PROBE_SECONDS)
+        if answer.is_success:
+            self.blobs.delete(key)
+        return answer
 
     def _signed(
         self, method: str, address: Address, key: str, headers: dict[DirectHeader, str], now: datetime

@@ -22,6 +22,7 @@ from gramfuse.participation import Client
 from gramfuse.transfer.retrying import RetryRule
 from gramfuse.transfer.transport import Transport
 from gramfuse_server.database import reading, transaction
+from gramfuse_server.doctor.storage import examine_direct
 from gramfuse_server.intake.uploads import expire_uploads
 from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AuditRow, PartOfferRow
@@ -437,6 +438,34 @@ def test_quotas_are_taken_before_anything_is_handed_out(make_direct):
     path = f"/v1/projects/{PROJECT}/contributions/{contribution.id}"
     problem(world.participant("globex").put_document(path, contribution.manifest), 413, "quota-exceeded")
     problem(announce(world.participant("globex"), path, 0, b"x"), 404, "not-found")
+
+
+# --- before anybody comes ----------------------------------------------------------------------------------------
+
+
+@one_database
+def test_the_doctor_tells_whether_the_store_takes_and_checks_what_is_signed(make_direct, settings, monkeypatch):
+    world = make_direct()
+
+    def found(bucket: str = BUCKET, **changes: Any) -> list[tuple[str, str]]:
+        changed = settings.model_copy(update={"blobs": f"s3://{bucket}/doctor", "direct_transfers": True} | changes)
+        return [(finding.verdict, finding.found) for finding in examine_direct(changed)]
+
+    ((verdict, told),) = found(direct_endpoint="https://store.example.org")
+    assert (verdict, told) == (
+        "ok",
+        "clients are sent to store.example.org; the store refuses other bytes than were announced",
+    )
+    ((verdict, told),) = found(CARELESS)
+    assert (verdict, "so the API reads all parts" in told) == ("warning", True)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    ((verdict, told),) = found()
+    assert (verdict, "does not take what is signed: HTTP 403" in told) == ("failed", True)
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    ((verdict, told),) = found()
+    assert (verdict, "refused" in told) == ("failed", True)
+    assert found(direct_transfers=False) == []
+    assert not [key for key in world.stored_keys() if "probes" in key]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

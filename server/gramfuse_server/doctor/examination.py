@@ -11,7 +11,7 @@ from gramfuse_server.doctor.configuration import check_key, check_settings
 from gramfuse_server.doctor.database import examine_database
 from gramfuse_server.doctor.device import check_device
 from gramfuse_server.doctor.findings import Finding, failed, masked, secrets_of
-from gramfuse_server.doctor.storage import examine_disks, examine_store
+from gramfuse_server.doctor.storage import examine_direct, examine_disks, examine_store
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.version import __version__
@@ -38,6 +38,7 @@ def examine(
         check_settings(settings, variables),
         *_examine_database(settings, clock),
         *examine_store(settings, clock),
+        *examine_direct(settings),
         check_key(settings.receipt_key, user=os.geteuid()),
         check_device(settings.device),
         *examine_disks(settings),

@@ -13,12 +13,13 @@ from urllib.request import url2pathname
 from gramfuse_server.blobs import Blobs, open_blobs
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import database_url
+from gramfuse_server.direct import open_direct
 from gramfuse_server.doctor.clocks import check_clock
 from gramfuse_server.doctor.configuration import describe_store
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
-from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.errors import ConfigurationError, ExtraMissingError
 
 
 class Usage(Protocol):
@@ -65,6 +66,28 @@ def examine_store(settings: Settings, clock: Clock) -> list[Finding]:
     except ConfigurationError as error:
         return [failed(name, error.message, "correct GRAMFUSE_BLOBS")]
     return check_round_trip(blobs, place, folder, clock)
+
+
+def examine_direct(settings: Settings) -> list[Finding]:
+    """Put a few bytes into the store as clients do, and others than were announced; nothing stays."""
+    name = "direct transfers"
+    try:
+        direct = open_direct(settings, open_blobs(settings.blobs, patient=False))
+    except (ConfigurationError, ExtraMissingError) as error:
+        return [failed(name, error.message, "correct it, or unset GRAMFUSE_DIRECT_TRANSFERS")]
+    if direct is None:
+        return []
+    place = f"clients are sent to {urlsplit(direct.outside.base).netloc}"
+    refusal = direct.refusal()
+    if refusal is not None:
+        advice = "check the AWS_… variables, this machine's clock, and that the store knows If-None-Match"
+        return [failed(name, f"{place}; the store does not take what is signed: {refusal}", advice)]
+    if direct.checks_digests():
+        return [ok(name, f"{place}; the store refuses other bytes than were announced")]
+    advice = "nothing, if the API's line to the store can bear it"
+    return [
+        warning(name, f"{place}; the store takes other bytes than were announced, so the API reads all parts", advice)
+    ]
 
 
 def check_missing_folder(folder: Path) -> Finding:
