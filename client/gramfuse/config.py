@@ -1,4 +1,4 @@
-"""The client's home: which server, which token, and the receipt key that was pinned at first use."""
+"""The client's home: which server, which token, and the files that other modules keep there."""
 
 import json
 import os
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from gramfuse_shared.digest import sha256_hex
-from gramfuse_shared.errors import ConfigurationError, FileUnreadableError, ReceiptInvalidError, UnauthenticatedError
+from gramfuse_shared.errors import ConfigurationError, UnauthenticatedError
 
 HOME_VARIABLE: Final = "GRAMFUSE_HOME"
 URL_VARIABLE: Final = "GRAMFUSE_URL"
@@ -130,39 +129,6 @@ class Home:
             raise ConfigurationError(msg)
         return {"default": document.get("default"), "servers": document["servers"]}
 
-    # --- pinned keys -------------------------------------------------------------------------------------------
-
-    def pin_receipt_key(self, url: str, key: str) -> None:
-        """Pin a server's receipt key at first use; later only the same key will do.
-
-        Raises:
-            ReceiptInvalidError: another key is pinned for this URL.
-        """
-        pinned = self.pinned_key(url)
-        if pinned is None:
-            self._create(self._pin_name(url), json.dumps({"url": url, "receipt_key": key}) + "\n")
-            pinned = self.pinned_key(url)
-        if pinned != key:
-            msg = (
-                f"{url} presents another receipt key than the one pinned at first use. Ask its operator out of band; "
-                f"if the change is theirs, delete {self.path / self._pin_name(url)}"
-            )
-            raise ReceiptInvalidError(msg, url=url, pinned=pinned, presented=key)
-
-    def pinned_key(self, url: str) -> str | None:
-        """Return the pinned receipt key of a server, base64, or None before first use."""
-        path = self.path / self._pin_name(url)
-        try:
-            return _pin_of(path)[1]
-        except FileNotFoundError:
-            return None
-
-    def pinned_keys(self) -> dict[str, str]:
-        """Return all pinned receipt keys: key (base64) to the URL that it was pinned for."""
-        folder = self.path / "receipt-keys"
-        pins = [_pin_of(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-        return {key: url for url, key in pins}
-
     # --- where base models lie -----------------------------------------------------------------------------------
 
     def remember_base(self, fingerprint: str, folder: Path) -> None:
@@ -189,22 +155,18 @@ class Home:
 
     # --- files ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _pin_name(url: str) -> str:
-        return f"receipt-keys/{sha256_hex(url.encode())[:24]}.json"
-
     def write(self, name: str, text: str) -> None:
         """Write a file of the home beside, then rename: a reader sees the old file or the new one."""
         beside = self._write_beside(name, text)
         os.replace(beside, self.path / name)  # noqa: PTH105 - Path.replace is the same call
 
-    def _create(self, name: str, text: str) -> None:
+    def create(self, name: str, text: str) -> None:
         """Write beside, then link: the first writer wins, and nobody sees half a file."""
         beside = self._write_beside(name, text)
         try:
             os.link(beside, self.path / name)
         except FileExistsError:
-            pass  # somebody pinned in the same moment; the caller compares
+            pass  # somebody wrote in the same moment; the caller compares
         finally:
             beside.unlink()
 
@@ -274,14 +236,3 @@ def require_token(endpoint: Endpoint) -> Token:
 
 def _unwritable(home: Path, error: OSError) -> ConfigurationError:
     return ConfigurationError(f"the client's home {home} cannot be written: {error.strerror}; set {HOME_VARIABLE}")
-
-
-def _pin_of(path: Path) -> tuple[str, str]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return str(document["url"]), str(document["receipt_key"])
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"the pinned key in {path} cannot be read: {error}"
-        raise FileUnreadableError(msg) from error

@@ -7,13 +7,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from gramfuse import pinning
 from gramfuse.config import Home, Token, require_token
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.contract.manifest import BaseManifest
-from gramfuse_shared.errors import ConflictError, NotFoundError, RequestMalformedError, RoleRequiredError
+from gramfuse_shared.errors import (
+    ConflictError,
+    NotFoundError,
+    ReceiptInvalidError,
+    RequestMalformedError,
+    RoleRequiredError,
+)
 from gramfuse_shared.identifiers import IN_WORDS, JOB_PATTERN, PROJECT_PATTERN
 
 if TYPE_CHECKING:
@@ -78,19 +85,35 @@ class Connection:
         """The server's address."""
         return self._transport.endpoint.url
 
-    def server_info(self) -> ServerInfo:
-        """Return the server's version and receipt key, and pin the key at first use.
+    def server_info(self, *, receipt_key: str | None = None) -> ServerInfo:
+        """Return the server's version and receipt key; pin the key at first use, and follow hand-overs from then on.
+
+        Args:
+            receipt_key: the key that the server must have, known by another way; it is pinned in the place of another.
 
         Raises:
-            ReceiptInvalidError: another key is pinned for this server.
+            ReceiptInvalidError: the key is not the given one; or another one is pinned, and did not hand over to it.
         """
         info = ServerInfo.parse(self._transport.call("GET", "v1/server"))
-        self.home.pin_receipt_key(self.url, info.receipt_key)
+        former: tuple[str, ...] = ()
+        if info.handovers:
+            from gramfuse_shared.succession import require_succession  # noqa: PLC0415 - cryptography, see below
+
+            former = require_succession(info.handovers, info.receipt_key)
+        if receipt_key is None:
+            pinning.pin(self.home, self.url, info.receipt_key, former=former)
+        elif receipt_key == info.receipt_key:
+            pinning.replace(self.home, self.url, receipt_key, former=former)
+        else:
+            msg = (
+                f"{self.url} presents the receipt key {info.receipt_key}, not the one that you gave; nothing is changed"
+            )
+            raise ReceiptInvalidError(msg, url=self.url, expected=receipt_key, presented=info.receipt_key)
         return info
 
     def whoami(self) -> WhoAmI:
         """Return whose token this is; the first call of a home also pins the server's receipt key."""
-        if self.home.pinned_key(self.url) is None:
+        if pinning.pinned_key(self.home, self.url) is None:
             self.server_info()
         self._identity = WhoAmI.parse(self._transport.call("GET", "v1/whoami"))
         return self._identity

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from gramfuse import pinning
 from gramfuse.model_report import ModelReport
 from gramfuse.progress import OnProgress
 from gramfuse.projects import StrPath
@@ -114,11 +115,12 @@ class Merges(Rounds):
 
         Raises:
             ModelNotReleasedError: the policy's release gate holds it back.
-            ReceiptInvalidError: the receipt is not signed by the pinned key, or speaks of another model.
+            ReceiptInvalidError: the receipt is not signed by the pinned key or one before it, or is another model's.
             DigestMismatchError: bytes are not what the receipt says; they are removed.
             ConflictError: the folder holds something else.
         """
-        trusted = {self.server_info().receipt_key: self.url}
+        self.server_info()
+        trusted = dict.fromkeys(pinning.keys_of(self.home, self.url), self.url)
         asked = self._resolve(project)
         found = self.model(asked, model)
         if (found.project, found.id) != (asked, model):

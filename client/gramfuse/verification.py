@@ -11,6 +11,7 @@ from typing import Final, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from gramfuse import pinning
 from gramfuse.companions import HEAD_NOTE_FILE
 from gramfuse.config import Home
 from gramfuse.contributing.loading import read_document
@@ -71,7 +72,7 @@ def verify(
         DigestMismatchError: step 5.
     """
     folder = Path(folder)
-    keys = (home or Home.default()).pinned_keys() if trusted_keys is None else trusted_keys
+    keys = pinning.all_keys(home or Home.default()) if trusted_keys is None else trusted_keys
     # 1.
     if (folder / HEAD_NOTE_FILE).exists() and not (folder / RECEIPT_FILE_NAME).exists():
         msg = (

@@ -39,11 +39,10 @@ from gramfuse_server.logs import RequestLog
 from gramfuse_server.metrics.requests import RequestMetrics
 from gramfuse_server.metrics.serving import new_registry
 from gramfuse_server.metrics.state import StateCollector
-from gramfuse_server.receipt_key import load_key
+from gramfuse_server.receipt_key import load_public_keys
 from gramfuse_server.settings import Settings
 from gramfuse_server.tracing import stop_tracing
 from gramfuse_shared import limits
-from gramfuse_shared.signatures import public_key
 from gramfuse_shared.version import __version__
 
 ROUTERS: Final = (
@@ -81,7 +80,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
     Raises:
         ConfigurationError: a setting does not work.
     """
-    key = load_key(settings.receipt_key)  # before the blobs' folder is made
+    receipt_keys = load_public_keys(settings.receipt_key)  # before the blobs' folder is made
     database = open_database(settings.database_url)
     blobs = open_blobs(settings.blobs)
     direct = open_direct(settings, blobs)
@@ -93,7 +92,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
         blobs=blobs,
         jobs=JobQueue(database, traced=traced),
         clock=clock,
-        receipt_key=public_key(key),
+        receipt_keys=receipt_keys,
         part_buffers=PartBuffers(settings.concurrent_parts),
         metrics=RequestMetrics(registry),
         direct=direct,

@@ -32,6 +32,7 @@ from gramfuse_server.database import (
 )
 from gramfuse_server.doctor.command import doctor
 from gramfuse_server.doctor.worker_health import worker_health
+from gramfuse_server.key_commands import key_commands
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_server.verifying.command import verify
@@ -56,6 +57,7 @@ cli.add_typer(database_commands, name="db")
 cli.add_typer(token_commands, name="token")
 cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
+cli.add_typer(key_commands, name="key")
 cli.command()(doctor)
 cli.command()(worker_health)
 cli.command()(verify)

@@ -32,6 +32,8 @@ MAX_LABELS: Final = 65_536
 MAX_LABEL_SETS: Final = 256  # sets of contributions that trained the same labels: each is a merge of the head by itself
 MAX_CALIBRATED_LABELS: Final = 1_000
 
+MAX_HANDOVERS: Final = 100  # from one receipt key of a server to the next
+
 MAX_COHORT: Final = 1_000
 MAX_WEIGHT_RATIO: Final = 100.0  # between organizations that nobody may be singled out of
 MAX_SECURE_COHORT: Final = 100  # every member shares two secrets with every other: messages grow with the square

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import AnnouncedPart, FileLocation, PartAnnouncement
 from gramfuse_shared.contract.identity import ContributionStatement, SignedAcceptance
+from gramfuse_shared.contract.key_handover import SignedHandover
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import SignedReceipt
@@ -27,6 +28,7 @@ from gramfuse_shared.contract.secure import STAGES, SignedMessage
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, parse_statistics_metadata, tensors_of_taps
 from gramfuse_shared.digest import sha256_hex
+from gramfuse_shared.succession import require_succession
 from support.secure_cohorts import Cohort
 
 FOLDER = Path(__file__).parent
@@ -39,6 +41,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "contribution-fisher.json": ContributionManifest,
     "receipt.json": SignedReceipt,
     "acceptance.json": SignedAcceptance,
+    "key-handover.json": SignedHandover,
     "policy-requests.json": Policy,
     "request.json": RequestCreate,
     "request-own.json": RequestCreate,
@@ -113,6 +116,11 @@ def test_the_golden_acceptances_signature_verifies_over_the_acceptances_canonica
     signed = SignedAcceptance.parse((FOLDER / "acceptance.json").read_bytes())
     key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed.acceptance.identity))
     key.verify(base64.b64decode(signed.signature), signed.acceptance.canonical())
+
+
+def test_the_golden_hand_over_is_signed_by_both_keys():
+    signed = SignedHandover.parse((FOLDER / "key-handover.json").read_bytes())
+    assert require_succession([signed], signed.handover.successor) == (signed.handover.former,)
 
 
 def test_the_statistics_file_keeps_its_bytes():

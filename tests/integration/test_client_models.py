@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gramfuse import pinning
 from gramfuse.transfer.downloads import partial_folder
 from gramfuse.verification import verify
 from gramfuse_shared.contract.recipe import Recipe
@@ -246,7 +247,7 @@ def test_another_models_honest_receipt_does_not_pass(globex, acme, worker, proje
 
 
 def test_a_server_with_another_receipt_key_than_the_pinned_one_is_refused(globex, project, model, tmp_path):
-    globex.home.pin_receipt_key(URL, "QUJD" * 10 + "QUI=")
+    pinning.pin(globex.home, URL, "QUJD" * 10 + "QUI=")
     with globex.client() as client, pytest.raises(ReceiptInvalidError, match="another receipt key"):
         client.pull(project, model, tmp_path / "merged")
     assert file_requests(globex) == []

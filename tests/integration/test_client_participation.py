@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gramfuse import pinning
 from gramfuse.contributing import draft
 from gramfuse.contributing.planning import plan_contribution
 from gramfuse.progress import Progress
@@ -158,7 +159,7 @@ def test_a_wrong_token_is_unauthenticated_and_stays_out_of_the_message(globex):
 def test_the_receipt_key_is_pinned_at_the_first_call(globex):
     with globex.client() as client:
         client.whoami()
-        assert globex.home.pinned_key(URL) == client.server_info().receipt_key
+        assert pinning.pinned_key(globex.home, URL) == client.server_info().receipt_key
 
 
 # --- push ------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def _command_path(words: list[str]) -> tuple[str, ...]:
         "token": 2,
         "org": 2,
         "audit": 1,
+        "key": 2,
     }
     if len(words) < 2 or words[1].startswith("-"):
         return (words[0],)

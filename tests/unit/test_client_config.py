@@ -1,4 +1,4 @@
-"""The client's home: masked tokens, private files, pinned keys, and which server is meant."""
+"""The client's home: masked tokens, private files, and which server is meant."""
 
 import json
 import stat
@@ -6,11 +6,10 @@ import stat
 import pytest
 
 from gramfuse.config import Home, Token, is_loopback, normalize_url, require_token
-from gramfuse_shared.errors import ConfigurationError, ReceiptInvalidError, UnauthenticatedError
+from gramfuse_shared.errors import ConfigurationError, UnauthenticatedError
 
 URL = "https://merge.example.org"
 SECRET = "gf_ab12_verysecretverysecret"
-KEY, OTHER_KEY = "QUJD" * 11, "WFla" * 11
 
 
 @pytest.fixture
@@ -99,31 +98,6 @@ def test_only_this_machine_is_loopback():
 def test_what_is_not_a_plain_address_is_refused(url):
     with pytest.raises(ConfigurationError):
         normalize_url(url, allow_http=True)
-
-
-# --- pinned keys -----------------------------------------------------------------------------------------------------
-
-
-def test_the_first_key_of_a_server_is_pinned_and_another_is_refused_from_then_on(home):
-    home.pin_receipt_key(URL, KEY)
-    home.pin_receipt_key(URL, KEY)
-    with pytest.raises(ReceiptInvalidError, match="another receipt key"):
-        home.pin_receipt_key(URL, OTHER_KEY)
-    assert home.pinned_key(URL) == KEY
-
-
-def test_keys_are_pinned_per_server(home):
-    home.pin_receipt_key(URL, KEY)
-    home.pin_receipt_key("https://other.example.org", OTHER_KEY)
-    assert home.pinned_keys() == {KEY: URL, OTHER_KEY: "https://other.example.org"}
-    assert home.pinned_key("https://third.example.org") is None
-
-
-def test_a_pin_that_somebody_else_wrote_in_the_same_moment_is_not_overwritten(home, monkeypatch):
-    asked = iter([None, OTHER_KEY])
-    monkeypatch.setattr(Home, "pinned_key", lambda *_: next(asked))
-    with pytest.raises(ReceiptInvalidError):
-        home.pin_receipt_key(URL, KEY)
 
 
 def test_a_base_folder_is_remembered_while_it_is_there(home, tmp_path):

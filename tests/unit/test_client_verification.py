@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from gramfuse import pinning
 from gramfuse.config import Home
 from gramfuse.trust import Trust
 from gramfuse.verification import verify
@@ -47,7 +48,7 @@ def test_by_default_the_keys_pinned_at_first_use_are_trusted(model, tmp_path):
     home = Home(tmp_path / "home")
     with pytest.raises(ReceiptInvalidError, match="not pinned"):
         verify(model, home=home)
-    home.pin_receipt_key(URL, public(KEY))
+    pinning.pin(home, URL, public(KEY))
     assert verify(model, home=home).signer == URL
 
 

@@ -91,6 +91,13 @@ def test_who_else_may_read_or_change_the_receipt_key_is_told_with_the_command(ke
     assert ("chmod 600" in found.advice) == (verdict != "ok")
 
 
+def test_a_rotation_that_was_interrupted_is_told(key):
+    receipt_key.create_next_key(key)
+    found = check_key(key, user=os.geteuid())
+    assert found.verdict == "warning"
+    assert "gramfuse-server key rotate" in found.advice
+
+
 def test_a_receipt_key_that_is_missing_or_none_is_told(key):
     assert "gramfuse-server init" in check_key(key.with_name("other.pem"), user=0).advice
     key.write_text("nonsense")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from gramfuse import pinning
 from gramfuse.cli import output, session
 from gramfuse.config import ALLOW_HTTP_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, Home, Token, normalize_url
 from gramfuse_shared.errors import ConfigurationError, NotConfirmedError
@@ -24,6 +25,10 @@ def login(
         str | None,
         typer.Option("--token", help="The token; - reads it from standard input. Asked for if left out."),
     ] = None,
+    receipt_key: Annotated[
+        str | None,
+        typer.Option(help="The server's receipt key, told by its operator; pinned in the place of another one, too."),
+    ] = None,
 ) -> None:
     """Sign in: check the token, keep it readable by you alone, and pin the server's receipt key.
 
@@ -36,14 +41,18 @@ def login(
     secret = Token(_read_token(token))
     home = Home.default()
     with Client(address, secret, home=home, allow_http=allow_http or None) as client:
-        info = client.server_info()
+        info = client.server_info(receipt_key=receipt_key)
         who = client.whoami()
     home.save_credentials(address, secret, allow_http=allow_http)
     output.show(
         {"url": address, "server": info, "identity": who},
         lambda console: console.print(
             f"signed in to {address} as {who.organization or 'operator'} ({who.role})\nreceipt key {info.receipt_key} "
-            "is pinned; compare it with the one that `gramfuse-server init` showed the operator",
+            + (
+                "is pinned; compare it with the one that `gramfuse-server init` showed the operator"
+                if receipt_key is None
+                else "is pinned: it is the one that you gave"
+            ),
             markup=False,
         ),
     )
@@ -97,7 +106,7 @@ def environment() -> dict[str, Any]:
         facts["problem"] = error.message
     else:
         facts |= {"url": endpoint.url, "token": str(endpoint.token) if endpoint.token else None}
-        facts["receipt key"] = home.pinned_key(endpoint.url)
+        facts["receipt key"] = pinning.pinned_key(home, endpoint.url)
     facts["variables"] = f"{URL_VARIABLE}, {TOKEN_VARIABLE}, GRAMFUSE_HOME and {ALLOW_HTTP_VARIABLE} override"
     return facts | {package: _version(package) for package in _PACKAGES}
 

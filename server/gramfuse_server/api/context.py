@@ -18,6 +18,7 @@ from gramfuse_server.direct import DirectTransfers
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.metrics.requests import RequestMetrics
+from gramfuse_server.receipt_key import ReceiptKeys
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import (
     GramfuseError,
@@ -48,7 +49,7 @@ class Services:
     blobs: Blobs
     jobs: JobQueue
     clock: Clock
-    receipt_key: str
+    receipt_keys: ReceiptKeys
     """The public half, base64."""
     part_buffers: PartBuffers
     metrics: RequestMetrics

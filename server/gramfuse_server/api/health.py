@@ -34,9 +34,13 @@ async def readyz(response: Response, services: ServicesOf) -> Health:
 
 @router.get("/v1/server", responses=declares_publicly())
 async def server(services: ServicesOf) -> ServerInfo:
-    """What anybody may know; clients pin the receipt key on first use."""
+    """What anybody may know; clients pin the receipt key on first use, and follow its hand-overs."""
+    keys = services.receipt_keys
     return ServerInfo(
-        version=__version__, receipt_key=services.receipt_key, direct_transfers=services.direct is not None
+        version=__version__,
+        receipt_key=keys.present,
+        handovers=keys.handovers,
+        direct_transfers=services.direct is not None,
     )
 
 

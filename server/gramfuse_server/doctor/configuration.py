@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from gramfuse_server.database import database_url
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
-from gramfuse_server.receipt_key import load_key
+from gramfuse_server.receipt_key import load_key, next_path
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.signatures import public_key
@@ -84,6 +84,9 @@ def check_key(path: Path, *, user: int) -> Finding:
         return failed(name, f"{found}: others than its owner may read or change it", f"run `chmod 600 {path}`")
     if mode & stat.S_IRGRP:
         return warning(name, f"{found}: its group may read it", f"run `chmod 600 {path}`, unless the group is meant")
+    if next_path(path).exists():
+        advice = "finish it by running `gramfuse-server key rotate` or `key replace` again, whichever it was"
+        return warning(name, f"{found}; another key was about to take its place", advice)
     if owner not in {user, 0}:
         return warning(name, f"{found}, while this runs as {user}", "run the doctor as the server's user")
     return ok(name, found)

@@ -11,14 +11,14 @@ from gramfuse_server import audit_log, schema
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.database import Database, snapshot
 from gramfuse_server.doctor.findings import Finding, failed, ok
-from gramfuse_server.receipt_key import load_key
+from gramfuse_server.receipt_key import ReceiptKeys, load_public_keys
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ModelFileRow, ModelRow
 from gramfuse_server.verifying.inventory import Inventory, Loss, named_files, take_inventory
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.errors import AuditChainBrokenError, ConfigurationError, GramfuseError
-from gramfuse_shared.signatures import is_signed, public_key
+from gramfuse_shared.signatures import is_signed
 
 _TOLD = 10
 _ALL_LISTED = "`--format json` lists all"
@@ -81,18 +81,19 @@ def check_audit_log(session: Session, head: tuple[int, str] | None) -> Finding:
 
 
 def check_receipts(session: Session, settings: Settings) -> Finding:
-    """Every receipt is signed by the key that is here, and names the files that the model has."""
+    """Every receipt is signed by the key that is here or one that it took over from, and names the model's files."""
     name = "receipts"
     try:
-        key = public_key(load_key(settings.receipt_key))
+        keys = load_public_keys(settings.receipt_key)
     except GramfuseError as error:
         advice = "restore the key from its backup: a new one is another identity, which clients refuse"
         return failed(name, error.message, advice)
     models = session.scalars(select(ModelRow).order_by(ModelRow.project, ModelRow.id)).all()
-    troubles = [f"{row.project}/{row.id} {trouble}" for row in models for trouble in _troubles(session, row, key)]
+    troubles = [f"{row.project}/{row.id} {trouble}" for row in models for trouble in _troubles(session, row, keys)]
+    former = f" or one of the {len(keys.former)} before it" if keys.former else ""
     if not troubles:
-        return ok(name, f"{len(models)} of {len(models)} signed by {key}")
-    found = f"{'; '.join(troubles[:_TOLD])}{_rest(len(troubles))}; the key here is {key}"
+        return ok(name, f"{len(models)} of {len(models)} signed by {keys.present}{former}")
+    found = f"{'; '.join(troubles[:_TOLD])}{_rest(len(troubles))}; the key here is {keys.present}"
     advice = "restore the key that was used (GRAMFUSE_RECEIPT_KEY); a receipt that no key signed was changed"
     return failed(name, found, advice)
 
@@ -112,7 +113,7 @@ def check_files(inventory: Inventory, *, digests: bool) -> Iterator[Finding]:
         yield ok("other files", text)
 
 
-def _troubles(session: Session, row: ModelRow, key: str) -> Iterator[str]:
+def _troubles(session: Session, row: ModelRow, keys: ReceiptKeys) -> Iterator[str]:
     try:
         signed = SignedReceipt.parse(row.receipt)
     except GramfuseError as error:
@@ -120,7 +121,7 @@ def _troubles(session: Session, row: ModelRow, key: str) -> Iterator[str]:
         return
     if not is_signed(signed.receipt, signed.signature, signed.public_key):
         yield "has a wrong signature"
-    elif signed.public_key != key:
+    elif signed.public_key not in {keys.present, *keys.former}:
         yield f"is signed by another key, {signed.public_key}"
     files = session.scalars(
         select(ModelFileRow)

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSche
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.key_handover import Handovers
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.receipt import Base64, SignedReceipt
@@ -61,7 +62,7 @@ class Problem(Document):
 
 
 class ServerInfo(Document):
-    """What anybody may know of a server; clients pin `receipt_key` on first use.
+    """What anybody may know of a server; clients pin `receipt_key` on first use, then follow `handovers`.
 
     With `direct_transfers` parts may be announced, to be put into the server's object store past the server.
     """
@@ -69,6 +70,7 @@ class ServerInfo(Document):
     service: Literal["gramfuse"] = "gramfuse"
     version: str
     receipt_key: Base64
+    handovers: Handovers = Field(default=(), exclude_if=lambda value: not value)
     direct_transfers: bool = Field(default=False, exclude_if=lambda value: not value)
 
 

@@ -1,0 +1,143 @@
+"""The commands `gramfuse-server key …`: show the receipt key, hand over to another one, give it up."""
+
+from collections.abc import Collection
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gramfuse_server import audit_log, heartbeats, schema
+from gramfuse_server.clock import system_clock
+from gramfuse_server.database import open_database, transaction
+from gramfuse_server.settings import Settings, load_settings
+from gramfuse_server.tables import ModelRow, WorkerRow
+from gramfuse_shared.errors import NotConfirmedError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from gramfuse_server.receipt_key import ReceiptKeys
+
+key_commands: Final = typer.Typer(help="The key that signs receipts.", no_args_is_help=True)
+
+
+@key_commands.command("show")
+def show_key() -> None:
+    """Show the receipt key, which people compare, and those that it took over from."""
+    from gramfuse_server import receipt_key  # noqa: PLC0415 - cryptography takes its time to load
+
+    _tell(receipt_key.load_public_keys(load_settings().receipt_key))
+
+
+@key_commands.command("rotate")
+def rotate_key() -> None:
+    """Hand over to a new receipt key: the old one signs it, so clients follow by themselves. Then the old one is gone.
+
+    Stop API and workers before, start them afterwards. Only where nobody else had the old key: who had it can hand over
+    to a key of its own as well; `key replace` is for that. Killed in between, run it again.
+    """
+    from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
+    from gramfuse_shared.signatures import public_key  # noqa: PLC0415
+
+    settings = load_settings()
+    former = public_key(receipt_key.load_key(settings.receipt_key))
+    successor = receipt_key.create_next_key(settings.receipt_key)
+    with _stopped_server(settings) as session:
+        _audit(session, "receipt-key.rotate", former, public_key(successor))
+    _tell(receipt_key.rotate(settings.receipt_key, now=system_clock()))
+    typer.echo("Delete the old key from backups, and save the new one with its hand-overs.", err=True)
+
+
+@key_commands.command("replace")
+def replace_key(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give the receipt key up, because somebody else may have it: a new one, and no hand-over.
+
+    Receipts of all models are signed anew. Every client refuses the server until its people have compared the new key
+    and run `gramfuse login URL --receipt-key KEY`. Stop API and workers before. Killed in between, run it again.
+    """
+    from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
+    from gramfuse_shared.signatures import public_key  # noqa: PLC0415
+
+    if not yes and not typer.confirm(
+        "No client will trust this server until it was told the new key. Go on?", err=True
+    ):
+        msg = "the receipt key stays"
+        raise NotConfirmedError(msg)
+    settings = load_settings()
+    former = receipt_key.load_public_keys(settings.receipt_key)
+    successor = receipt_key.create_next_key(settings.receipt_key)
+    with _stopped_server(settings) as session:
+        signed, left = sign_anew(session, successor, trusted={former.present, *former.former})
+        _audit(session, "receipt-key.replace", former.present, public_key(successor))
+    _tell(receipt_key.replace(settings.receipt_key))
+    typer.echo(f"receipts     {signed} signed anew")
+    for model in left:
+        typer.echo(f"{model}: its receipt was not signed by this server's keys and is left as it was", err=True)
+
+
+def sign_anew(session: Session, key: "Ed25519PrivateKey", *, trusted: Collection[str]) -> tuple[int, list[str]]:
+    """Sign receipts with another key, if one of the trusted keys signed them; return how many, and whose are left."""
+    from gramfuse_shared.contract.receipt import SignedReceipt  # noqa: PLC0415 - as above
+    from gramfuse_shared.signatures import is_signed, public_key, sign  # noqa: PLC0415
+
+    count, left, own = 0, [], public_key(key)
+    for row in session.scalars(select(ModelRow).order_by(ModelRow.project, ModelRow.id).with_for_update()):
+        signed = SignedReceipt.parse(row.receipt)
+        if signed.public_key not in {own, *trusted} or not is_signed(
+            signed.receipt, signed.signature, signed.public_key
+        ):
+            left.append(f"{row.project}/{row.id}")
+            continue
+        anew = SignedReceipt(receipt=signed.receipt, public_key=own, signature=sign(signed.receipt, key))
+        row.receipt = anew.canonical().decode()
+        count += 1
+    return count, left
+
+
+def require_no_worker(session: Session, settings: Settings, now: datetime) -> None:
+    """Require that no worker is alive: it would go on to sign with the key that it has read.
+
+    Raises:
+        StateError: one is.
+    """
+    for row in session.scalars(select(WorkerRow).where(WorkerRow.stopped_at.is_(None)).order_by(WorkerRow.id)):
+        if heartbeats.is_alive(row, now, settings.worker_lease):
+            msg = f"the worker {row.id} is alive and would go on with the old key: stop API and workers first"
+            raise StateError(msg)
+
+
+@contextmanager
+def _stopped_server(settings: Settings) -> "Iterator[Session]":
+    database = open_database(settings.database_url)
+    try:
+        schema.require_current(database)
+        with transaction(database) as session:
+            require_no_worker(session, settings, system_clock())
+            yield session
+    finally:
+        database.close()
+
+
+def _audit(session: Session, action: str, former: str, successor: str) -> None:
+    audit_log.append(
+        session,
+        at=system_clock(),
+        organization=None,
+        token=None,
+        action=action,
+        subject="server",
+        details={"former": former, "successor": successor, "by": "shell"},
+    )
+
+
+def _tell(keys: "ReceiptKeys") -> None:
+    typer.echo(f"receipt key  {keys.present}")
+    for former in reversed(keys.former):
+        typer.echo(f"took over    {former}")
