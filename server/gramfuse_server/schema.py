@@ -113,6 +113,12 @@ def require_current(database: Database) -> None:
     """
     require_answer(database)
     found, newest = current(database), head()
+    if found is not None and found > newest:
+        msg = (
+            f"the database is at revision {found}, newer than the {newest} that this version knows: install the "
+            "version that made it, or restore a backup of before"
+        )
+        raise ConfigurationError(msg)
     if found != newest:
         place, command = (f"at revision {found}", "db upgrade") if found else ("empty", "init")
         msg = f"the database is {place}, this version needs {newest}; run `gramfuse-server {command}`"
