@@ -49,6 +49,7 @@ def test_three_organizations_are_let_in_merge_and_part_again(open_page, deployme
     watch_merge(coordinator, operator, participant, deployment, hooli)
     look_at_layers(operator)
     look_at_model(operator)
+    change_quota(operator)
     download_model(participant, umbrella.folder / "downloaded", umbrella)
     withdraw(participant)
     coordinator.get_by_role("link", name="its model").click()
@@ -157,6 +158,17 @@ def look_at_model(page: Page) -> None:
     for name in ORGANIZATIONS:
         expect(page.get_by_role("group", name="Merged from")).to_contain_text(name)
     expect(page.get_by_role("group", name="Files").get_by_role("link")).to_have_count(0)
+
+
+def change_quota(page: Page) -> None:
+    """Let the project hold less than by default."""
+    page.get_by_role("link", name=PROJECT, exact=True).click()
+    page.get_by_role("link", name="Change the quota").click()
+    page.get_by_label("as much as this").check()
+    page.get_by_label("Amount").fill("1.5")
+    page.get_by_label("Unit").select_option("GB")
+    page.get_by_role("button", name="Change").click()
+    expect(page.get_by_text("of 1.5 GB").first).to_be_visible()
 
 
 def download_model(page: Page, folder: Path, desk: Desk) -> None:

@@ -22,7 +22,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
-PATIENCE_MS = 15_000
+PATIENCE_MS = 30_000
 """How long a page may take to show what is awaited; a page that refreshes itself does so every ten seconds at most."""
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 800}
