@@ -73,7 +73,8 @@ def test_a_server_of_the_revision_before_is_upgraded_with_what_it_holds_and_goes
             versions = session.execute(
                 sqlalchemy.text(f"SELECT DISTINCT application_version FROM {TABLE[database_kind]}")  # noqa: S608
             ).scalars()
-            assert set(versions) == {worker_configuration(settings, "w")["application_version"]}
+            served = worker_configuration(settings, upgraded.services.database, "a worker")["application_version"]
+            assert set(versions) == {served}
         worker = InProcessWorker(upgraded, settings)
         assert worker.inspect_all() == ["accepted"]
         worker.run(PROJECT, "waiting")
