@@ -77,27 +77,27 @@ def test_an_order_says_method_members_and_parameters(world, browser):
     assert (recipe["parameters"]["alpha"], recipe["parameters"]["ridge"]) == (0.5, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "status", "why"),
-    [
-        ({"job": "Not a name"}, 422, "a job's name is"),
-        ({"method": "voodoo"}, 422, "merge_method"),
-        ({"parameters": "alpha: 7"}, 422, "alpha lies between 0 and 1"),
-        ({"parameters": "alpha: [&a x, *a]"}, 422, "aliases are not read"),
-        ({"parameters": "<script>alert(1)</script>: 1"}, 422, "parameters"),
-        ({"members": {}}, 422, "choose the contributions"),
-        ({"members": {"member:acme": "on"}}, 422, "at least 2"),
-        ({"members": {"member:nobody": "on", "member:acme": "on"}}, 422, "nobody"),
-    ],
+REFUSED = (
+    ({"job": "Not a name"}, "a job's name is"),
+    ({"method": "voodoo"}, "merge_method"),
+    ({"parameters": "alpha: 7"}, "alpha lies between 0 and 1"),
+    ({"parameters": "alpha: [&a x, *a]"}, "aliases are not read"),
+    ({"parameters": "<script>alert(1)</script>: 1"}, "parameters"),
+    ({"members": {}}, "choose the contributions"),
+    ({"members": {"member:acme": "on"}}, "at least 2"),
+    ({"members": {"member:nobody": "on", "member:acme": "on"}}, "nobody"),
 )
-def test_an_order_that_makes_no_job_is_shown_again_with_why(world, browser, changes, status, why):
-    again = order(browser, **changes)
-    assert again.status_code == status
-    assert why in html.unescape(again.text)
-    assert "<script>alert" not in again.text
-    assert 'role="alert"' in again.text
-    for name in changes.keys() & {"job", "parameters"}:
-        assert html.escape(changes[name]) in again.text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
+
+
+def test_an_order_that_makes_no_job_is_shown_again_with_why(world, browser):
+    for changes, why in REFUSED:
+        again = order(browser, **changes)
+        assert again.status_code == 422, changes
+        assert why in html.unescape(again.text)
+        assert "<script>alert" not in again.text
+        assert 'role="alert"' in again.text
+        for name in changes.keys() & {"job", "parameters"}:
+            assert changes[name] in html.unescape(again.text)
     assert world.coordinator("acme").get(f"{API}/jobs").json()["items"] == []
 
 
