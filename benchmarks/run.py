@@ -23,6 +23,7 @@ import merging
 import object_store
 import plots
 import report
+import sharing
 import sizes
 import startup
 import summing
@@ -62,6 +63,7 @@ def sections(folder: Path, effort: Effort) -> dict[str, Callable[[], Any]]:
         "api.start_seconds": lambda: startup.measure(folder / "a", effort),
         "secure": lambda: masking.measure(effort),
         "secure.sum": lambda: summing.measure(folder / "u", effort),
+        "workers": lambda: sharing.measure(folder / "w", effort),
         "growth": lambda: plots.measure(folder, effort),
         "one_thread": one_thread,
     }
@@ -102,7 +104,7 @@ def main() -> None:
     effort = Effort(rounds=1, is_smoke=True) if arguments.smoke else Effort()
     torch.manual_seed(0)
     with TemporaryDirectory(prefix="gramfuse-bench-") as folder:
-        for part in ("s", "t", "a", "u"):
+        for part in ("s", "t", "a", "u", "w"):
             (Path(folder) / part).mkdir()
         results = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.only else {}
         measure(Path(folder), effort, results, arguments.only, console)

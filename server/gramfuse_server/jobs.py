@@ -37,7 +37,8 @@ MERGE_SHARD: Final = "merge_shard"
 PLACES: Final[Mapping[Priority, int]] = {"high": 1, "normal": 2, "low": 3}
 """In a queue the lowest place goes first, and in one place who came first."""
 
-POLLING_SECONDS: Final = 0.1
+POLLING_SECONDS: Final = 0.25
+"""Three queues are polled by every worker for ever: at a tenth of a second that took twice the processor time."""
 MAX_RECOVERY_ATTEMPTS: Final = 3
 UNFINISHED: Final = ("queued", "running")
 

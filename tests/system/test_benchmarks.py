@@ -53,6 +53,7 @@ def test_every_number_is_there_and_finite(name, smoke):
     for key in KEYS:
         assert math.isfinite(value_of(results, key)), key
     assert math.isfinite(smoke["secure"]["sum"]["secure_over_plain"])
+    assert math.isfinite(smoke["workers"]["speedup"])
     assert results["error"]["published"]["dead"] is None  # its inverse does not exist
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,10 @@ def test_full_disks_are_told_and_with_room_everything_goes_on(small, disks):
     wait_until(lambda: "waiting for room" in small.log_text("worker"), seconds=60, what="the worker's notice")
     (item,) = globex.get(collaboration.path("/contributions"))["items"]
     assert item["state"] == "sealed"
+    (waiting,) = small.workers
+    waiting.send_signal(signal.SIGTERM)  # it need not wait for the room, and leaves the upload to the next
+    assert waiting.wait(60) == 0
+    small.start_worker()
     disks["scratch"].empty()
     _, errors = pushing.communicate(timeout=60)
     assert pushing.returncode == 0, errors

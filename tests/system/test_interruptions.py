@@ -6,11 +6,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-from gramfuse_server.blobs import open_blobs
-from gramfuse_shared.digest import sha256_hex_of_chunks
 from support import tiny
 from support.collaboration import begin, contribute, tune
 from support.deployment import kill, wait_until
+from support.soundness import require_sound, require_whole_blobs, settings_of
 from support.wire import Exchange, wire_to
 
 # three megabytes a layer, so that a merge is many tasks and an upload many parts
@@ -25,15 +24,6 @@ def _finished_files(log) -> list[str]:
 
 def _begun_again(log) -> set[str]:
     return {match[1] for line in log if (match := re.match(r"(\S+) is begun again", line["message"]))}
-
-
-def _require_whole_blobs(deployment) -> None:
-    """Every blob that goes by its digest has it: nothing half-written bears a final name, or is shown by the store."""
-    blobs = open_blobs((deployment.folder / "server" / "blobs").as_uri())
-    keys = list(blobs.keys("sha256/"))
-    assert keys
-    for key in keys:
-        assert sha256_hex_of_chunks(blobs.chunks(key)) == key.removeprefix("sha256/")
 
 
 def _weight_digests(desk, collaboration, model) -> dict[str, str]:
@@ -52,7 +42,7 @@ def _kill_in_merge(deployment, collaboration, job, victim, *, rescue) -> None:
     assert len(finished_before) >= 3
     assert acme.get(collaboration.path(f"/models/{job}")) is None
     assert job not in [model["id"] for model in acme.get(collaboration.path("/models"))["items"]]
-    _require_whole_blobs(deployment)
+    require_whole_blobs(settings_of(deployment).blobs)
 
     rescue()
     done = acme.json("job", "wait", collaboration.project, job, "--timeout", "90")
@@ -61,7 +51,7 @@ def _kill_in_merge(deployment, collaboration, job, victim, *, rescue) -> None:
     finished = _finished_files(log)
     assert len(finished) == len(set(finished)) == done["total_tasks"] > len(finished_before)
     assert not _begun_again(log) & finished_before
-    _require_whole_blobs(deployment)
+    require_whole_blobs(settings_of(deployment).blobs)
 
 
 def test_a_merge_whose_worker_is_killed_is_finished_without_repeating_a_shard(deployment):
@@ -86,6 +76,7 @@ def test_a_merge_whose_worker_is_killed_is_finished_without_repeating_a_shard(de
     assert restarted == taken_over == undisturbed
     acme.gramfuse("model", "pull", collaboration.project, "taken-over", "merged")
     acme.gramfuse("model", "verify", "merged")
+    require_sound(deployment)
 
 
 def _workers_alive(deployment) -> int:

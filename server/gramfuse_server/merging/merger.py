@@ -184,20 +184,20 @@ class Merger:
         return self._read(load)
 
     def _read(self, read: Callable[[Session], T]) -> T:
-        def attempt() -> T:
+        def once() -> T:
             with reading(self.database) as session:
                 return read(session)
 
-        return self.patience(attempt)
+        return self.patience(once)
 
     def _write(self, write: Callable[[Session], T]) -> T:
         """Write in a transaction of its own, which must be safe to repeat: its commit's answer may be lost."""
 
-        def attempt() -> T:
+        def once() -> T:
             with transaction(self.database) as session:
                 return write(session)
 
-        return self.patience(attempt)
+        return self.patience(once)
 
 
 @dataclass(slots=True)
