@@ -45,13 +45,17 @@ class Killer:
         self.deployment.start_api()
         self.downtimes.append(Downtime(began, time.monotonic()))
 
-    def _kill_worker(self) -> None:
-        """Kill the oldest, when all that were started have begun to work: who loads its libraries holds nothing."""
+    def wait_for_workers(self) -> None:
+        """Wait until all that were started have begun to work."""
         everybody = self.kills["worker"] + len(self.deployment.workers)
         wait_until(
             lambda: self.deployment.log_text("worker").count(STARTED) >= everybody,
             seconds=START_SECONDS, what="the workers' start", pause=0.1,
         )  # fmt: skip
+
+    def _kill_worker(self) -> None:
+        """Kill the oldest, when all work: who still loads its libraries holds nothing."""
+        self.wait_for_workers()
         kill(self.deployment.workers.pop(0))
         self.kills["worker"] += 1
         self.deployment.start_worker()

@@ -35,7 +35,8 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("contributions, jobs, models or log entries twice", f"**{results['duplicated']}**", "0"),
         ("models or other files whose bytes are not the signed ones", f"**{results['corrupt']}**", "0"),
         ("answers of `/healthz`, p99", f"{results['healthz_p99_ms']:.0f} ms", "< 50 ms"),
-        ("the same, median; slowest", f"{results['healthz_p50_ms']:.1f} ms; {results['healthz_most_ms']:.0f} ms", ""),
+        ("of a server that does nothing else, asked at the same time, p99", f"{results['idle_p99_ms']:.0f} ms", ""),
+        ("`/healthz`, median; slowest", f"{results['healthz_p50_ms']:.1f} ms; {results['healthz_most_ms']:.0f} ms", ""),
         (
             "probes of a live API; not answered well",
             f"{results['healthz_probes']:,}; {results['healthz_failed']}",
@@ -57,6 +58,7 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ),
         ("connections cut by clients; broken in all", _pair(results, "dropped_connections", "broken_connections"), ""),
         ("jobs queued; finished in the run's time", _pair(results, "jobs", "jobs_finished"), "1,000; all"),
+        ("of these still there and waiting at the end", f"{results['unfinished']:,}", ""),
         ("jobs retried, as every worker that tried them was killed", f"{results['jobs_retried']}", ""),
         ("merges a second, kills included", f"{results['jobs_per_second']:.1f}", ""),
         ("answers of the API that were its own fault (5xx)", f"{sum(results['server_errors'].values())}", "0"),

@@ -5,8 +5,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from benchmarks.soak.sizes import KIB, Sizes
 from benchmarks.soak.uploading import contribute
 
 from support import guard
-from support.deployment import Deployment, call, kill
+from support.deployment import Deployment, call, kill, wait_until
 
 LOOK_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 60.0
@@ -69,26 +69,34 @@ async def run(sizes: Sizes, deployment: Deployment, say: Callable[[str], None], 
     watch = Watch(line, consortium, deployment.operator_token)
     key = call(deployment.url, "GET", "/v1/server", deployment.operator_token)["receipt_key"]
     models = Models(line, consortium, key)
-    probes = deployment.folder / "probes"
+    probes, idle = deployment.folder / "probes", deployment.folder / "idle-probes"
     this.mark("load")
-    async with _probed(deployment.port, probes), _sampled(this), _told_of(this, watch, killer):
-        stopped = asyncio.Event()
-        killing = asyncio.create_task(killer.kill_every(sizes.kill_seconds, stopped, most=sizes.most_kills))
-        await _upload(this, consortium, watch)
-        await _merge(this, consortium, watch)
-        stopped.set()
-        await killing
-        this.mark("calm")
-        await _calm(this, watch, models)
-        this.mark("end")
+    with _probed(deployment, probes, idle):
+        await _load(this, consortium, watch, killer, models)
     say("the workers end in good order; looking at what is there")
     await asyncio.to_thread(_drain, deployment)  # else what is asked one after the other is of different moments
     found = await find(line, deployment, consortium, models)
     verdict = judge(this.told, found)
     results = _results(this, verdict, found, killer, models, read_probes(probes))
+    results["idle_p99_ms"] = judge_health(read_probes(idle), []).p99
     results["jobs_retried"] = len(watch.retried)
     results["planted"] = await _plant(this, found, consortium, models)
     return results | {"seconds": time.monotonic() - began, "verdict": _words(verdict), "given_up": watch.retried}
+
+
+async def _load(this: Run, consortium: Consortium, watch: Watch, killer: Killer, models: Models) -> None:
+    """Everything between the first upload and the last merge."""
+    async with _sampled(this), _told_of(this, watch, killer):
+        stopped = asyncio.Event()
+        killing = asyncio.create_task(killer.kill_every(this.sizes.kill_seconds, stopped, most=this.sizes.most_kills))
+        await _upload(this, consortium, watch)
+        await _merge(this, consortium, watch)
+        stopped.set()
+        await killing
+        await asyncio.to_thread(killer.wait_for_workers)  # what they load is no growth
+        this.mark("calm")
+        await _calm(this, watch, models)
+        this.mark("end")
 
 
 async def _upload(this: Run, consortium: Consortium, watch: Watch) -> None:
@@ -145,17 +153,30 @@ async def _plant(this: Run, found: Found, consortium: Consortium, models: Models
     return judge(this.told, again).counts
 
 
-@asynccontextmanager
-async def _probed(port: int, path: Path) -> AsyncIterator[None]:
-    prober = subprocess.Popen(  # noqa: S603, ASYNC220 - it starts at once
-        [sys.executable, "-m", "benchmarks.soak.probing", str(port), str(path)], cwd=REPOSITORY
-    )
-    guard.watch(prober.pid)
+@contextmanager
+def _probed(deployment: Deployment, api: Path, idle: Path) -> Iterator[None]:
+    """Probe the API, and a server that does nothing else, each by a process of its own, into one file each."""
+    port_file = deployment.folder / "idle-port"
+    with _running("benchmarks.soak.idling", port_file):
+        port = wait_until(
+            lambda: port_file.exists() and port_file.read_text("ascii"), seconds=20, what="an idle server"
+        )
+        with (
+            _running("benchmarks.soak.probing", deployment.port, api),
+            _running("benchmarks.soak.probing", port.strip(), idle),
+        ):
+            yield
+
+
+@contextmanager
+def _running(module: str, *arguments: object) -> Iterator[None]:
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    process = subprocess.Popen(words, cwd=REPOSITORY)  # noqa: S603 - our own modules
+    guard.watch(process.pid)
     try:
         yield
     finally:
-        kill(prober)
-        guard.forget(prober.pid)
+        kill(process)
 
 
 @asynccontextmanager
