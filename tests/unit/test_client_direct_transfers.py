@@ -123,6 +123,7 @@ def test_the_store_is_told_what_was_signed_and_never_the_token():
     [
         (SERVER, "http://store.example.net"),
         (SERVER, "http://127.0.0.1:9000"),  # a server elsewhere has nothing to say about this machine's ports
+        (SERVER, "https://localhost:9000"),
         (SERVER, "ftp://store.example.net"),
         (SERVER, "file:///etc/passwd"),
     ],

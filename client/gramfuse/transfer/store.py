@@ -110,6 +110,9 @@ class Store:
         parts = urlsplit(url)
         host, local = parts.hostname or "", is_loopback(parts.hostname or "")
         loopback = local and is_loopback(urlsplit(self._endpoint.url).hostname or "")
+        if local and not loopback:
+            msg = f"{peer} would be this machine; its operator has to name an https:// address of the store"
+            raise StoreUnreachableError(msg)
         if parts.scheme != "https" and not (parts.scheme == "http" and (self._endpoint.allow_http or loopback)):
             msg = f"{peer} would be reached in the clear; its operator has to name an https:// address"
             raise StoreUnreachableError(msg)
