@@ -24,6 +24,7 @@ from gramfuse_server.api import (
     requests,
     tokens,
 )
+from gramfuse_server.api.admission import Admission
 from gramfuse_server.api.context import Services
 from gramfuse_server.api.openapi import describe
 from gramfuse_server.api.problems import ProblemDocuments, install_handlers
@@ -39,6 +40,7 @@ from gramfuse_server.logs import RequestLog
 from gramfuse_server.metrics.requests import RequestMetrics
 from gramfuse_server.metrics.serving import new_registry
 from gramfuse_server.metrics.state import StateCollector
+from gramfuse_server.readiness import Readiness
 from gramfuse_server.receipt_key import load_public_keys
 from gramfuse_server.settings import Settings
 from gramfuse_server.tracing import stop_tracing
@@ -66,7 +68,8 @@ class Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Wrap what FastAPI builds."""
         services: Services = self.state.services
-        return RequestLog(ProblemDocuments(super().build_middleware_stack()), services.metrics)
+        admitted = Admission(super().build_middleware_stack(), services)
+        return RequestLog(ProblemDocuments(admitted), services.metrics)
 
 
 def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool = False) -> FastAPI:
@@ -93,9 +96,10 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
         jobs=JobQueue(database, traced=traced),
         clock=clock,
         receipt_keys=receipt_keys,
-        part_buffers=PartBuffers(settings.concurrent_parts),
+        part_buffers=PartBuffers(settings.concurrent_parts, settings.parts_per_organization),
         metrics=RequestMetrics(registry),
         direct=direct,
+        readiness=Readiness(database, blobs),
     )
 
     @asynccontextmanager

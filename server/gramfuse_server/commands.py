@@ -121,34 +121,23 @@ def serve(
 ) -> None:
     """Serve the API. Its URL is the first line on standard output."""
     with imports_kept():
-        import uvicorn  # noqa: PLC0415 - the other commands need no web server
-
-        from gramfuse_server.app import create_app  # noqa: PLC0415
+        from gramfuse_server.app import create_app  # noqa: PLC0415 - the other commands need no web server
         from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
+        from gramfuse_server.serving import http_server  # noqa: PLC0415
         from gramfuse_server.tracing import start_tracing  # noqa: PLC0415
 
         settings = _settings_with_logs()
         app = create_app(settings, traced=start_tracing("gramfuse-api"))
     schema.require_current(app.state.services.database)
+    server = http_server(app, settings)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]
     if port_file is not None:
         _write_atomically(port_file, f"{bound}\n")
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
-    configuration = uvicorn.Config(
-        app,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_keep_alive=60,  # longer than clients keep an idle connection, so that they are the ones to close it
-        timeout_graceful_shutdown=10,
-    )
     sys.setswitchinterval(SWITCH_SECONDS)
     with serving_metrics(settings, app.state.registry):
-        uvicorn.Server(configuration).run(sockets=[listening])
+        server.run(sockets=[listening])
 
 
 @cli.command()

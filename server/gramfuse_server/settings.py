@@ -55,7 +55,28 @@ class Settings(BaseSettings):
         description="requests that one API process computes at once, parts on their way to the store apart; more "
         "threads share the same interpreter, and whoever waits for an answer waits for all of them",
     )
+    parts_per_organization: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=8, description="parts of one organization that are received at once; its others wait"
+    )
     part_timeout: timedelta = Field(default=timedelta(minutes=5), description="within which a part must have arrived")
+    connections: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1_000, description="connections at once; of more, those make room that ask for nothing"
+    )
+    head_timeout: Annotated[timedelta, Field(gt=timedelta())] = Field(
+        default=timedelta(seconds=10), description="within which a request's path and headers must have arrived"
+    )
+    body_timeout: Annotated[timedelta, Field(gt=timedelta())] = Field(
+        default=timedelta(minutes=2), description="within which a body must have arrived that is no part"
+    )
+    requests_per_second: Annotated[float, Field(ge=0)] = Field(
+        default=200.0, description="of each token, what changes something counting tenfold; 0: without limit"
+    )
+    refusals_per_minute: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="wrong tokens and sign-ins of each address; 0: without limit"
+    )
+    concurrent_requests: Annotated[int, Field(ge=1)] = Field(
+        default=128, description="requests of one organization that are under way at once"
+    )
     upload_lifetime: timedelta = Field(default=timedelta(days=7), description="after which an open upload expires")
     deletion_delay: timedelta = Field(
         default=timedelta(hours=24), description="between a withdrawal or rejection and the deletion of the bytes"

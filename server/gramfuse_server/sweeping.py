@@ -1,8 +1,9 @@
 """Delete bytes that have no further use: parts of closed uploads, complete files that nothing names, sums of attempts
 that are over, and what writers that were killed left.
 
-Complete files are named by uploads whose bytes are not given up, by models that are not deleted, and by finished tasks
-of the present attempts of unfinished jobs. How a sweep and a writer of the same bytes meet is told in `keeping`.
+Complete files are named by uploads that were accepted and whose bytes are not given up, by models that are not deleted,
+and by finished tasks of the present attempts of unfinished jobs. An upload that only announces a file does not name it:
+its worker writes the bytes again if they went. How a sweep and a writer of the same bytes meet is told in `keeping`.
 """
 
 import re
@@ -117,10 +118,11 @@ def delete_files(
 
 def is_spent(now: datetime, grace: timedelta) -> ColumnElement[bool]:
     """Whether nothing names a file and no young claim holds it, or a sweep ended that was deleting it."""
+    withdrawn_when_accepted = (UploadRow.state == "withdrawn") & UploadRow.decided_at.is_not(None)
     by_upload = (
         exists()
         .where(UploadFileRow.sha256 == BlobRow.sha256, UploadRow.id == UploadFileRow.upload)
-        .where(UploadRow.deleted_at.is_(None))
+        .where(UploadRow.deleted_at.is_(None), or_(UploadRow.state == "accepted", withdrawn_when_accepted))
     )
     by_model = (
         exists()

@@ -292,6 +292,40 @@ class RequestMalformedError(GramfuseError):
     title = "The request does not follow the API description"
 
 
+class HeadTooLargeError(GramfuseError):
+    """A request's path and headers are over their limit."""
+
+    code = "head-too-large"
+    status = 431
+    title = "The request's head is too large"
+
+
+class TooSlowError(GramfuseError):
+    """A request did not arrive in time."""
+
+    code = "too-slow"
+    status = 408
+    title = "The request did not arrive in time"
+    retryable = True
+
+
+class TooManyRequestsError(GramfuseError):
+    """A token, or an address, asks more often than it may; the answer says when to try again."""
+
+    code = "too-many-requests"
+    status = 429
+    title = "Too many requests"
+    retryable = True
+
+
+class EncodingUnsupportedError(GramfuseError):
+    """A body is compressed; none is read, so that none can grow."""
+
+    code = "encoding-unsupported"
+    status = 415
+    title = "Bodies are not read compressed"
+
+
 class MethodNotAllowedError(GramfuseError):
     """The path exists, the method does not."""
 

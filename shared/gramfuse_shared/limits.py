@@ -16,6 +16,9 @@ MAX_TENSOR_NAME_CHARACTERS: Final = 512
 
 MAX_DOCUMENT_BYTES: Final = 16 * MIB  # a manifest names every tensor once
 MAX_REQUEST_BYTES: Final = 256 * KIB  # every other JSON body
+MAX_HEAD_BYTES: Final = 64 * KIB  # of an HTTP request: path and headers
+MAX_HEADERS: Final = 100
+MIN_READ_BYTES: Final = 64 * KIB  # of an answer, that its caller takes within a minute
 MAX_FILE_BYTES: Final = 4 * TIB
 MAX_FILES_PER_UPLOAD: Final = 1_000
 

@@ -3,6 +3,7 @@
 Every test has a database of its own, copied from one that was migrated once.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -212,6 +213,18 @@ def open_copy(kept: Kept, settings: Settings, portal: BlockingPortal) -> World:
     clock = ManualClock()
     clock.advance(hours=1)
     return World(create_app(settings, clock=clock), clock, portal, dict(kept.tokens))
+
+
+@pytest.fixture
+def open_copies(copy_database, portal, tmp_path) -> Callable[..., tuple[World, Settings]]:
+    """Opens copies of a kept server, as many as are wanted, with settings changed; whoever opens one closes it."""
+    numbers = itertools.count()
+
+    def opened(kept: Kept, **changes) -> tuple[World, Settings]:
+        made = copy_of(kept, copy_database, tmp_path / f"copy-{next(numbers)}").model_copy(update=changes)
+        return open_copy(kept, made, portal), made
+
+    return opened
 
 
 @pytest.fixture(scope="session")

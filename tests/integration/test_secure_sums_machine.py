@@ -28,7 +28,7 @@ from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.secure import STAGES, SignedMessage, Stage
 from support.secure_sessions import ORGANIZATIONS
-from support.server_world import ManualClock, World, problem
+from support.server_world import World, problem
 from support.summing_members import plain_words
 from support.summing_play import LIES, SummingPlay
 from support.summing_questions import message_of, revealed, unmaskable
@@ -260,23 +260,8 @@ def be_ready(world: World, _: Settings) -> None:
         world.project(*names, policy=policy)
 
 
-@pytest.fixture
-def open_world(keep, copy_database, portal, tmp_path) -> Callable[[], tuple[World, Settings]]:
-    kept, numbers = keep(be_ready), iter(range(10**9))
-
-    def opened() -> tuple[World, Settings]:
-        home = tmp_path / str(next(numbers))
-        shutil.copytree(kept.home, home)
-        made = Settings(server_home=home, database_url=copy_database(kept.database), part_bytes=2048)
-        clock = ManualClock()
-        clock.advance(hours=1)
-        return World(create_app(made, clock=clock), clock, portal, dict(kept.tokens)), made
-
-    return opened
-
-
-def test_a_sum_over_http_is_exact_or_stays_masked_whatever_happens_between_its_stages(open_world):
+def test_a_sum_over_http_is_exact_or_stays_masked_whatever_happens_between_its_stages(keep, open_copies):
     run_state_machine_as_test(
-        lambda: SumsOverHttp(open_world),
+        lambda: SumsOverHttp(lambda: open_copies(keep(be_ready), part_bytes=2048)),
         settings=settings(max_examples=settings().max_examples // 4, stateful_step_count=7),
     )

@@ -16,8 +16,8 @@ from gramfuse_server.sweeping import delete_spent_bytes
 from gramfuse_server.tables import AuditRow, BlobRow, ModelRow
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.digest import sha256_hex
-from support.server_world import OPEN_POLICY, make_base, problem
-from support.worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_weights
+from support.server_world import OPEN_POLICY, make_base, make_contribution, problem
+from support.worker_world import MEMBERS, InProcessWorker, contribute, make_gram, make_statistics, make_weights
 
 PROJECT = "acme.tweets"
 MODEL = f"/v1/projects/{PROJECT}/models/first"
@@ -227,6 +227,30 @@ def test_bytes_that_another_upload_names_outlive_a_withdrawal(world, settings):
     world.clock.advance(hours=25)
     delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
     assert {f"sha256/{file.sha256}" for file in second.manifest.files} <= world.stored_keys()
+
+
+def test_an_upload_that_only_announces_a_file_does_not_keep_the_bytes_of_a_contribution_that_was_withdrawn(ready):
+    world, worker = ready
+    project = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()
+    withdrawn = contribute(world, project, "acme", 7)
+    worker.inspect_all()
+    files = {f"sha256/{file.sha256}" for file in withdrawn.manifest.files}
+    assert files <= world.stored_keys()
+    member = world.participant("acme")
+    again = make_contribution(
+        project, "acme", weights=make_weights(7), statistics=make_statistics(project, make_gram(7)), generation=2
+    )
+    path = f"/v1/projects/{PROJECT}/contributions"
+    assert member.put_document(f"{path}/{again.id}", again.manifest).status_code == 201
+    assert member.post(f"{path}/{withdrawn.id}/withdraw").status_code == 200
+    world.clock.advance(hours=25)
+    delete_spent_bytes(world.services.database, world.services.blobs, world.clock())
+    assert not files & world.stored_keys()
+    announced = member.get(f"{path}/{again.id}").json()
+    member.put_files(f"{path}/{again.id}", announced, again.files)
+    assert member.post(f"{path}/{again.id}/seal").status_code == 200
+    assert worker.inspect_all() == ["accepted"]
+    assert files <= world.stored_keys()
 
 
 def test_the_sweep_leaves_no_parts_behind_but_those_still_needed(world, settings):

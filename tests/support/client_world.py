@@ -25,7 +25,7 @@ class Wire(httpx.BaseTransport):
 
     def connect(self, world: World) -> None:
         """Go to another process of the same server from now on."""
-        self._app = AppTransport(world.app, world.portal)
+        self._app = AppTransport(world.app, world.portal, "127.0.0.1")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self.breaks_at(request):

@@ -71,8 +71,8 @@ class ManualClock:
 class AppTransport(httpx.BaseTransport):
     """Sends the requests of a synchronous client to an app, through an event loop in another thread."""
 
-    def __init__(self, app: Any, portal: BlockingPortal) -> None:
-        self._asgi = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    def __init__(self, app: Any, portal: BlockingPortal, address: str) -> None:
+        self._asgi = httpx.ASGITransport(app=app, raise_app_exceptions=False, client=(address, 1))
         self._portal = portal
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -239,9 +239,9 @@ class World:
     def services(self) -> Any:
         return self.app.state.services
 
-    def client(self, token: str | None = None) -> Client:
+    def client(self, token: str | None = None, *, address: str = "127.0.0.1") -> Client:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        return Client(transport=AppTransport(self.app, self.portal), base_url="http://server", headers=headers)
+        return Client(transport=AppTransport(self.app, self.portal, address), base_url="http://server", headers=headers)
 
     def raw_status(
         self,
@@ -250,8 +250,13 @@ class World:
         headers: Mapping[str, str],
         token: str | None,
         body: Callable[[], Iterator[bytes]],
+        *,
+        breaks: bool = False,
     ) -> int:
-        """Call the app without a client, so that one sees whether it asks for the body; return the status."""
+        """Call the app without a client, so that one sees whether it asks for the body; return the status.
+
+        The connection may break behind these bytes.
+        """
         fields = dict(headers) | ({"authorization": f"Bearer {token}"} if token else {})
         scope = {
             "type": "http",
@@ -268,9 +273,12 @@ class World:
             "server": ("server", 80),
         }
         statuses: list[int] = []
+        asked = iter(range(10**9))
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"".join(body()), "more_body": False}
+            if breaks and next(asked):
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": b"".join(body()), "more_body": breaks}
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -13,7 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save
 
-from gramfuse_server.blobs import open_blobs
+from gramfuse_server.blobs import Blobs, open_blobs
 from gramfuse_server.database import reading
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.merging.attempts import Attempt
@@ -66,8 +66,10 @@ def contribute(world: World, project: Mapping[str, Any], organization: str, seed
 class InProcessWorker:
     """The worker's parts, called by hand."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
-        blobs = open_blobs(settings.blobs)
+    def __init__(
+        self, world: World, settings: Settings, *, blobs: Blobs | None = None, name: str = "in-process"
+    ) -> None:
+        blobs = blobs or open_blobs(settings.blobs)
         self.database = world.services.database
         self.shard_bytes = settings.shard_bytes
         self.registry = CollectorRegistry()
@@ -78,7 +80,7 @@ class InProcessWorker:
             blobs=blobs,
             key=load_key(settings.receipt_key),
             scratch=settings.scratch,
-            worker="in-process",
+            worker=name,
             device="cpu",
             clock=world.clock,
             metrics=metrics,

@@ -135,3 +135,47 @@ def test_the_servers_memory_does_not_grow_with_the_bytes_it_received(deployment,
     for number in range(6):
         upload(desk, f"steady-{number}", base, parallel=4)
     assert resident_bytes(deployment) - before < GROWTH_BYTES  # 144 MiB came
+
+
+@contextlib.contextmanager
+def standing_still(deployment: Deployment, slow: Desk, base: Path) -> Iterator[None]:
+    """Hundreds of connections that send no more: within heads, bodies of nobody, parts of one organization."""
+    path = f"/v1/projects/{slow.name}.slow/base/files/model.safetensors/parts/0"
+    upload_of = open_base_folder(base)
+    transport = Transport(Endpoint(slow.url, Token(slow.token), allow_http=True))
+    with contextlib.closing(transport):
+        body = ProjectCreate(base=upload_of.manifest, policy=Policy()).model_dump(mode="json")
+        transport.call("PUT", path[1:].partition("/base")[0], json=body)
+    digest = format_content_digest(sha256_hex((base / "model.safetensors").read_bytes()[:MIB]))
+    part = f"PUT {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {MIB}\r\nContent-Digest: {digest}\r\n"
+    sent = (
+        *(f"GET /healthz HTTP/1.1\r\nx-{number}: " for number in range(300)),
+        *[f"{part}\r\n{'x' * 60_000}"] * 100,
+        *[f"{part}Authorization: Bearer {slow.token}\r\n\r\n{'x' * 60_000}"] * 60,
+    )
+    with contextlib.ExitStack() as stack:
+        for content in sent:
+            connection = stack.enter_context(socket.create_connection((HOST, deployment.port), timeout=30))
+            connection.sendall(content.encode())
+        yield
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("deployment", ["sqlite"], indirect=True)
+def test_hundreds_of_connections_that_stand_still_hold_up_nobody_and_cost_little_memory(deployment, base):
+    honest, slow = deployment.desk("honest", role="coordinator"), deployment.desk("slow", role="coordinator")
+    upload(honest, "before", base, parallel=4)
+    before, done = resident_bytes(deployment), threading.Event()
+    with standing_still(deployment, slow, base):
+        watching = threading.Thread(target=lambda: taken.extend(answer_seconds(deployment, done)))
+        taken: list[float] = []
+        watching.start()
+        try:
+            upload(honest, "beside", base, parallel=4)
+        finally:
+            done.set()
+            watching.join()
+        grown = resident_bytes(deployment) - before
+    taken.sort()
+    assert taken[len(taken) * 95 // 100] < LONGEST_ANSWER_SECONDS
+    assert grown < 2 * GROWTH_BYTES  # eight buffers of a MiB, and what 460 connections hold

@@ -116,9 +116,10 @@ def test_what_the_server_calls_retryable_is_tried_again_and_what_it_does_not_is_
 
 def test_the_pause_is_at_least_what_the_server_asks_for():
     pauses: list[float] = []
-    server = Server(problem("unavailable", 503, retryable=True, headers={"Retry-After": "7"}), httpx.Response(200))
-    transport_to(server, pauses).call("GET", "v1/x")
-    assert pauses == [7.0]
+    crowded = problem("too-many-requests", 429, retryable=True, headers={"Retry-After": "9"})
+    busy = problem("unavailable", 503, retryable=True, headers={"Retry-After": "7"})
+    transport_to(Server(busy, crowded, httpx.Response(200)), pauses).call("GET", "v1/x")
+    assert pauses == [7.0, 9.0]
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])

@@ -257,12 +257,12 @@ def test_nothing_but_the_proxy_is_reached_from_other_machines(compose):
 
 
 def test_containers_are_given_the_time_that_their_processes_take_to_end(compose):
-    from gramfuse_server import commands  # noqa: PLC0415 - the light installation has no server
+    from gramfuse_server import serving  # noqa: PLC0415 - the light installation has no server
 
     def grace(name: str) -> timedelta:
         return TypeAdapter(timedelta).validate_python(f"PT{compose['services'][name]['stop_grace_period'].upper()}")
 
-    (seconds,) = re.findall(r"timeout_graceful_shutdown=(\d+)", Path(commands.__file__).read_text())
+    (seconds,) = re.findall(r"timeout_graceful_shutdown=(\d+)", Path(serving.__file__).read_text())
     assert grace("api") > timedelta(seconds=int(seconds))
     worker = (ROOT / "server" / "gramfuse_server" / "worker.py").read_text()
     (hours,) = re.findall(r"^DRAIN_SECONDS: Final = (\d+) \* 3600$", worker, flags=re.MULTILINE)

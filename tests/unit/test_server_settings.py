@@ -190,10 +190,10 @@ def test_a_part_that_does_not_arrive_in_time_is_given_up_and_may_be_sent_again()
 
 def test_memory_for_parts_is_bounded_and_the_next_part_waits_for_it():
     async def play():
-        buffers, order = PartBuffers(2), []
+        buffers, order = PartBuffers(2, 2), []
 
         async def part(number, size):
-            async with buffers.take(size) as content:
+            async with buffers.take(size, owner=f"org-{number % 4}") as content:
                 assert len(content) == size
                 order.append(f"+{number}")
                 await asyncio.sleep(0.01)
@@ -207,6 +207,27 @@ def test_memory_for_parts_is_bounded_and_the_next_part_waits_for_it():
         held += 1 if step.startswith("+") else -1
         assert held <= 2
     assert len(order) == 12
+
+
+def test_an_organization_whose_parts_stand_still_leaves_memory_for_the_others():
+    async def play():
+        buffers, stands_still = PartBuffers(4, 3), asyncio.Event()
+
+        async def slow():
+            async with buffers.take(10, owner="acme"):
+                await stands_still.wait()
+
+        slow_ones = [asyncio.create_task(slow()) for _ in range(50)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            for _ in range(10):
+                async with buffers.take(10, owner="globex"):
+                    pass
+        stands_still.set()
+        await asyncio.gather(*slow_ones)
+        assert not buffers._shares  # who sends nothing is forgotten
+
+    asyncio.run(play())
 
 
 def test_a_file_in_parts_reads_like_the_file(blobs):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
+from starlette.types import Scope
 
 from gramfuse_server import audit_log
 from gramfuse_server.api.problems import problem_responses
@@ -18,15 +19,19 @@ from gramfuse_server.direct import DirectTransfers
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.metrics.requests import RequestMetrics
+from gramfuse_server.readiness import Readiness
 from gramfuse_server.receipt_key import ReceiptKeys
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import (
+    EncodingUnsupportedError,
     GramfuseError,
     NotFoundError,
     RequestMalformedError,
     RoleRequiredError,
     StorageFullError,
     TooLargeError,
+    TooManyRequestsError,
+    TooSlowError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -54,6 +59,7 @@ class Services:
     part_buffers: PartBuffers
     metrics: RequestMetrics
     direct: DirectTransfers | None
+    readiness: Readiness
 
 
 async def services(request: Request) -> Services:
@@ -71,19 +77,38 @@ def authenticated(services: Services, authorization: str | None) -> Caller:
         return authenticate(session, authorization, now=services.clock())
 
 
-def caller(
-    request: Request,
-    services: ServicesOf,
-    _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
-) -> Caller:
-    """Return the authenticated caller; raises UnauthenticatedError."""
-    return authenticated(services, request.headers.get("authorization"))
+def keep_caller(scope: Scope, caller: Caller) -> None:
+    """Have a request carry its caller."""
+    scope.setdefault("state", {})["caller"] = caller
+
+
+def keep_refusal(scope: Scope, error: GramfuseError) -> None:
+    """Have a request carry the reason why it has no caller."""
+    scope.setdefault("state", {})["refusal"] = error
+
+
+def caller_of(request: Request) -> Caller:
+    """Return the caller of a request, whom `admission` found before a byte of the body was read.
+
+    Raises:
+        UnauthenticatedError, TooManyRequestsError, EncodingUnsupportedError: why it let nobody in.
+    """
+    refusal: GramfuseError | None = getattr(request.state, "refusal", None)
+    if refusal is not None:
+        raise refusal
+    found: Caller = request.state.caller
+    return found
+
+
+async def caller(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]) -> Caller:
+    """Return the caller, and declare that an operation needs one."""
+    return caller_of(request)
 
 
 CallerOf = Annotated[Caller, Depends(caller)]
 
 
-def operator(caller: CallerOf) -> Caller:
+async def operator(caller: CallerOf) -> Caller:
     """Return the caller, who is an operator; raises RoleRequiredError."""
     caller.require_operator()
     return caller
@@ -118,6 +143,9 @@ def declares(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
         NotFoundError,
         TooLargeError,
         RequestMalformedError,
+        EncodingUnsupportedError,
+        TooManyRequestsError,
+        TooSlowError,
         *errors,
         GramfuseError,
         UnavailableError,

@@ -87,7 +87,7 @@ async def create_contribution(
     ] = None,
 ) -> ContributionDetail:
     """Open a contribution under its manifest's digest. The answer names part size and count of each file."""
-    caller, manifest = await read_document(request, services, ContributionManifest)
+    caller, manifest = await read_document(request, ContributionManifest)
     document, new = await run_in_threadpool(_create, services, caller, project, contribution, manifest, signature)
     response.status_code = 201 if new else 200
     return document

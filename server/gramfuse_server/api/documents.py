@@ -1,4 +1,4 @@
-"""Large documents as request bodies: the caller is known before a byte of one is read."""
+"""Large documents as request bodies."""
 
 from typing import Any, TypeVar
 
@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from gramfuse_server.api.context import TOKEN_REQUIRED, Services, authenticated
+from gramfuse_server.api.context import TOKEN_REQUIRED, caller_of
 from gramfuse_server.auth import Caller
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.errors import RequestMalformedError
@@ -21,15 +21,15 @@ def document_body(model: type[Document]) -> dict[str, Any]:
     return {"requestBody": body, "security": TOKEN_REQUIRED}
 
 
-async def read_document(request: Request, services: Services, model: type[D]) -> tuple[Caller, D]:
-    """Authenticate, then read and parse the body; both away from the event loop.
+async def read_document(request: Request, model: type[D]) -> tuple[Caller, D]:
+    """Return the caller and the body, parsed away from the event loop.
 
     Raises:
-        UnauthenticatedError: before the body is read.
+        UnauthenticatedError, TooManyRequestsError, EncodingUnsupportedError: see `caller_of`.
         DocumentMalformedError: the body does not follow the schema.
         RequestMalformedError: the body does not arrive, or is announced as something else than JSON.
     """
-    caller = await run_in_threadpool(authenticated, services, request.headers.get("authorization"))
+    caller = caller_of(request)
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         msg = f"the body is announced as {kind[:80]!r}; application/json is read"

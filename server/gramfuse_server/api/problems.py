@@ -21,6 +21,8 @@ from gramfuse_shared.errors import (
     RequestMalformedError,
     StorageFullError,
     TooLargeError,
+    TooManyRequestsError,
+    TooSlowError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -67,8 +69,12 @@ def problem_response(error: GramfuseError, *, instance: str | None = None) -> Re
     for name, fact in (("Allow", "allow"), ("Content-Range", "content_range")):
         if fact in error.facts:
             headers[name] = str(error.facts[fact])
-    if error.retryable and error.status == UNAVAILABLE:
+    if isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(error.facts["retry_after_seconds"])
+    elif error.retryable and error.status == UNAVAILABLE:
         headers["Retry-After"] = "1"
+    if isinstance(error, TooSlowError):
+        headers["Connection"] = "close"  # what follows would be the rest of a body
     content = problem_of(error, instance=instance).model_dump_json()
     return Response(content, status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 

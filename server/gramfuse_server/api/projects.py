@@ -54,7 +54,7 @@ PolicyDigestPath = Annotated[Digest, Path(description="the current policy's dige
 )
 async def create_project(project: ProjectPath, request: Request, response: Response, services: ServicesOf) -> Project:
     """Create a project (coordinator of the organization before the dot); its base is uploaded next."""
-    caller, body = await read_document(request, services, ProjectCreate)
+    caller, body = await read_document(request, ProjectCreate)
     document, new = await run_in_threadpool(_create, services, caller, project, body)
     response.status_code = 201 if new else 200
     return document

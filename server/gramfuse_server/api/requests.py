@@ -189,7 +189,7 @@ async def put_answer(
     services: ServicesOf,
 ) -> AnswerInfo:
     """Answer a request. Where the answer has files, the answer to it names part size and count of each."""
-    caller, answer = await read_document(http, services, Answer)
+    caller, answer = await read_document(http, Answer)
     document, new = await run_in_threadpool(_answer, services, caller, project, request, organization, answer)
     response.status_code = 201 if new else 200
     return document

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
-from gramfuse_server.api.context import TOKEN_REQUIRED, Services, audit, authenticated, declares
+from gramfuse_server.api.context import TOKEN_REQUIRED, Services, audit, caller_of, declares
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, sealing
@@ -87,9 +87,9 @@ async def receive_part(
     request: Request, response: Response, services: Services, *, file: str, number: int, find_upload: FindUpload
 ) -> Part:
     """Send a part of a file of an upload. Refused before its body is read, if it can be."""
+    caller = caller_of(request)
 
     def find_slot() -> Slot:
-        caller = authenticated(services, request.headers.get("authorization"))
         with reading(services.database) as session:
             upload = find_upload(session, caller)
             length, sha256 = announced_part(request)
@@ -97,7 +97,8 @@ async def receive_part(
                 session, upload, file=file, number=number, length=length, sha256=sha256, now=services.clock()
             )
 
-    return await _store_part(request, response, services, await run_in_threadpool(find_slot))
+    slot = await run_in_threadpool(find_slot)
+    return await _store_part(request, response, services, slot, owner=caller.require_organization())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +157,12 @@ def _reject(services: Services, caller: Caller, upload_id: str, notes: SealNotes
     discard_parts(services, upload_id)
 
 
-async def _store_part(request: Request, response: Response, services: Services, slot: Slot) -> Part:
+async def _store_part(request: Request, response: Response, services: Services, slot: Slot, *, owner: str) -> Part:
     """Receive the body of a part that has a right to come, store it, and note it.
 
     Nothing is stored unless the bytes are the announced ones; nothing is noted unless they are stored.
     """
-    async with services.part_buffers.take(slot.bytes) as content:
+    async with services.part_buffers.take(slot.bytes, owner=owner) as content:
         try:
             await receive(request.stream(), slot, content, within=services.settings.part_timeout)
         except ClientDisconnect as error:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter
 from sqlalchemy import select
@@ -73,19 +74,23 @@ def find_slot(
 class PartBuffers:
     """Memory for the parts that arrive at the same time. When all is taken, the next part waits, unread.
 
-    `threads` are those that bring parts to the store, one for each: a store that is slow holds up parts, and no request
-    that does not need it.
+    An owner has a share of it, and stands in the queue with no more than that: slow parts of one are not in the way of
+    another's. `threads` are those that bring parts to the store, one for each: a store that is slow holds up parts, and
+    no request that does not need it.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, share: int) -> None:
         self._free = asyncio.Semaphore(count)
+        self._share = share
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._kept: list[bytearray] = []
         self.threads = CapacityLimiter(count)
 
     @asynccontextmanager
-    async def take(self, size: int) -> AsyncIterator[memoryview]:
+    async def take(self, size: int, *, owner: str) -> AsyncIterator[memoryview]:
         """Yield `size` bytes of memory, their content undefined. Some is kept: fresh pages cost as much as hashing."""
-        async with self._free:
+        own = self._shares.setdefault(owner, asyncio.Semaphore(self._share))
+        async with own, self._free:
             buffer = self._kept.pop() if self._kept else bytearray()
             if len(buffer) < size:
                 buffer = bytearray(size)
