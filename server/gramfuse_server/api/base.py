@@ -3,7 +3,6 @@
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
-from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
     FilePath,
@@ -13,14 +12,14 @@ from gramfuse_server.api.context import (
     declares,
 )
 from gramfuse_server.api.files import StoredFile, audit_download, declares_file, file_response
+from gramfuse_server.api.part_routes import add_part_routes
 from gramfuse_server.api.projects import project_document
-from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
+from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, projects, sealing
 from gramfuse_server.tables import ProjectRow, UploadRow
-from gramfuse_shared import limits
-from gramfuse_shared.contract.http_api import AnnouncedPart, Part, PartAnnouncement, PartList, Project
+from gramfuse_shared.contract.http_api import Project
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -63,54 +62,11 @@ def describe_base_file(
     return file_response(request, services, stored)
 
 
-@router.get("/files/{file}/parts", responses=declares())
-def list_base_parts(project: ProjectPath, file: FilePath, services: ServicesOf, caller: CallerOf) -> PartList:
-    """The parts of a file that have arrived (coordinator), so that a rerun sends only the others."""
-    with reading(services.database) as session:
-        return parts.parts_of(session, _own_upload(session, caller, project)[1], file)
+async def _find_upload(project: ProjectPath) -> FindUpload:
+    return lambda session, caller: _own_upload(session, caller, project)[1]
 
 
-@router.put(
-    "/files/{file}/parts/{number}",
-    status_code=201,
-    max_body_size=limits.MAX_PART_BYTES,
-    openapi_extra=PART_BODY,
-    responses=PART_RESPONSES,
-)
-async def put_base_part(
-    project: ProjectPath, file: FilePath, number: PartPath, request: Request, response: Response, services: ServicesOf
-) -> Part:
-    """Send a part of a file (coordinator). Refused before its body is read, if it can be."""
-    return await receive_part(
-        request,
-        response,
-        services,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _own_upload(session, caller, project)[1],
-    )
-
-
-@router.post("/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
-async def announce_base_part(
-    project: ProjectPath,
-    file: FilePath,
-    number: PartPath,
-    announced: PartAnnouncement,
-    response: Response,
-    services: ServicesOf,
-    caller: CallerOf,
-) -> AnnouncedPart:
-    """Announce a part that is put into the object store (coordinator): before, to be told where, and behind."""
-    return await announce_part(
-        response,
-        services,
-        caller,
-        announced,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _own_upload(session, caller, project)[1],
-    )
+add_part_routes(router, "", of="base", finds=_find_upload, by=" (coordinator)")
 
 
 @router.post(

@@ -7,11 +7,9 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
     ContributionPath,
-    FilePath,
     ProjectPath,
     Services,
     ServicesOf,
@@ -19,22 +17,19 @@ from gramfuse_server.api.context import (
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
+from gramfuse_server.api.part_routes import add_part_routes
+from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.intake import contributions, parts, sealing
+from gramfuse_server.intake import contributions, sealing
 from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ContributionRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
-    AnnouncedPart,
     Contribution,
     ContributionDetail,
     ContributionState,
     Page,
-    Part,
-    PartAnnouncement,
-    PartList,
 )
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER
 from gramfuse_shared.contract.manifest import ContributionManifest
@@ -132,63 +127,11 @@ def get_contribution(
         )[0]
 
 
-@router.get("/{contribution}/files/{file}/parts", responses=declares())
-def list_contribution_parts(
-    project: ProjectPath, contribution: ContributionPath, file: FilePath, services: ServicesOf, caller: CallerOf
-) -> PartList:
-    """The parts of a file that have arrived, so that a rerun sends only the others."""
-    with reading(services.database) as session:
-        return parts.parts_of(session, _own_upload(session, caller, project, contribution)[1], file)
+async def _find_upload(project: ProjectPath, contribution: ContributionPath) -> FindUpload:
+    return lambda session, caller: _own_upload(session, caller, project, contribution)[1]
 
 
-@router.put(
-    "/{contribution}/files/{file}/parts/{number}",
-    status_code=201,
-    max_body_size=limits.MAX_PART_BYTES,
-    openapi_extra=PART_BODY,
-    responses=PART_RESPONSES,
-)
-async def put_contribution_part(
-    project: ProjectPath,
-    contribution: ContributionPath,
-    file: FilePath,
-    number: PartPath,
-    request: Request,
-    response: Response,
-    services: ServicesOf,
-) -> Part:
-    """Send a part of a file. Refused before its body is read, if it can be."""
-    return await receive_part(
-        request,
-        response,
-        services,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _own_upload(session, caller, project, contribution)[1],
-    )
-
-
-@router.post("/{contribution}/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
-async def announce_contribution_part(
-    project: ProjectPath,
-    contribution: ContributionPath,
-    file: FilePath,
-    number: PartPath,
-    announced: PartAnnouncement,
-    response: Response,
-    services: ServicesOf,
-    caller: CallerOf,
-) -> AnnouncedPart:
-    """Announce a part that is put into the object store: before, to be told where, and behind."""
-    return await announce_part(
-        response,
-        services,
-        caller,
-        announced,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _own_upload(session, caller, project, contribution)[1],
-    )
+add_part_routes(router, "/{contribution}", of="contribution", finds=_find_upload)
 
 
 @router.post(

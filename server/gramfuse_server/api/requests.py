@@ -8,10 +8,8 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gramfuse_server.api.announcing import ANNOUNCED_RESPONSES, announce_part
 from gramfuse_server.api.context import (
     CallerOf,
-    FilePath,
     OrganizationPath,
     ProjectPath,
     Services,
@@ -20,10 +18,11 @@ from gramfuse_server.api.context import (
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.api.uploads import PART_BODY, PART_RESPONSES, PartPath, SealNotes, receive_part, seal_upload
+from gramfuse_server.api.part_routes import add_part_routes
+from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.intake import parts, sealing
+from gramfuse_server.intake import sealing
 from gramfuse_server.intake.parts import PartedFile
 from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.listing import paginate
@@ -35,12 +34,8 @@ from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_req
 from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
-    AnnouncedPart,
     AnswerInfo,
     Page,
-    Part,
-    PartAnnouncement,
-    PartList,
     StageMessages,
 )
 from gramfuse_shared.contract.recipe import Recipe
@@ -209,75 +204,11 @@ def get_answer(
         return answer_document(session, place, services.clock())
 
 
-@router.get(_ANSWER + "/files/{file}/parts", responses=declares())
-def list_answer_parts(
-    project: ProjectPath,
-    request: RequestPath,
-    organization: OrganizationPath,
-    file: FilePath,
-    services: ServicesOf,
-    caller: CallerOf,
-) -> PartList:
-    """The parts of a file that have arrived, so that a rerun sends only the others."""
-    with reading(services.database) as session:
-        upload = _upload(session, _own_place(session, caller, project, request, organization))
-        return parts.parts_of(session, upload, file)
+async def _find_upload(project: ProjectPath, request: RequestPath, organization: OrganizationPath) -> FindUpload:
+    return lambda session, caller: _upload(session, _own_place(session, caller, project, request, organization))
 
 
-@router.put(
-    _ANSWER + "/files/{file}/parts/{number}",
-    status_code=201,
-    max_body_size=limits.MAX_PART_BYTES,
-    openapi_extra=PART_BODY,
-    responses=PART_RESPONSES,
-)
-async def put_answer_part(
-    project: ProjectPath,
-    request: RequestPath,
-    organization: OrganizationPath,
-    file: FilePath,
-    number: PartPath,
-    http: Request,
-    response: Response,
-    services: ServicesOf,
-) -> Part:
-    """Send a part of a file. Refused before its body is read, if it can be."""
-    return await receive_part(
-        http,
-        response,
-        services,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _upload(
-            session, _own_place(session, caller, project, request, organization)
-        ),
-    )
-
-
-@router.post(_ANSWER + "/files/{file}/parts/{number}", status_code=202, responses=ANNOUNCED_RESPONSES)
-async def announce_answer_part(
-    project: ProjectPath,
-    request: RequestPath,
-    organization: OrganizationPath,
-    file: FilePath,
-    number: PartPath,
-    announced: PartAnnouncement,
-    response: Response,
-    services: ServicesOf,
-    caller: CallerOf,
-) -> AnnouncedPart:
-    """Announce a part that is put into the object store: before, to be told where, and behind."""
-    return await announce_part(
-        response,
-        services,
-        caller,
-        announced,
-        file=file,
-        number=number,
-        find_upload=lambda session, caller: _upload(
-            session, _own_place(session, caller, project, request, organization)
-        ),
-    )
+add_part_routes(router, _ANSWER, of="answer", finds=_find_upload)
 
 
 @router.post(
