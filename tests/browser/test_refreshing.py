@@ -37,9 +37,9 @@ def test_the_focus_stays_where_it_was(overview, played):
 
 def test_what_is_scrolled_stays_scrolled(overview):
     overview.set_viewport_size(NARROW)
-    table = overview.get_by_role("group", name="Ended jobs")
-    places = "(table) => [table.scrollLeft, scrollY]"
-    table.evaluate("(table) => { table.scrollTo(1000, 0); scrollTo(0, 500); }")
+    table = overview.get_by_role("group", name="Throughput")
+    places = "(table) => [table.scrollLeft, table.scrollTop, scrollY]"
+    table.evaluate("(table) => { table.scrollTo(1000, 100); scrollTo(0, 500); }")
     before = table.evaluate(places)
     assert all(before)
     refresh(overview)
