@@ -40,6 +40,11 @@ PLACES: Final[Mapping[Priority, int]] = {"high": 1, "normal": 2, "low": 3}
 POLLING_SECONDS: Final = 0.25
 """Three queues are polled by every worker for ever: at a tenth of a second that took twice the processor time."""
 MAX_RECOVERY_ATTEMPTS: Final = 3
+"""After so many take-overs a piece of work is taken for what ended those who tried it."""
+MERGE_RECOVERY_ATTEMPTS: Final = 1_000
+"""Of merges, which wait for their shards beside many others: whatever ends a worker, it is hardly one that waits.
+How often their own steps were begun is counted apart."""
+GIVEN_UP: Final = "every worker that tried it ended; the workers' logs have the cause"
 UNFINISHED: Final = ("queued", "running")
 
 _SCHEMA: Final = "dbos"

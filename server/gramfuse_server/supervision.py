@@ -20,7 +20,7 @@ from gramfuse_server.database import Database, reading, transaction
 from gramfuse_server.heartbeats import Watch, last_beats
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.uploads import expire_uploads
-from gramfuse_server.jobs import APPLICATION_VERSION, UNFINISHED, inspection_workflow, shard_workflow
+from gramfuse_server.jobs import APPLICATION_VERSION, GIVEN_UP, UNFINISHED, inspection_workflow, shard_workflow
 from gramfuse_server.merging import attempts
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.metrics.work import WorkMetrics
@@ -32,7 +32,6 @@ from gramfuse_shared import limits
 from gramfuse_shared.errors import GramfuseError
 
 _ENDED: Final = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
-_GIVEN_UP: Final = "every worker that tried it ended; the workers' logs have the cause"
 
 _ASKED_AT_ONCE: Final = 500
 
@@ -120,7 +119,7 @@ class Supervisor:
                 # rows end before their workflows: one that is unfinished after its workflow's end stays unfinished
                 left = _unfinished_tasks(session, AttemptRow.workflow == row.workflow).get(_key(row), ())
                 if row.workflow in ended or not ended.isdisjoint(map(_shard, left)):
-                    message = f"given up: {_GIVEN_UP}"
+                    message = f"given up: {GIVEN_UP}"
                     attempts.fail(session, attempt, code=GramfuseError.code, message=message, now=self.clock())
                     _log.warning("attempt given up", project=row.project, job=row.job, attempt=row.number)
 
@@ -130,7 +129,7 @@ class Supervisor:
         ended = _ended([inspection_workflow(upload) for upload in sealed])
         for upload in sealed:
             if inspection_workflow(upload) in ended:
-                self.inspector.abandon(upload, f"could not be inspected: {_GIVEN_UP}; send it again")
+                self.inspector.abandon(upload, f"could not be inspected: {GIVEN_UP}; send it again")
 
 
 def _key(attempt: AttemptRow) -> tuple[str, str, int]:

@@ -327,7 +327,10 @@ class JobContributionRow(Row):
 
 
 class AttemptRow(Row):
-    """One try at a job: a workflow by its id."""
+    """One try at a job: a workflow by its id.
+
+    `executions` counts how often its planning, and after that its publication, was begun.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -341,6 +344,7 @@ class AttemptRow(Row):
     workflow: Mapped[str] = mapped_column(unique=True)
     state: Mapped[str]
     worker: Mapped[str | None]
+    executions: Mapped[int] = mapped_column(default=0, server_default="0")
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]

@@ -12,7 +12,9 @@ from dbos import DBOS
 
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.heartbeats import Host, Watch, enter, leave
-from gramfuse_server.jobs import shard_workflow, worker_configuration
+from gramfuse_server.jobs import MAX_RECOVERY_ATTEMPTS, shard_workflow, worker_configuration
+from gramfuse_server.merging import attempts
+from gramfuse_server.merging.workflows import _bounded
 from gramfuse_server.supervision import Supervisor
 from gramfuse_server.tables import AttemptRow, ModelRow, TaskRow, UploadRow, WorkerRow
 from gramfuse_shared.errors import FileUnreadableError
@@ -82,6 +84,7 @@ def test_a_killed_workers_merge_is_finished_by_another_whose_clock_is_two_hours_
         process.kill()
         process.wait()
         killed = time.monotonic()
+        outlive_workers(world, "merge:", 20)  # who waited beside what ended them is not to blame
         before = finished(world)
         assert rows(world, ModelRow) == []
         wait_for(lambda: job_state(world) == "succeeded", what="the take-over")
@@ -192,9 +195,19 @@ def supervisor(ready, ready_settings):
 
 def workflow_table(session):
     """DBOS' own table of workflows."""
-    columns = [sqlalchemy.column(name) for name in ("workflow_uuid", "status", "executor_id", "serialization")]
+    names = ("workflow_uuid", "status", "executor_id", "serialization", "recovery_attempts")
+    columns = [sqlalchemy.column(name) for name in names]
     schema = None if session.get_bind().dialect.name == "sqlite" else "dbos"
     return sqlalchemy.table("workflow_status", *columns, schema=schema)
+
+
+def outlive_workers(world, prefix, count):
+    """What DBOS notes about a workflow whose workers have ended so often."""
+    with transaction(world.services.database) as session:
+        table = workflow_table(session)
+        chosen = table.c.workflow_uuid.startswith(prefix)
+        changed = session.execute(sqlalchemy.update(table).where(chosen).values(recovery_attempts=count))
+        assert changed.rowcount > 0
 
 
 def give_up(world, prefix):
@@ -219,6 +232,24 @@ def test_a_job_that_every_worker_gave_up_has_failed(ready, supervisor):
     job = world.coordinator("acme").get(JOB).json()
     assert (job["state"], job["error"]["code"]) == ("failed", "internal-error")
     assert "given up" in job["error"]["message"]
+
+
+@pytest.mark.parametrize("step", ["plan", "publish"])
+def test_a_job_whose_own_steps_end_every_worker_has_failed(ready, step):
+    world, worker = ready
+    submit(world)
+    attempt, cut = worker.attempt(PROJECT, "first"), 10**9
+    if step == "publish":
+        for task in range(worker.merger.plan(attempt, shard_bytes=cut)):
+            worker.merger.execute(attempt, task, shard_bytes=cut)
+    for _ in range(MAX_RECOVERY_ATTEMPTS + 1):  # begun, and never done
+        with transaction(world.services.database) as session:
+            assert attempts.begin_step(session, attempt)
+    _bounded(worker.merger, attempt, lambda: getattr(worker.merger, step)(attempt, shard_bytes=cut))
+    job = world.coordinator("acme").get(JOB).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", "internal-error")
+    assert "given up" in job["error"]["message"]
+    assert rows(world, ModelRow) == []
 
 
 def test_a_job_whose_shard_ended_without_a_result_has_failed(ready, supervisor):

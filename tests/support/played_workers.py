@@ -15,7 +15,7 @@ import sqlalchemy
 
 from gramfuse_server import heartbeats, supervision
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.jobs import INSPECT, MAX_RECOVERY_ATTEMPTS, MERGE_SHARD
+from gramfuse_server.jobs import INSPECT, MAX_RECOVERY_ATTEMPTS, MERGE, MERGE_SHARD
 from gramfuse_server.merging import workflows
 from gramfuse_server.merging.attempts import Attempt
 from gramfuse_server.settings import Settings
@@ -31,11 +31,13 @@ HOST = heartbeats.Host(name="here", device="cpu", memory_bytes=1, version="0")
 
 @dataclass
 class Workflow:
-    """A piece of work: by whom it is claimed, how often it was, and for a merge how many shards were planned."""
+    """A piece of work: by whom it is claimed, how often it was, or, of a merge, how often the step that it is at was
+    begun, and how many shards were planned.
+    """
 
     id: str
     claimed_by: str | None = None
-    claims: int = 0
+    begun: int = 0
     plan: int | None = None
     ended: bool = False
 
@@ -139,15 +141,15 @@ class Crew:
 
     def begin(self, worker: PlayedWorker, work: Workflow) -> None:
         """Claim a piece of work and stand before its first border."""
-        if work.claimed_by is None:
-            work.claimed_by, work.claims = worker.name, work.claims + 1
+        if work.claimed_by is None or work.kind == MERGE:
+            work.claimed_by, work.begun = worker.name, work.begun + 1
         planned: list[int | None] = []
 
         def note() -> None:
             if not planned or planned[0] is None:
                 work.ended = True
             elif work.plan is None:
-                work.plan = planned[0]
+                work.plan, work.begun = planned[0], 0
                 for task in range(planned[0]):
                     shard = f"{MERGE_SHARD}:{':'.join(work.subject)}:{task}"
                     self.workflows.setdefault(shard, Workflow(shard))
@@ -214,7 +216,7 @@ class Crew:
         for each in self.workflows.values():
             if each.claimed_by in dead and not each.ended:
                 each.claimed_by = None
-                each.ended = each.claims > MAX_RECOVERY_ATTEMPTS
+                each.ended = each.kind != MERGE and each.begun > MAX_RECOVERY_ATTEMPTS
         return dead
 
     def _dead(self, observer: PlayedWorker, others: Iterable[str]) -> list[str]:
@@ -224,7 +226,7 @@ class Crew:
 
     def given_up(self) -> set[tuple[str, ...]]:
         """Subjects of the work that has killed every worker that tried it."""
-        return {each.subject for each in self.workflows.values() if each.claims > MAX_RECOVERY_ATTEMPTS}
+        return {each.subject for each in self.workflows.values() if each.begun > MAX_RECOVERY_ATTEMPTS}
 
     def end_abandoned(self, worker: PlayedWorker) -> None:
         """End what cannot end by itself, as every worker does from time to time."""

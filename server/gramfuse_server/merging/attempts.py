@@ -14,10 +14,19 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log, keeping
-from gramfuse_server.jobs import UNFINISHED, executor_of, prioritize, shard_workflow, write_log
+from gramfuse_server.jobs import (
+    GIVEN_UP,
+    MAX_RECOVERY_ATTEMPTS,
+    UNFINISHED,
+    executor_of,
+    prioritize,
+    shard_workflow,
+    write_log,
+)
 from gramfuse_server.tables import AttemptRow, JobRow, TaskRow
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.operators import Priority
+from gramfuse_shared.errors import GramfuseError
 
 MAX_MESSAGE_CHARACTERS: Final = 2_000
 
@@ -94,6 +103,24 @@ def keep_priority(session: Session, attempt: Attempt) -> None:
         )
 
 
+def begin_step(session: Session, attempt: Attempt) -> bool:
+    """Count that the attempt is being planned, or published; False where it may not go on.
+
+    Waiting for its tasks is not counted: a worker that ends has dozens of attempts that only wait.
+
+    Raises:
+        GramfuseError: the step was begun too often without being done.
+    """
+    if lock(session, attempt) is None:
+        return False
+    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    row.executions += 1
+    if row.executions > MAX_RECOVERY_ATTEMPTS + 1:
+        msg = f"given up: {GIVEN_UP}"
+        raise GramfuseError(msg)
+    return True
+
+
 def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, now: datetime) -> bool:
     """Note the plan; tell whether the attempt may go on. Beginning twice changes nothing but the worker."""
     job = lock(session, attempt)
@@ -101,7 +128,7 @@ def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, no
         return False
     row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
     taken_over = row.worker not in {None, worker}
-    row.worker = worker
+    row.worker, row.executions = worker, 0
     if job.state == "queued":
         job.state = row.state = "running"
         job.stage = "merging"

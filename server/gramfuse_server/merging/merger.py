@@ -51,7 +51,7 @@ class Merger:
 
     def plan(self, attempt: Attempt, *, shard_bytes: int) -> int | None:
         """Plan the attempt and note its tasks; return their number, None where the attempt may not go on."""
-        inputs = self._inputs(attempt, shard_bytes)
+        inputs = self._inputs(attempt, shard_bytes) if self._begin_step(attempt) else None
         if inputs is None:
             return None
         if inputs.summed is not None:
@@ -141,7 +141,7 @@ class Merger:
 
     def publish(self, attempt: Attempt, *, shard_bytes: int) -> bool:
         """Publish the model; False where the attempt may not go on, or has been published."""
-        inputs = self._inputs(attempt, shard_bytes)
+        inputs = self._inputs(attempt, shard_bytes) if self._begin_step(attempt) else None
         tasks = self._read(lambda session: publication.finished_tasks(session, attempt))
         if inputs is None or tasks is None:
             return False
@@ -172,6 +172,9 @@ class Merger:
         if self._write(write):
             self.metrics.attempt_failed(error.code)
             _log.warning("attempt failed", code=error.code)
+
+    def _begin_step(self, attempt: Attempt) -> bool:
+        return self._write(lambda session: attempts.begin_step(session, attempt))
 
     def _inputs(self, attempt: Attempt, shard_bytes: int) -> MergeInputs | None:
         """Load what decides the attempt's result; None where it may not go on."""

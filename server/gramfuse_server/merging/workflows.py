@@ -12,6 +12,7 @@ from dbos import DBOS, PropagateOtelContext, SetEnqueueOptions, SetWorkflowID
 from gramfuse_server.jobs import (
     MAX_RECOVERY_ATTEMPTS,
     MERGE,
+    MERGE_RECOVERY_ATTEMPTS,
     MERGE_SHARD,
     PLACES,
     SHARDS,
@@ -51,7 +52,7 @@ def register(
         with underway.carrying_out(shard_workflow(project, job, number, task)):
             _bounded(merger, attempt, lambda: merger.execute(attempt, task, shard_bytes=shard_bytes), task=task)
 
-    @DBOS.workflow(name=MERGE, max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
+    @DBOS.workflow(name=MERGE, max_recovery_attempts=MERGE_RECOVERY_ATTEMPTS)
     def merge(project: str, job: str, number: int) -> None:
         attempt = Attempt(project, job, number)
         with underway.carrying_out(merge_workflow(project, job, number)):
