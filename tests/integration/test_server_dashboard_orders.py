@@ -1,6 +1,7 @@
 """What people order in a browser: merges, their end, another attempt, a withdrawal; by the API's own code and rules."""
 
 import html
+import re
 
 import pytest
 
@@ -68,6 +69,7 @@ def test_a_coordinator_orders_a_merge_as_the_api_would_have_it(world, worker, br
 
 
 def test_an_order_says_method_members_and_parameters(world, browser):
+    assert re.search(r'<option value="([^"]+)', browser.get(MERGE).text)[1] == "regmean"  # unless somebody chooses
     two = {"member:acme": "on", "member:globex": "on"}
     assert (
         order(browser, "two", members=two, method="regmean", parameters="alpha: 0.5\r\nridge: 0.1").status_code == 303

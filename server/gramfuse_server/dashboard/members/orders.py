@@ -86,6 +86,7 @@ def _choices(session: Session, project: str, caller: Caller) -> dict[str, Any]:
     caller.require_coordinator(owner.coordinator)
     policy = current_policy(session, owner)
     methods = [method for method in policy.methods if method not in REFIT_METHODS]
+    methods.sort(key=lambda method: method != "regmean")  # the first one is chosen unless somebody chooses
     return {
         "project": owner.id,
         "policy": policy,
