@@ -16,7 +16,7 @@ import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import SecretStr
 
-from gramfuse_server import jobs, receipt_key, schema
+from gramfuse_server import jobs, logs, receipt_key, schema
 from gramfuse_server.app import create_app
 from gramfuse_server.database import Database, open_database
 from gramfuse_server.settings import Settings
@@ -36,10 +36,14 @@ def _no_settings_from_outside(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_logs():
+    """Logs are the suite's own, whatever commands a test runs in this process."""
     structlog.configure(
         processors=[structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)],
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "configure_logs", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session", params=DATABASES)

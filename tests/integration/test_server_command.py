@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gramfuse_server import commands, logs, receipt_key
+from gramfuse_server import commands, receipt_key
 from gramfuse_shared.errors import (
     AuditChainBrokenError,
     ConfigurationError,
@@ -36,9 +36,8 @@ def home(tmp_path, monkeypatch, new_empty_database_url) -> Path:
 
 
 @pytest.fixture
-def command(home, capsys, monkeypatch):
+def command(home, capsys):
     """Runs a command in this process and returns what it printed."""
-    monkeypatch.setattr(logs, "configure_logs", lambda _: None)
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
