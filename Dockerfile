@@ -16,8 +16,7 @@ COPY migrations migrations
 RUN python -m build --wheel --outdir /wheels
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GRAMFUSE_SERVER_HOME=/var/lib/gramfuse \
-    MPLCONFIGDIR=/tmp/matplotlib
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GRAMFUSE_SERVER_HOME=/var/lib/gramfuse
 RUN groupadd --system --gid 10001 gramfuse \
  && useradd --system --uid 10001 --gid gramfuse --home-dir /var/lib/gramfuse --create-home gramfuse \
  && mkdir -p /var/lib/gramfuse/blobs /var/lib/gramfuse/keys /var/lib/gramfuse/scratch \

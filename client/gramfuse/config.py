@@ -3,12 +3,14 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+from gramfuse_shared.creating import create_once, replace_file
 from gramfuse_shared.errors import ConfigurationError, UnauthenticatedError
 
 HOME_VARIABLE: Final = "GRAMFUSE_HOME"
@@ -156,34 +158,24 @@ class Home:
     # --- files ---------------------------------------------------------------------------------------------------
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the home beside, then rename: a reader sees the old file or the new one."""
-        beside = self._write_beside(name, text)
-        os.replace(beside, self.path / name)  # noqa: PTH105 - Path.replace is the same call
+        """Write a file of the home: a reader sees the old file or the new one."""
+        with self._writing(name) as path:
+            replace_file(path, text.encode())
 
     def create(self, name: str, text: str) -> None:
-        """Write beside, then link: the first writer wins, and nobody sees half a file."""
-        beside = self._write_beside(name, text)
-        try:
-            os.link(beside, self.path / name)
-        except FileExistsError:
-            pass  # somebody wrote in the same moment; the caller compares
-        finally:
-            beside.unlink()
+        """Write a file of the home unless there is one: the first writer wins, and nobody sees half a file."""
+        with self._writing(name) as path:
+            create_once(path, text.encode)
 
-    def _write_beside(self, name: str, text: str) -> Path:
-        target = self.path / name
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        path = self.path / name
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            yield path
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        return beside
 
 
 def normalize_url(url: str, *, allow_http: bool) -> str:

@@ -58,6 +58,14 @@ def append_for(
     )
 
 
+def append_by_shell(
+    session: Session, *, at: datetime, action: str, subject: str, details: Mapping[str, Any] | None = None
+) -> None:
+    """Append what somebody did by a command at the server's own shell."""
+    told = {**(details or {}), "by": "shell"}
+    append(session, at=at, organization=None, token=None, action=action, subject=subject, details=told)
+
+
 def append(
     session: Session,
     *,

@@ -4,12 +4,8 @@ The job engine, the logs' library and cryptography load only in the commands tha
 """
 
 import json
-import os
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, cast
@@ -22,7 +18,6 @@ from gramfuse_server import audit_log, schema
 from gramfuse_server.auth import issue_token
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import (
-    Database,
     insert_if_absent,
     open_database,
     reading,
@@ -37,6 +32,7 @@ from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
 from gramfuse_server.verifying.command import verify
 from gramfuse_shared.contract.http_api import OrganizationCreate, Role
+from gramfuse_shared.creating import replace_file
 from gramfuse_shared.errors import (
     ConfigurationError,
     NotFoundError,
@@ -133,7 +129,7 @@ def serve(
     listening = _listen(host, port)
     bound = listening.getsockname()[1]
     if port_file is not None:
-        _write_atomically(port_file, f"{bound}\n")
+        replace_file(port_file, f"{bound}\n".encode())
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
     sys.setswitchinterval(SWITCH_SECONDS)
     with serving_metrics(settings, app.state.registry):
@@ -163,7 +159,7 @@ def create_token(
     if role not in {"coordinator", "participant"}:
         msg = "the role is coordinator or participant"
         raise RequestMalformedError(msg)
-    with _migrated_database() as database, transaction(database) as session:
+    with schema.opened(load_settings().database_url) as database, transaction(database) as session:
         if org is not None and session.get(OrganizationRow, org) is None:
             msg = f"there is no organization {org}; `gramfuse-server org create {org}` creates it"
             raise NotFoundError(msg)
@@ -175,7 +171,7 @@ def create_token(
 @token_commands.command("list")
 def list_tokens() -> None:
     """List all tokens, without their secrets, as JSON lines."""
-    with _migrated_database() as database, reading(database) as session:
+    with schema.opened(load_settings().database_url) as database, reading(database) as session:
         for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.id)):
             line = {
                 "id": row.id,
@@ -190,14 +186,14 @@ def list_tokens() -> None:
 @token_commands.command("revoke")
 def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the part after gf_.")]) -> None:
     """Revoke a token. Twice is the same as once."""
-    with _migrated_database() as database, transaction(database) as session:
+    with schema.opened(load_settings().database_url) as database, transaction(database) as session:
         row = session.get(TokenRow, token, with_for_update=True)
         if row is None:
             msg = f"there is no token {token}"
             raise NotFoundError(msg)
         if row.revoked_at is None:
             row.revoked_at = system_clock()
-            _audit(session, "token.revoke", token)
+            audit_log.append_by_shell(session, at=system_clock(), action="token.revoke", subject=token)
     typer.echo(f"{token} is revoked")
 
 
@@ -207,11 +203,13 @@ def create_organizations(
 ) -> None:
     """Create organizations: all of them, or, where a name is not one, none. Twice is the same as once."""
     organizations = [OrganizationCreate.parse(json.dumps({"name": name})) for name in names]
-    with _migrated_database() as database, transaction(database) as session:
+    with schema.opened(load_settings().database_url) as database, transaction(database) as session:
         for organization in organizations:
             values = {"name": organization.name, "created_at": system_clock()}
             if insert_if_absent(session, OrganizationRow, values):
-                _audit(session, "organization.create", organization.name)
+                audit_log.append_by_shell(
+                    session, at=system_clock(), action="organization.create", subject=organization.name
+                )
     typer.echo("\n".join(organization.name for organization in organizations))
 
 
@@ -221,7 +219,7 @@ def show_audit_head() -> None:
 
     Example: gramfuse-server audit head > head-2026-11-27.txt
     """
-    with _migrated_database() as database, snapshot(database) as session:
+    with schema.opened(load_settings().database_url) as database, snapshot(database) as session:
         rows, digest = audit_log.verify(session)
     typer.echo(f"{rows} {digest}")
 
@@ -237,7 +235,7 @@ def verify_audit_log(
     Without --head, rows cut off at the end and a chain that was written anew as a whole are not found.
     """
     noted = None if head is None else audit_log.read_head(head)
-    with _migrated_database() as database, snapshot(database) as session:
+    with schema.opened(load_settings().database_url) as database, snapshot(database) as session:
         rows, digest = audit_log.verify(session, noted=noted)
     since = "" if noted is None else f", and {noted[0]} of them are those of {head}"
     typer.echo(f"{rows} rows, intact{since}; the last digest is {digest}")
@@ -247,28 +245,9 @@ def _create_token(session: Session, *, role: Role, organization: str | None, day
     row, token = issue_token(
         session, role=role, organization=organization, now=system_clock(), lifetime=timedelta(days=days)
     )
-    audit_log.append(
-        session,
-        at=system_clock(),
-        organization=None,
-        token=None,
-        action="token.create",
-        subject=row.id,
-        details={"role": role, "organization": organization, "days": days, "by": "shell"},
-    )
+    details = {"role": role, "organization": organization, "days": days}
+    audit_log.append_by_shell(session, at=system_clock(), action="token.create", subject=row.id, details=details)
     return token
-
-
-def _audit(session: Session, action: str, subject: str) -> None:
-    audit_log.append(
-        session,
-        at=system_clock(),
-        organization=None,
-        token=None,
-        action=action,
-        subject=subject,
-        details={"by": "shell"},
-    )
 
 
 def _settings_with_logs() -> Settings:
@@ -279,16 +258,6 @@ def _settings_with_logs() -> Settings:
     return settings
 
 
-@contextmanager
-def _migrated_database() -> Iterator[Database]:
-    database = open_database(load_settings().database_url)
-    try:
-        schema.require_current(database)
-        yield database
-    finally:
-        database.close()
-
-
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -296,10 +265,3 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         msg = f"cannot listen on {host}:{port}: {error}; choose another with --port"
         raise ConfigurationError(msg) from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    descriptor, beside = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    Path(beside).replace(path)

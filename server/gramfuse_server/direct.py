@@ -14,13 +14,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-import httpx
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 from pydantic import SecretStr
 
 from gramfuse_server.blobs import Blobs
+from gramfuse_server.clock import system_clock
 from gramfuse_server.settings import Settings
 from gramfuse_shared.contract.http_api import DirectHeader, DirectRequest
 from gramfuse_shared.digest import sha256_hex, sha256_hex_of_chunks
@@ -28,6 +28,7 @@ from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.extras import requiring_extras
 
 if TYPE_CHECKING:
+    import httpx
     from botocore.credentials import Credentials
     from obstore.store import S3Store
 
@@ -124,6 +125,8 @@ class DirectTransfers:
 
     def refusal(self) -> str | None:
         """Put a few bytes as a client would; return what the store says against it."""
+        import httpx  # noqa: PLC0415 - only where transfers are direct, as below
+
         try:
             answer = self._put_probe(_PROBE_PROMISED)
         except httpx.HTTPError as error:
@@ -131,6 +134,8 @@ class DirectTransfers:
         return None if answer.is_success else f"HTTP {answer.status_code}"
 
     def _probe(self) -> bool | None:
+        import httpx  # noqa: PLC0415
+
         try:
             answer = self._put_probe(_PROBE_SENT)
         except httpx.HTTPError:
@@ -140,11 +145,13 @@ class DirectTransfers:
         # any other refusal proves nothing; a store that is ill is asked again
         return True if answer.status_code == httpx.codes.BAD_REQUEST else None
 
-    def _put_probe(self, content: bytes) -> httpx.Response:
+    def _put_probe(self, content: bytes) -> "httpx.Response":
         """Put bytes by an address that is signed for the promised ones, and remove them."""
+        import httpx  # noqa: PLC0415
+
         key = f"probes/direct-{secrets.token_hex(8)}"
         promise = _promise(len(_PROBE_PROMISED), sha256_hex(_PROBE_PROMISED), replace=False)
-        request = self._signed("PUT", self.inside, key, promise, datetime.now().astimezone())
+        request = self._signed("PUT", self.inside, key, promise, system_clock())
         headers = {str(header): value for header, value in request.headers.items()}
         answer = httpx.put(request.url.get_secret_value(), content=content, headers=headers, timeout=_PROBE_SECONDS)
         if answer.is_success:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log, heartbeats, schema
 from gramfuse_server.clock import system_clock
-from gramfuse_server.database import open_database, transaction
+from gramfuse_server.database import transaction
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import ModelRow, WorkerRow
 from gramfuse_shared.errors import NotConfirmedError, StateError
@@ -115,26 +115,14 @@ def require_no_worker(session: Session, settings: Settings, now: datetime) -> No
 
 @contextmanager
 def _stopped_server(settings: Settings) -> "Iterator[Session]":
-    database = open_database(settings.database_url)
-    try:
-        schema.require_current(database)
-        with transaction(database) as session:
-            require_no_worker(session, settings, system_clock())
-            yield session
-    finally:
-        database.close()
+    with schema.opened(settings.database_url) as database, transaction(database) as session:
+        require_no_worker(session, settings, system_clock())
+        yield session
 
 
 def _audit(session: Session, action: str, former: str, successor: str) -> None:
-    audit_log.append(
-        session,
-        at=system_clock(),
-        organization=None,
-        token=None,
-        action=action,
-        subject="server",
-        details={"former": former, "successor": successor, "by": "shell"},
-    )
+    details = {"former": former, "successor": successor}
+    audit_log.append_by_shell(session, at=system_clock(), action=action, subject="server", details=details)
 
 
 def _tell(keys: "ReceiptKeys") -> None:

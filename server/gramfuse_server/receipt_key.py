@@ -4,8 +4,6 @@ Beside the key lies what leads to it from the keys before (`….handovers.json`)
 the next key (`….next`). Files are exchanged by renaming, so a rotation that was killed is finished by the next try.
 """
 
-import os
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gramfuse_server.settings import make_folder
 from gramfuse_shared import key_file, limits
 from gramfuse_shared.contract.key_handover import KeySuccession, SignedHandover
-from gramfuse_shared.creating import sync_folder
+from gramfuse_shared.creating import replace_file, sync_folder
 from gramfuse_shared.errors import ConfigurationError, DocumentMalformedError, ReceiptInvalidError
 from gramfuse_shared.signatures import public_key
 from gramfuse_shared.succession import hand_over, require_succession
@@ -111,7 +109,9 @@ def rotate(path: Path, *, now: datetime) -> ReceiptKeys:
             msg = f"the receipt key was handed over {limits.MAX_HANDOVERS} times; `key replace` begins anew"
             raise ConfigurationError(msg)
         recorded = (*before, hand_over(present, successor, now=now))
-        _write(handovers_path(path), KeySuccession(handovers=recorded).model_dump_json(indent=1) + "\n")
+        text = KeySuccession(handovers=recorded).model_dump_json(indent=1) + "\n"
+        replace_file(handovers_path(path), text.encode(), mode=0o644)  # what is in it is public
+        sync_folder(path.parent)
     _take_place(path)
     return load_public_keys(path)
 
@@ -140,16 +140,4 @@ def _read_handovers(path: Path) -> tuple[SignedHandover, ...]:
 
 def _take_place(path: Path) -> None:
     next_path(path).replace(path)
-    sync_folder(path.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside, then rename. What is in it is public."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
     sync_folder(path.parent)

@@ -11,9 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pydantic import SecretStr
 from sqlalchemy import Connection, inspect, text
 
-from gramfuse_server.database import Database, require_answer
+from gramfuse_server.database import Database, open_database, require_answer
 from gramfuse_shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -123,6 +124,21 @@ def require_current(database: Database) -> None:
         place, command = (f"at revision {found}", "db upgrade") if found else ("empty", "init")
         msg = f"the database is {place}, this version needs {newest}; run `gramfuse-server {command}`"
         raise ConfigurationError(msg)
+
+
+@contextmanager
+def opened(url: SecretStr) -> Iterator[Database]:
+    """Open a database that is at this version's migration, and close it again.
+
+    Raises:
+        ConfigurationError: see `open_database` and `require_current`.
+    """
+    database = open_database(url)
+    try:
+        require_current(database)
+        yield database
+    finally:
+        database.close()
 
 
 def current(database: Database) -> str | None:

@@ -1,4 +1,4 @@
-"""Files that are created once: whole, on the disk, readable by their owner only, and never over one that is there."""
+"""Files that are there whole or not at all, on the disk, readable by their owner unless told otherwise."""
 
 import os
 import secrets
@@ -18,19 +18,37 @@ def create_once(path: Path, content: Callable[[], bytes]) -> bool:
     """
     if path.exists():
         return False
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    beside = _write_beside(path, content(), 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content())
-            stream.flush()
-            os.fsync(stream.fileno())
         os.link(beside, path)  # complete at once, and never over a file that is there
     except FileExistsError:
         return False  # somebody was first: what they wrote counts
     finally:
         beside.unlink()
     return True
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file in the place of one that may be there: a reader sees all of the old bytes or all of the new ones.
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or there is no room.
+    """
+    _write_beside(path, content, mode).replace(path)
+
+
+def _write_beside(path: Path, content: bytes, mode: int) -> Path:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        beside.unlink()
+        raise
+    return beside
 
 
 def sync_folder(folder: Path) -> None:

@@ -222,10 +222,10 @@ def test_a_rotation_that_was_killed_anywhere_is_finished_by_the_next_try(path, m
     class Killed(BaseException):
         pass
 
-    def kill(*_):
+    def kill(*_, **__):
         raise Killed
 
-    for step_of in ("_write", "_take_place"):
+    for step_of in ("replace_file", "_take_place"):
         with monkeypatch.context() as patch:
             patch.setattr(receipt_key, step_of, kill)
             with pytest.raises(Killed):

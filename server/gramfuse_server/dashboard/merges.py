@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import yaml
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -12,10 +12,11 @@ from gramfuse_server.dashboard.browser import NO_STORE
 from gramfuse_server.dashboard.heat import heat_maps
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.listing import PageRequest, paginate
-from gramfuse_server.merging.documents import diagnostics_document, log_entry
+from gramfuse_server.merging.documents import diagnostics_document, job_documents, log_entry
 from gramfuse_server.merging.model_files import receipt_text
 from gramfuse_server.tables import JobLogRow, JobRow, ModelRow
 from gramfuse_shared.contract.diagnostics import Layer
+from gramfuse_shared.contract.http_api import Job, Model
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.reporting.layers import EXPLANATION, note_of, numbers_of, quantile_rows, share
 
@@ -47,6 +48,26 @@ def describe_merge(session: Session, row: JobRow, *, viewer: str | None, lines: 
         "maps": heat_maps(diagnostics.layers),
         "tells_own": any(layer.own is not None for layer in diagnostics.layers),
         "entries": [_entry(layer) for layer in diagnostics.layers[:MAX_ENTRIES]],
+    }
+
+
+def live_jobs(session: Session, limit: int, *where: ColumnElement[bool]) -> list[Job]:
+    """Return jobs that run or wait, those that run first, then who came first."""
+    rows = session.scalars(
+        select(JobRow)
+        .where(JobRow.state.in_(UNFINISHED), *where)
+        .order_by(JobRow.state.desc(), JobRow.created_at)
+        .limit(limit)
+    )
+    return job_documents(session, rows.all())
+
+
+def describe_model(model: Model) -> Mapping[str, Any]:
+    """Describe a model but for its card and its files."""
+    return {
+        "model": model,
+        "recipe": recipe_text(model.receipt.receipt.recipe),
+        "receipt": model.receipt.model_dump_json(indent=2),
     }
 
 

@@ -75,6 +75,11 @@ def is_running(session: Session, attempt: Attempt) -> bool:
     return state in UNFINISHED
 
 
+def row_of(session: Session, attempt: Attempt) -> AttemptRow:
+    """Return the attempt's row."""
+    return session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+
+
 def lock(session: Session, attempt: Attempt) -> JobRow | None:
     """Return the job's row, held until the commit, if the attempt may go on."""
     row = session.scalars(
@@ -113,7 +118,7 @@ def begin_step(session: Session, attempt: Attempt) -> bool:
     """
     if lock(session, attempt) is None:
         return False
-    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    row = row_of(session, attempt)
     row.executions += 1
     if row.executions > MAX_RECOVERY_ATTEMPTS + 1:
         msg = f"given up: {GIVEN_UP}"
@@ -126,7 +131,7 @@ def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, no
     job = lock(session, attempt)
     if job is None:
         return False
-    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    row = row_of(session, attempt)
     taken_over = row.worker not in {None, worker}
     row.worker, row.executions = worker, 0
     if job.state == "queued":
@@ -227,7 +232,7 @@ def fail(session: Session, attempt: Attempt, *, code: str, message: str, now: da
     job = lock(session, attempt)
     if job is None:
         return False
-    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    row = row_of(session, attempt)
     message = message[:MAX_MESSAGE_CHARACTERS]
     job.state = row.state = job.stage = "failed"
     job.error_code = row.error_code = code

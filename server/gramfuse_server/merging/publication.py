@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 from gramfuse_server import audit_log, keeping
 from gramfuse_server.blobs import Blobs, blob_key
 from gramfuse_server.jobs import write_log
-from gramfuse_server.merging.attempts import Attempt, lock, tasks_of
+from gramfuse_server.merging.attempts import Attempt, lock, row_of, tasks_of
 from gramfuse_server.merging.card import PICTURE_FILE_NAME, write_card
 from gramfuse_server.merging.inputs import MergeInputs
 from gramfuse_server.merging.picture import draw
-from gramfuse_server.tables import AttemptRow, ModelFileRow, ModelRow, TaskRow
+from gramfuse_server.tables import ModelFileRow, ModelRow, TaskRow
 from gramfuse_shared.contract.diagnostics import DIAGNOSTICS_FILE_NAME, Layer, without_members
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.receipt import (
@@ -137,7 +137,7 @@ def publish(session: Session, attempt: Attempt, publication: Publication, *, now
                 sha256=file.sha256,
             )
         )
-    row = session.get_one(AttemptRow, (attempt.project, attempt.job, attempt.number))
+    row = row_of(session, attempt)
     job.state = row.state = job.stage = "succeeded"
     job.finished_at = row.finished_at = now
     write_log(session, job, now, f"published {len(files)} files, {sum(file.bytes for file in files)} bytes")

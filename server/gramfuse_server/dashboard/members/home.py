@@ -10,10 +10,9 @@ from starlette.requests import Request
 
 from gramfuse_server.auth import Caller, visible_projects
 from gramfuse_server.dashboard.members.standing import memberships
+from gramfuse_server.dashboard.merges import live_jobs
 from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import reading
-from gramfuse_server.jobs import UNFINISHED
-from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.requests.documents import request_documents
 from gramfuse_server.tables import AskedRow, JobRow, ProjectRow, RequestRow
 from gramfuse_shared.contract.requests import RequestInfo
@@ -29,16 +28,10 @@ def read_home(sources: Sources, _: Request, caller: Caller) -> Mapping[str, Any]
     newest = visible_projects(caller).order_by(ProjectRow.created_at.desc(), ProjectRow.id).limit(PROJECTS)
     mine = visible_projects(caller).with_only_columns(ProjectRow.id)
     with reading(sources.database) as session:
-        live = session.scalars(
-            select(JobRow)
-            .where(JobRow.project.in_(mine), JobRow.state.in_(UNFINISHED))
-            .order_by(JobRow.state.desc(), JobRow.created_at)
-            .limit(LIVE_JOBS)
-        ).all()
         return {
             "memberships": memberships(session, organization, session.scalars(newest).all(), now),
             "awaited": _awaited(session, organization, now),
-            "live_jobs": job_documents(session, live),
+            "live_jobs": live_jobs(session, LIVE_JOBS, JobRow.project.in_(mine)),
         }
 
 

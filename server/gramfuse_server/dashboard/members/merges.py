@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gramfuse_server.auth import Caller, visible_project
-from gramfuse_server.dashboard.merges import describe_merge, receipt_file, recipe_text
+from gramfuse_server.dashboard.merges import describe_merge, describe_model, receipt_file
 from gramfuse_server.dashboard.sources import Sources, file_in, job_in, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.jobs import UNFINISHED
@@ -42,10 +42,8 @@ def read_model(sources: Sources, request: Request, caller: Caller) -> Mapping[st
         withheld = _why_withheld(session, sources, caller, project, name)
         card = None if withheld else session.get(ModelFileRow, (project, name, CARD_FILE_NAME))
     return {
-        "model": model,
+        **describe_model(model),
         "card": None if card is None else read_card(card, sources.blobs),
-        "recipe": recipe_text(model.receipt.receipt.recipe),
-        "receipt": model.receipt.model_dump_json(indent=2),
         "downloads": withheld is None,
         "withheld": withheld,
     }

@@ -7,15 +7,14 @@ from starlette.requests import Request
 
 from gramfuse_server.auth import Caller, visible_project, visible_projects
 from gramfuse_server.dashboard.members.standing import memberships
-from gramfuse_server.dashboard.projects import newest, rules_of
+from gramfuse_server.dashboard.projects import describe_policy, newest_of
 from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.intake.contributions import contribution_documents
-from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import job_documents, model_documents
 from gramfuse_server.requests.documents import request_documents
-from gramfuse_server.tables import ContributionRow, JobRow, ModelRow, ProjectRow, RequestRow
+from gramfuse_server.tables import ModelRow, ProjectRow
 
 
 def read_projects(sources: Sources, request: Request, caller: Caller) -> Mapping[str, Any]:
@@ -32,26 +31,16 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
     now, organization = sources.clock(), caller.require_organization()
     with reading(sources.database) as session:
         row = visible_project(session, caller, project_in(request))
-        contributions, more_contributions = newest(session, ContributionRow, row.id)
-        jobs, more_jobs = newest(session, JobRow, row.id)
-        models, more_models = newest(session, ModelRow, row.id, ModelRow.deleted_at.is_(None))
-        requests, more_requests = newest(session, RequestRow, row.id)
-        policy = policy_document(find_policy(session, row.id, row.policy_version))
+        found = newest_of(session, row, ModelRow.deleted_at.is_(None))
         (membership,) = memberships(session, organization, [row], now)
         return {
             "membership": membership,
             "project": membership.project,
-            "policy": policy,
-            "rules": rules_of(policy.policy),
-            "contributions": contribution_documents(session, contributions, organization, now),
-            "jobs": job_documents(session, jobs),
-            "models": model_documents(session, models, now),
-            "requests": request_documents(session, requests, organization, now),
+            **describe_policy(session, row),
+            "contributions": contribution_documents(session, found.contributions, organization, now),
+            "jobs": job_documents(session, found.jobs),
+            "models": model_documents(session, found.models, now),
+            "requests": request_documents(session, found.requests, organization, now),
             "coordinates": caller.coordinates(row.coordinator),
-            "more": {
-                "contributions": more_contributions,
-                "jobs": more_jobs,
-                "models": more_models,
-                "requests": more_requests,
-            },
+            "more": found.more,
         }

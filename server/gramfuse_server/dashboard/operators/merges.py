@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gramfuse_server.auth import Caller
-from gramfuse_server.dashboard.merges import describe_merge, receipt_file, recipe_text
+from gramfuse_server.dashboard.merges import describe_merge, describe_model, receipt_file
 from gramfuse_server.dashboard.sources import Sources, job_in, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.merging.documents import find_job, find_model
@@ -32,10 +32,8 @@ def read_model(sources: Sources, request: Request, _: Caller) -> Mapping[str, An
         card = find_card(session, document)
     model = with_card(document, card, sources.blobs)
     return {
-        "model": model,
+        **describe_model(model),
         "card": model.card,
-        "recipe": recipe_text(model.receipt.receipt.recipe),
-        "receipt": model.receipt.model_dump_json(indent=2),
         "downloads": False,
         "withheld": None,
     }

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from gramfuse_server.audit_log import entry_of
 from gramfuse_server.auth import Caller
 from gramfuse_server.dashboard.browser import NO_STORE
+from gramfuse_server.dashboard.merges import live_jobs
 from gramfuse_server.dashboard.sources import Sources
 from gramfuse_server.database import reading
 from gramfuse_server.heartbeats import is_alive
@@ -46,12 +47,6 @@ def send_throughput(sources: Sources, _: Request, __: Caller) -> Response:
 
 def _read(session: Session, sources: Sources) -> Mapping[str, Any]:
     now, settings = sources.clock(), sources.settings
-    live = session.scalars(
-        select(JobRow)
-        .where(JobRow.state.in_(UNFINISHED))
-        .order_by(JobRow.state.desc(), JobRow.created_at)
-        .limit(LIVE_JOBS)
-    ).all()
     ended = session.scalars(
         select(JobRow)
         .where(JobRow.state.not_in(UNFINISHED))
@@ -74,7 +69,7 @@ def _read(session: Session, sources: Sources) -> Mapping[str, Any]:
     ).all()
     return {
         "overview": counts.overview(session, now, settings.worker_lease),
-        "live_jobs": job_documents(session, live),
+        "live_jobs": live_jobs(session, LIVE_JOBS),
         "ended_jobs": job_documents(session, ended),
         "workers": counts.worker_documents(session, workers, now, settings.worker_lease),
         "contributions": contribution_documents(session, newest, now),
