@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -23,14 +23,16 @@ BUSY_TIMEOUT_SECONDS: Final = 30
 POOL_CONNECTIONS: Final = 20
 IDLE_IN_TRANSACTION_SECONDS: Final = 10
 """After which PostgreSQL ends a transaction whose process stands still, so that what it locked is free again."""
-_PARTITION_OPTIONS: Final[Mapping[str, str]] = {
+_OPTIONS: Final[Mapping[str, str]] = {
+    "client_encoding": "utf8",
     "connect_timeout": "5",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "5",
     "tcp_user_timeout": "15000",
 }
-"""libpq's, unless the URL has its own: a server that went without a word is noticed in 15 s, not in 15 minutes."""
+"""libpq's, unless the URL has its own. By those of time a server that went without a word is noticed in 15 s, not in
+15 minutes."""
 
 _SQLITE_OUTAGES: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL"})
 _POSTGRESQL_OUTAGES: Final = ("08", "40", "53", "57")
@@ -87,7 +89,7 @@ def open_database(url: SecretStr, *, create: bool = False) -> Database:
         return Database(write=_sqlite_engine(parsed, "BEGIN IMMEDIATE"), read=_sqlite_engine(parsed, "BEGIN"))
     engine = create_engine(
         parsed,
-        connect_args={name: value for name, value in _PARTITION_OPTIONS.items() if name not in parsed.query},
+        connect_args={name: value for name, value in _OPTIONS.items() if name not in parsed.query},
         pool_size=POOL_CONNECTIONS,
         max_overflow=POOL_CONNECTIONS,
         pool_pre_ping=True,
@@ -101,14 +103,22 @@ def require_answer(database: Database) -> None:
     """Connect once.
 
     Raises:
-        ConfigurationError: the database does not answer, or the file is none of SQLite's.
+        ConfigurationError: the database does not answer, the file is none of SQLite's, or its encoding is not UTF-8.
     """
+    place = database.read.url.render_as_string(hide_password=True)
     try:
-        database.read.connect().close()
+        with database.read.connect() as connection:
+            encoding = connection.scalar(text("SHOW server_encoding")) if database.read.name == "postgresql" else "UTF8"
     except DBAPIError as error:
-        place, reason = database.read.url.render_as_string(hide_password=True), str(error.orig).strip()
-        msg = f"the database {place} does not answer: {reason.partition(chr(10))[0]} (GRAMFUSE_DATABASE_URL)"
+        reason = str(error.orig).strip().partition("\n")[0]
+        msg = f"the database {place} does not answer: {reason} (GRAMFUSE_DATABASE_URL)"
         raise ConfigurationError(msg) from error
+    if encoding != "UTF8":
+        msg = (
+            f"the database {place} is encoded in {encoding}, and UTF8 is needed: make another with "
+            "`createdb --encoding=UTF8 --template=template0 NAME` and name it in GRAMFUSE_DATABASE_URL"
+        )
+        raise ConfigurationError(msg)
 
 
 def is_outage(error: BaseException) -> bool:

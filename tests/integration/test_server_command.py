@@ -176,6 +176,16 @@ def test_a_file_that_is_no_database_is_told(command, monkeypatch, tmp_path):
             command(*arguments)
 
 
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_a_database_that_takes_any_bytes_for_letters_is_told_before_anything_is_made(
+    command, monkeypatch, create_postgresql
+):
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", create_postgresql(encoding="SQL_ASCII"))
+    for arguments in (("init",), ("token", "list")):
+        with pytest.raises(ConfigurationError, match=r"encoded in SQL_ASCII, and UTF8 is needed.*--encoding=UTF8"):
+            command(*arguments)
+
+
 def test_a_database_server_that_is_away_is_told_without_its_password(command, monkeypatch):
     monkeypatch.setenv("GRAMFUSE_DATABASE_URL", "postgresql://user:secret@127.0.0.1:1/x")
     with pytest.raises(ConfigurationError, match=r"does not answer: .*refused") as told:

@@ -20,7 +20,7 @@ from support import guard
 class CreateDatabase(Protocol):
     """Creates a database, empty or as another one that nobody has open, and returns its URL."""
 
-    def __call__(self, *, template: str = "template0") -> str: ...
+    def __call__(self, *, template: str = "template0", encoding: str = "UTF8") -> str: ...
 
 
 @dataclass
@@ -31,12 +31,14 @@ class Postgres:
     postmaster: int = 0
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def __call__(self, *, template: str = "template0") -> str:
+    def __call__(self, *, template: str = "template0", encoding: str = "UTF8") -> str:
         """Create a database and return its URL."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
         with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
             # files are copied as they are: a fifth of the time that writing all their pages to the log takes
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+            connection.execute(
+                f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY ENCODING \'{encoding}\''
+            )
         return str(self.server.get_uri(database=name))
 
     def guard(self) -> None:
