@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Two images from one file: `api` (no torch) and `worker` (torch; CPU by default, CUDA by TORCH_INDEX_URL).
 #   docker build --target api -t gramfuse-api .
 #   docker build --target worker -t gramfuse-worker --build-arg TORCH_INDEX_URL=<PyTorch's index of your CUDA version> .
@@ -39,7 +38,8 @@ CMD ["gramfuse-server", "serve", "--host", "0.0.0.0", "--port", "8080"]
 FROM runtime AS worker
 # The CPU build is the default because it runs everywhere and is a tenth of the size.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --constraint /opt/gramfuse/constraints.txt --index-url "${TORCH_INDEX_URL}" torch
+# Beside the usual index: PyTorch's has torch alone in every version, not what torch needs.
+RUN pip install --no-cache-dir --constraint /opt/gramfuse/constraints.txt --extra-index-url "${TORCH_INDEX_URL}" torch
 COPY --from=wheel /wheels /opt/gramfuse/wheels
 RUN pip install --no-cache-dir --constraint /opt/gramfuse/constraints.txt \
       "$(echo /opt/gramfuse/wheels/gramfuse-*.whl)[worker]"

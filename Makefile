@@ -19,7 +19,7 @@ COVER := --cov --cov-report= --cov-fail-under=0
 # Containers often set it, and then each of the many processes compiles tests and libraries for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test check browser screenshots bench bench-smoke soak paper paper-smoke format lint types imports serve worker gpu clean
+.PHONY: help install demo test check browser containers screenshots bench bench-smoke soak paper paper-smoke format lint types imports serve worker gpu clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ check: $(STAMP) lint types imports ## Format, lint, types, import directions, mi
 
 browser: $(STAMP) ## The dashboard in a real Chromium (apt-get install chromium)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
+
+containers: $(STAMP) ## The compose file in Docker, by the guides' commands: build, merge, kill, save, lose, restore
+	$(TEST_ENV) GRAMFUSE_REQUIRE_CONTAINERS=1 $(BIN)/python -m pytest -x -p no:randomly tests/containers
 
 screenshots: $(STAMP) ## Take the documentation's pictures of the dashboard anew: docs/screenshots
 	$(TEST_ENV) GRAMFUSE_SCREENSHOTS=1 GRAMFUSE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser/test_screenshots.py

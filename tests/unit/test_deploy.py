@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -112,7 +113,7 @@ def test_compose_itself_reads_the_file_with_every_combination_of_profiles(compos
             + [word for each in (str(file), *second) for word in ("--file", each)]
             + [word for profile in profiles for word in ("--profile", profile)]
             + ["config", "--quiet"],
-            env=PASSWORD | {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)},
+            env=PASSWORD | {name: os.environ[name] for name in ("PATH", "HOME")},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert finished.returncode == 0, (profiles, finished.stderr)
