@@ -122,6 +122,35 @@ def joined(acme, globex, base, policy_file) -> str:
     return PROJECT
 
 
+def test_a_new_policy_tells_what_differs_and_that_all_have_to_push_again_everywhere(
+    acme, globex, joined, base, tmp_path
+):
+    assert globex("contribution", "push", joined, "--model", str(base), "--yes")[0] == 0
+    second = tmp_path / "second.yaml"
+    second.write_text("minimum_cohort: 2\nhead_parameters: [classifier.*]\n")
+    code, _, err = acme("project", "publish", joined, "--policy", str(second))
+    assert code == 0
+    assert "contributions of globex were made under an earlier version and no longer count" in err
+    assert f"has to be accepted by acme, globex: gramfuse project join {joined}" in err
+    again = "made under version 1 of the policy: push again"
+    digest = globex.json("project", "policy", joined)["digest"]
+    code, _, err = globex("project", "join", joined, "--accept-policy", digest)
+    assert code == 0
+    told = err[err.index("What differs from version 1") :]
+    assert "- Task heads leave and are merged" in told
+    assert "+ Task heads never leave" in told
+    assert "* head_parameters: classifier.*, pre_classifier.*" in told
+    assert "organizations" not in told
+    assert f"{again}, with gramfuse contribution push {joined}" in told
+    assert f"globex: policy accepted, contribution {again}" in acme("project", "show", joined)[1]
+    assert again in globex("contribution", "list", joined)[1]
+    (sent,) = globex.json("contribution", "list", joined)
+    assert (sent["state"], sent["counts"], sent["passed_over"]) == ("accepted", False, "policy")
+    assert globex("contribution", "push", joined, "--model", str(base), "--yes")[0] == 0
+    assert "globex: policy accepted, contribution accepted" in acme("project", "show", joined)[1]
+    assert "a newer one took its place" in globex("contribution", "list", joined)[1]
+
+
 def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(globex, joined, tmp_path):
     tuned = str(write_model(tmp_path / "tuned", seed=1))
     taps = (tap("encoder.layer.0.dense", "encoder.layer.0.dense.weight"),)

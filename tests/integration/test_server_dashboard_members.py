@@ -16,7 +16,7 @@ from gramfuse_shared.contract.release_gate import ReleaseGate
 from support.answers import REQUESTS, give_scores
 from support.browsing import HTMX, csrf_of, links_of, require_well_made, sign_in
 from support.server_world import OPEN_POLICY, problem
-from support.worker_world import MEMBERS, merge_everybody
+from support.worker_world import MEMBERS, contribute, merge_everybody
 
 PROJECT = "acme.tweets"
 API = f"/v1/projects/{PROJECT}"
@@ -130,6 +130,27 @@ def test_home_tells_what_waits_for_an_organization_and_how_it_is_done(asked):
         assert "accept" not in re.findall(r"<form.*?</form>", page, re.DOTALL)[0]
     asked.accept_policy(PROJECT, "globex")
     assert "accept version 2 of the policy" not in enter(asked, "globex").get("/dashboard/").text
+
+
+def test_a_contribution_made_under_an_earlier_policy_is_told_everywhere_to_be_sent_again(merged):
+    later = OPEN_POLICY.model_copy(update={"minimum_cohort": 2}).model_dump(mode="json")
+    merged.coordinator("acme").put(f"{API}/policies/2", json=later)
+    merged.accept_policy(PROJECT, "globex")
+    (item,) = merged.participant("globex").get(f"{API}/contributions?organization=globex").json()["items"]
+    assert (item["state"], item["counts"], item["passed_over"]) == ("accepted", False, "policy")
+    browser = enter(merged, "globex")
+    for path in ("/dashboard/", "/dashboard/projects", PAGE, f"/dashboard/contributions/{PROJECT}/{item['id']}"):
+        page = browser.get(path).text
+        assert "made under version 1 of the policy: push again" in page, path
+        assert ">counts<" not in page
+    assert f"gramfuse contribution push {PROJECT}" in browser.get("/dashboard/").text
+    merged.clock.advance(seconds=1)
+    newer = contribute(merged, merged.participant("globex").get(API).json(), "globex", seed=9).id
+    merged.accept_contribution(newer)
+    again = merged.participant("globex").get(f"{API}/contributions?organization=globex").json()["items"]
+    assert {each["id"]: each["passed_over"] for each in again} == {item["id"]: "newer", newer: None}
+    assert "push again" not in browser.get("/dashboard/").text
+    assert "a newer one took its place" in browser.get(PAGE).text
 
 
 def test_a_members_project_page_is_what_the_api_tells_it(merged):

@@ -91,6 +91,22 @@ def test_a_form_that_makes_no_sense_is_refused(world, browser, changes, status):
     assert answer.status_code == status
     assert "<script>" not in answer.text
     assert world.operator.get("/v1/tokens").json() == before
+    assert 'role="alert" class="alert">' in answer.text
+
+
+def test_what_a_form_said_stands_in_it_again_with_what_is_wrong(world, browser):
+    answer = create(browser, role="coordinator", organization="", days="33")
+    assert "choose the organization that the coordinator&#39;s token is for" in answer.text
+    assert "<option selected>coordinator</option>" in answer.text
+    assert 'name="days" value="33"' in answer.text
+    answer = create(browser, days="0")
+    assert "days must be at least 1" in answer.text
+    assert "<option selected>acme</option>" in answer.text
+
+
+def test_an_operators_token_is_created_for_no_organization(world, browser):
+    token = re.search(r">(gf_[0-9a-f]+_[0-9a-f]+)<", create(browser, role="operator", organization="").text)[1]
+    assert world.client(token).get("/v1/whoami").json()["role"] == "operator"
 
 
 @pytest.mark.parametrize("token", ["0" * 16, "nonsense", "%00"])

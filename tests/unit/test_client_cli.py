@@ -12,7 +12,7 @@ from gramfuse.cli import main as cli
 from gramfuse.cli import output
 from gramfuse.cli.asking import is_confirmed
 from gramfuse.cli.jobs import choose_recipe
-from gramfuse.cli.policies import describe_policy, read_policy
+from gramfuse.cli.policies import read_policy
 from gramfuse.contributing.plan import ContributionPlan, TapDecision, TensorDecision
 from gramfuse.naming import name_patterns
 from gramfuse.units import format_bytes
@@ -20,6 +20,7 @@ from gramfuse_shared import errors
 from gramfuse_shared.contract.manifest import LayerInfo, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.reporting.policies import describe_policy
 
 SECRET = "gf_ab12_verysecret"
 

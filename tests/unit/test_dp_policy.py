@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from gramfuse.cli.policies import describe_policy
 from gramfuse.contributing.planning import plan_contribution
 from gramfuse_shared.contract.manifest import CollectorSettings, tensors_of
 from gramfuse_shared.contract.policy import Policy
@@ -13,6 +12,7 @@ from gramfuse_shared.contract.rules import require_policy, why_tap_stays
 from gramfuse_shared.contract.safetensors_header import parse_header
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.errors import DocumentMalformedError, PolicyViolationError
+from gramfuse_shared.reporting.policies import describe_policy
 from support.server_world import make_base, make_contribution, make_tap
 
 SCALES = "a" * 64

@@ -7,7 +7,6 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from gramfuse.cli.policies import describe_policy
 from gramfuse.measuring.refit import RefitStatistics
 from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.manifest import BaseManifest, StatisticsSection
@@ -29,6 +28,7 @@ from gramfuse_shared.merging.plan import Member
 from gramfuse_shared.merging.refit_planning import plan_layers
 from gramfuse_shared.merging.steps import CopyStep
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
+from gramfuse_shared.reporting.policies import describe_policy
 from support.merging_cases import CPU, infos
 from support.refits import WIDTH, layer_statistics, rows_of_layers
 

@@ -3,7 +3,6 @@
 import pytest
 from pydantic import ValidationError
 
-from gramfuse.cli.policies import describe_policy
 from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, StatisticsSection
@@ -19,6 +18,7 @@ from gramfuse_shared.errors import (
     RecipeInvalidError,
     RequestMalformedError,
 )
+from gramfuse_shared.reporting.policies import describe_policy
 from support.server_world import make_contribution
 
 LABELS, WIDTH = 3, 8

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramfuse.cli.policies import describe_policy
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.contract.releases import decide_release, may_be_fetched
 from gramfuse_shared.contract.requests import Asked, ModelScore, RequestInfo
 from gramfuse_shared.errors import DocumentMalformedError, PolicyViolationError
+from gramfuse_shared.reporting.policies import describe_policy
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 COHORT = ("acme", "globex", "initech")

@@ -18,6 +18,7 @@ from gramfuse.measuring.texts import Fields
 from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.extras import requiring_extras
+from gramfuse_shared.reporting.contributions import why_passed_over
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -183,7 +184,7 @@ def list_(
     organization: Annotated[str | None, typer.Option("--organization", help="Of one organization only.")] = None,
     state: Annotated[str | None, typer.Option("--state", help="In one state only, e.g. accepted.")] = None,
 ) -> None:
-    """List a project's contributions; `merged` marks the one of each organization that merges take.
+    """List a project's contributions; `counts` marks the one of each organization that merges take.
 
     Example: gramfuse contribution list acme.tweets --state accepted
     """
@@ -197,11 +198,11 @@ def list_(
             "yes" if c.counts else "",
             format_bytes(c.bytes),
             f"{c.created_at:%Y-%m-%d %H:%M}",
-            c.reason or "",
+            c.reason or why_passed_over(c) or "",
         )
         for c in found
     ]
-    columns = ("contribution", "organization", "state", "merged", "size", "created", "reason")
+    columns = ("contribution", "organization", "state", "counts", "size", "created", "reason")
     output.show(found, output.table(columns, rows, right=(4,)))
 
 

@@ -1,7 +1,6 @@
-"""Policies on the command line: read from a file, and told in words, so that accepting one means something."""
+"""Policies on the command line, read from a file."""
 
 from pathlib import Path
-from typing import Final
 
 import yaml
 from pydantic import ValidationError
@@ -9,88 +8,8 @@ from pydantic import ValidationError
 from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
-from gramfuse_shared.contract.http_api import PolicyVersion
-from gramfuse_shared.contract.policy import Policy, RequestKind
-from gramfuse_shared.contract.privacy import COVERS, PrivacyBudget
-from gramfuse_shared.contract.release_gate import ReleaseGate
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import DocumentMalformedError
-
-_AGGREGATION: Final = {
-    "plain": "The server sees each organization's weights and statistics (aggregation: plain); it never sees texts.",
-    "secure": "The server sees sums over all members alone (aggregation: secure), and of each names, sizes, row "
-    "counts, when it answers, and its scores where evaluations are asked. The sum is not hidden, nor is a member from "
-    "all the others together, or from who knows theirs.",
-}
-_EMBEDDINGS: Final = {
-    "base": "Embeddings, and output weights tied to them, never leave; the merged model has the base's.",
-    "average": "UNSAFE: embeddings leave and are averaged. They reveal which tokens your text holds.",
-}
-_TAPS: Final = {
-    "withhold": "Statistics of layers fed directly by embeddings never leave; those layers are averaged.",
-    "send": "UNSAFE: statistics of layers fed by embeddings leave. They reveal your text's token counts.",
-}
-_HEADS: Final = {
-    "private": "Task heads never leave; the merged model has the base's.",
-    "shared": "Task heads leave and are merged. They say what your labels look like to your model.",
-}
-_MISSING_STATISTICS: Final = {
-    "average": "A linear layer of which one organization lacks statistics is averaged.",
-    "estimate": (
-        "A linear layer of which you send no statistics may be merged by what changed in your weights. Where they "
-        "moved in few directions, as adapters do, the merged model is close to your own in these."
-    ),
-}
-_GIVEN_LABELS: Final = {
-    "withhold": "Fisher information leaves only where its labels were drawn from your model, not with your texts' own.",
-    "send": "Fisher information of your texts' own labels may leave. It tells how your model does on these texts.",
-}
-_COHORTS: Final = {
-    "frozen": (
-        "After a release you are merged only with the same organizations, weights, alpha and normalisation: two merges "
-        "that differ by one member would reveal it."
-    ),
-    "open": "UNSAFE: any cohort may be merged at any time. Two merges that differ by one member reveal that member.",
-}
-_DOWNLOADS: Final = {
-    "participants": "Every participant may download merged models.",
-    "coordinator": "Only the coordinator may download merged models.",
-}
-_REQUESTS: Final = {
-    "evaluate": "evaluate merged models on held-out texts; the metrics are shown to the project's members",
-    "gram": (
-        "measure Gram matrices as a merged model computes them, layer by layer (RegMean++); together with the first "
-        "ones they tell more about your texts than these alone"
-    ),
-    "head": (
-        "measure what a merged model's head reads, and its product with your own model's logits, from which the head "
-        "is refit; the two tell the server your own head"
-    ),
-    "refit": (
-        "measure what linear layers of a merged model read, and its product with what their outputs lack to your own "
-        "model's, from which the layers are refit; the two tell the server your own layers"
-    ),
-    "calibration": (
-        "count a merged model's scores by label, by which its biases are shifted; the server sees how often each label "
-        "occurs in your labelled texts"
-    ),
-}
-
-
-_SUMMED_REQUESTS: Final = {
-    "head": (
-        "measure what a merged model's head reads, and its product with your own model's logits, and to join a sum of "
-        "everybody's, from which the merged model's head is refit, also where heads are private"
-    ),
-    "calibration": (
-        "count a merged model's scores by label, and to join a sum of everybody's, by which its biases are shifted; "
-        "counts of a label that one member alone counted are that member's in the sum"
-    ),
-}
-
-
-def _request(kind: RequestKind, policy: Policy) -> str:
-    summed = _SUMMED_REQUESTS.get(kind) if policy.aggregation == "secure" else None
-    return summed or _REQUESTS[kind]
 
 
 def read_policy(path: Path) -> Policy:
@@ -108,73 +27,3 @@ def read_policy(path: Path) -> Policy:
         raise DocumentMalformedError(msg) from error
     except ValidationError as error:
         raise DocumentMalformedError(describe_validation(str(path), error.errors())) from error
-
-
-def describe_policy(policy: Policy) -> list[str]:
-    """Tell a policy in sentences, one a rule."""
-    return [
-        _AGGREGATION[policy.aggregation],
-        f"Models are merged by {' or '.join(policy.methods)}.",
-        _EMBEDDINGS[policy.embeddings],
-        _TAPS[policy.embedding_taps],
-        _HEADS[policy.heads],
-        *([] if policy.differential_privacy else [_enough_rows(policy)]),
-        *([_GIVEN_LABELS[policy.given_labels]] if "fisher" in policy.methods else []),
-        _MISSING_STATISTICS[policy.missing_statistics],
-        *([_private_by_noise(policy.differential_privacy)] if policy.differential_privacy else []),
-        *([f"Statistics are scaled by the project's scales file, {policy.scales}."] if policy.scales else []),
-        f"A merge takes at least {policy.minimum_cohort} organizations.",
-        _COHORTS[policy.cohorts],
-        _DOWNLOADS[policy.downloads],
-        *_describe_requests(policy),
-        *([_held_back(policy.release)] if policy.release else []),
-    ]
-
-
-def _enough_rows(policy: Policy) -> str:
-    return (
-        f"Statistics of a layer leave only from {policy.minimum_rows_per_dimension:g} distinct rows per dimension on; "
-        f"below {policy.advised_rows_per_dimension:g} you are warned."
-    )
-
-
-def _private_by_noise(budget: PrivacyBudget) -> str:
-    return (
-        f"Statistics leave only with noise: {budget} for all that you send to this project, by your own ledger. "
-        f"{COVERS}. Nobody can check anybody else's noise."
-    )
-
-
-def _held_back(gate: ReleaseGate) -> str:
-    return (
-        f"A merged model is released once {gate}; until then it is handed out for answering requests about it alone. "
-        "Scores are each organization's own word."
-    )
-
-
-def _describe_requests(policy: Policy) -> list[str]:
-    summed = (
-        ["A merge is a sum that you are asked to join; who joins answers four stages more."]
-        if policy.aggregation == "secure"
-        else []
-    )
-    if not policy.requests and not summed:
-        return ["Nothing is asked of you after your contribution."]
-    sentences = summed + [
-        f"Later you may be asked to {_request(kind, policy)}. Nothing is answered unseen." for kind in policy.requests
-    ]
-    if "evaluate" in policy.requests:
-        sentences.append(f"An evaluation counts at least {policy.minimum_evaluation_examples} distinct examples.")
-    if "calibration" in policy.requests:
-        sentences.append(
-            f"A calibration leaves out labels that fewer than {policy.minimum_evaluation_examples} distinct examples "
-            "bear, or lack."
-        )
-    missed = "the request fails" if policy.missed_deadline == "fail" else "the others go on without you"
-    return [*sentences, f"If you miss a request's deadline, {missed}."]
-
-
-def policy_text(version: PolicyVersion) -> str:
-    """Tell a version of a policy in words, with its digest."""
-    rules = "\n".join(f"  - {sentence}" for sentence in describe_policy(version.policy))
-    return f"Policy version {version.version}, digest {version.digest}\n{rules}"

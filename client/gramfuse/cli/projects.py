@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -10,22 +10,15 @@ from gramfuse.cli import output, session
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
-from gramfuse_shared.contract.http_api import Contribution, Participant, Project
+from gramfuse_shared.contract.http_api import Contribution, Participant, PolicyVersion, Project
 from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.errors import NotConfirmedError
+from gramfuse_shared.reporting.contributions import progress_told, spoken_of, why_passed_over
+from gramfuse_shared.reporting.policies import policy_differences, policy_text
 
 ProjectArgument = Annotated[
     str, typer.Argument(metavar="PROJECT", help="acme.tweets, or tweets where only one project is called so.")
 ]
-
-_CONTRIBUTED: Final = {  # the state that says most comes first
-    "accepted": "contribution accepted",
-    "sealed": "contribution being checked",
-    "open": "contribution being uploaded",
-    "rejected": "contribution rejected",
-    "withdrawn": "contribution withdrawn",
-    "expired": "the upload of its contribution expired",
-}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Create, join and look at projects.")
 base_app = typer.Typer(add_completion=False, no_args_is_help=True, help="The project's base model.")
@@ -115,16 +108,24 @@ def join(
 ) -> None:
     """Read the project's policy and accept it for your organization. The acceptance is signed and recorded.
 
+    A newer version is told with what differs from the one that your organization accepted before. What it contributed
+    before no longer counts: push again.
+
     The first time this makes your organization's identity key and registers it in the project. Tell its fingerprint to
     the other organizations by another way than this server: they compare it.
 
     Examples: gramfuse project join acme.tweets · gramfuse project join acme.tweets --accept-policy 5f2c…
     """
-    from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
-
     with session.open_client() as client:
-        current = client.policy(project)
-        output.note(policies.policy_text(current), always=accept_policy is None)
+        found = client.project(project)
+        current = client.policy(found.id)
+        output.note(policy_text(current), always=accept_policy is None)
+        accepted = next(
+            (one.accepted_policy for one in found.participants if one.organization == client.organization), None
+        )
+        if accepted is not None and accepted.version != current.version:
+            before = client.policy(found.id, accepted.version)
+            output.note(_differences(before, current), always=accept_policy is None)
         if accept_policy is not None and accept_policy != current.digest:
             msg = (
                 f"the current policy is version {current.version} with digest {current.digest}, not "
@@ -136,7 +137,8 @@ def join(
             yes=accept_policy is not None,
             option=f"--accept-policy {current.digest}",
         )
-        acceptance = client.accept_policy(project, current.digest)
+        acceptance = client.accept_policy(found.id, current.digest)
+        sent = client.contributions(found.id, organization=client.organization) if accepted is not None else ()
     output.show(
         acceptance,
         lambda console: console.print(
@@ -145,6 +147,11 @@ def join(
             markup=False,
         ),
     )
+    mine = spoken_of(sent, current.version)
+    if mine is not None and mine.passed_over == "policy":
+        output.note(
+            f"your contribution {mine.id[:16]}: {why_passed_over(mine)}, with gramfuse contribution push {found.id}"
+        )
 
 
 @app.command()
@@ -156,26 +163,41 @@ def policy(
 
     Example: gramfuse project policy acme.tweets --format json
     """
-    from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
-
     with session.open_client() as client:
         found = client.policy(project, version)
-    output.show(found, lambda console: console.print(policies.policy_text(found), markup=False))
+    output.show(found, lambda console: console.print(policy_text(found), markup=False))
 
 
 @app.command()
 def publish(
     project: ProjectArgument, policy: Annotated[Path, typer.Option("--policy", help="The new policy, YAML or JSON.")]
 ) -> None:
-    """Publish the next version of the policy (coordinator); every participant has to accept it anew.
+    """Publish the next version of the policy (coordinator).
+
+    Every participant has to accept it anew, and to push again: merges take only what was contributed under it.
 
     Example: gramfuse project publish acme.tweets --policy policy.yaml
     """
     from gramfuse.cli import policies  # noqa: PLC0415 - only where this command runs
 
     with session.open_client() as client:
+        before = client.policy(project)
         published = client.set_policy(project, policies.read_policy(policy))
-    output.show(published, lambda console: console.print(policies.policy_text(published), markup=False))
+        found = client.project(project)
+        # A project without a base model has no contributions to ask for.
+        sent = client.contributions(found.id) if found.state == "ready" else ()
+    output.show(published, lambda console: console.print(policy_text(published), markup=False))
+    if before.version != published.version:
+        output.note(_differences(before, published))
+    awaited = [one.organization for one in found.participants if one.accepted_policy != found.policy]
+    if awaited:
+        output.note(f"has to be accepted by {', '.join(awaited)}: gramfuse project join {found.id}")
+    outdated = sorted(one.organization for one in sent if one.passed_over == "policy")
+    if outdated:
+        output.note(
+            f"contributions of {', '.join(outdated)} were made under an earlier version and no longer count: each has "
+            f"to push again, with gramfuse contribution push {found.id}"
+        )
 
 
 @base_app.command()
@@ -211,6 +233,11 @@ def pull_scales(
     output.show({"file": str(file)}, lambda console: console.print(f"the project's scales in {file}", markup=False))
 
 
+def _differences(before: PolicyVersion, now: PolicyVersion) -> str:
+    told = policy_differences(before.policy, now.policy) or ["nothing: the rules are the same"]
+    return "\n".join([f"What differs from version {before.version}:", *(f"  {line}" for line in told)])
+
+
 def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
     size = format_bytes(sum(file.bytes for file in project.files))
     rows = [
@@ -233,6 +260,5 @@ def _progress_of(participant: Participant, project: Project, contributions: Sequ
     if accepted != project.policy:
         return f"{participant.organization}: has accepted policy version {accepted.version}, not the current one"
     sent = [found for found in contributions if found.organization == participant.organization]
-    states = {found.state for found in sent if found.state != "accepted" or found.counts}
-    furthest = next((words for state, words in _CONTRIBUTED.items() if state in states), "no contribution yet")
-    return f"{participant.organization}: policy accepted, {furthest}"
+    told = progress_told(spoken_of(sent, project.policy.version))
+    return f"{participant.organization}: policy accepted, {told}"

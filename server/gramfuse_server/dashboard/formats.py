@@ -3,7 +3,10 @@
 from datetime import datetime, timedelta
 from typing import Final
 
+import yaml
 from markupsafe import Markup, escape
+
+from gramfuse_shared.contract.document import Document
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _STEP: Final = 1000
@@ -66,6 +69,12 @@ def share(part: float, whole: float) -> str:
 def moment(at: datetime) -> str:
     """A time for people, in UTC."""
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def as_written(document: Document, **always: object) -> str:
+    """A recipe or a policy as people write it, in YAML; what is as by default is left out, but for `always`."""
+    written = document.model_dump(mode="json", exclude_defaults=True) | always
+    return str(yaml.safe_dump(written, sort_keys=False, allow_unicode=True)).rstrip() if written else ""
 
 
 def coded(message: str) -> Markup:

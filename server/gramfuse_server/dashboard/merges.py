@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-import yaml
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from gramfuse_server.dashboard.browser import NO_STORE
+from gramfuse_server.dashboard.formats import as_written
 from gramfuse_server.dashboard.heat import heat_maps
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.listing import PageRequest, paginate
@@ -73,8 +73,7 @@ def describe_model(model: Model) -> Mapping[str, Any]:
 
 def recipe_text(recipe: Recipe) -> str:
     """Write a recipe as people do; what is as by default is left out."""
-    document = recipe.model_dump(mode="json", exclude_defaults=True) | {"merge_method": recipe.merge_method}
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True)).rstrip()
+    return as_written(recipe, merge_method=recipe.merge_method)
 
 
 def receipt_file(model: ModelRow) -> Response:

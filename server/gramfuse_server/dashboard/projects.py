@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
+from gramfuse_server.dashboard.formats import as_written
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import PageRequest, newest_rows
 from gramfuse_server.tables import ContributionRow, JobRow, ModelRow, ProjectRow, RequestRow
-from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.reporting.policies import describe_policy
 
 NEWEST: Final = PageRequest(limit=20)
 """Of each kind of thing that a project has."""
@@ -43,31 +43,12 @@ def newest_of(session: Session, project: ProjectRow, *of_models: ColumnElement[b
     return Newest(contributions, jobs, models, requests, more)
 
 
-def describe_policy(session: Session, project: ProjectRow) -> Mapping[str, Any]:
-    """Describe a project's current policy, field by field."""
+def current_policy(session: Session, project: ProjectRow) -> Mapping[str, Any]:
+    """Describe a project's current policy in the words in which it is accepted, and as it is written."""
     policy = policy_document(find_policy(session, project.id, project.policy_version))
-    return {"policy": policy, "rules": rules_of(policy.policy)}
-
-
-def rules_of(policy: Policy) -> list[tuple[str, str, str]]:
-    """Return a policy's fields: name, value and what the contract says of it. Fields that do not apply are left out."""
-    rules = []
-    for name, field in Policy.model_fields.items():
-        value = getattr(policy, name)
-        if value is None or name == "format":
-            continue
-        rules.append((name, _written(value), field.description or ""))
-    return rules
+    return {"policy": policy, "rules": describe_policy(policy.policy), "as_written": as_written(policy.policy)}
 
 
 def _newest(session: Session, table: Any, project: ProjectRow, *where: ColumnElement[bool]) -> tuple[list[Any], bool]:  # noqa: ANN401 - a table's class
     rows, cursor = newest_rows(session, table, NEWEST, project=project.id, where=where)
     return rows, cursor is not None
-
-
-def _written(value: object) -> str:
-    if isinstance(value, BaseModel):
-        return str(value)
-    if isinstance(value, tuple):
-        return ", ".join(str(item) for item in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ from gramfuse_server.clock import Clock
 from gramfuse_server.dashboard import formats
 from gramfuse_server.dashboard.browser import NO_STORE, root_of
 from gramfuse_shared.contract.identity import fingerprint_of
+from gramfuse_shared.reporting.contributions import why_passed_over
 from gramfuse_shared.version import __version__
 
 WHOLE: Final = "page.html"
@@ -38,6 +39,7 @@ class Renderer:
             moment=formats.moment,
             coded=formats.coded,
             fingerprint=fingerprint_of,
+            why_passed_over=why_passed_over,
         )
         self._templates.globals["version"] = __version__
 

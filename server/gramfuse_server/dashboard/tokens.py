@@ -1,7 +1,7 @@
 """The pages of tokens: listed, created, revoked. Operators see all tokens, others those of their organization."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -10,24 +10,30 @@ from starlette.requests import Request
 from gramfuse_server import tokens
 from gramfuse_server.auth import Caller
 from gramfuse_server.dashboard.forms import Form, Led, Shown
-from gramfuse_server.dashboard.sources import Sources, part_asked, token_in
+from gramfuse_server.dashboard.sources import ROWS, Sources, part_asked, token_in
 from gramfuse_server.database import reading, transaction
-from gramfuse_server.listing import paginate
+from gramfuse_server.listing import PageRequest, paginate
 from gramfuse_server.tables import OrganizationRow, TokenRow
-from gramfuse_shared.contract.http_api import TokenCreate
-from gramfuse_shared.errors import RequestMalformedError
+from gramfuse_shared.contract.document import describe_validation
+from gramfuse_shared.contract.http_api import Role, TokenCreate
+from gramfuse_shared.errors import GramfuseError, RequestMalformedError
 
 
 def read_tokens(sources: Sources, request: Request, caller: Caller) -> Mapping[str, Any]:
     """Read the tokens that the caller may see, the newest first, and the organizations that may be given one."""
+    return _listed(sources, caller, part_asked(request)) | {"message": None, "filled": {}}
+
+
+def _listed(sources: Sources, caller: Caller, part: PageRequest) -> dict[str, Any]:
     by = [TokenRow.created_at, TokenRow.id]
     with reading(sources.database) as session:
-        rows, cursor = paginate(session, tokens.visible(caller), part_asked(request), by=by, descending=True)
+        rows, cursor = paginate(session, tokens.visible(caller), part, by=by, descending=True)
         names = select(OrganizationRow.name).order_by(OrganizationRow.name)
         return {
             "tokens": [tokens.token_document(row) for row in rows],
             "next_cursor": cursor,
             "organizations": session.scalars(names).all() if caller.role == "operator" else None,
+            "roles": get_args(Role),
             "may_revoke": caller.role != "participant",
         }
 
@@ -39,9 +45,14 @@ def read_token(sources: Sources, request: Request, caller: Caller) -> Mapping[st
 
 
 def create_token(sources: Sources, form: Form) -> Shown:
-    """Create a token and show it, this once."""
-    with transaction(sources.database) as session:
-        created = tokens.create(session, form.caller, _wanted(form.fields), sources.clock())
+    """Create a token and show it, this once; a form that makes none is shown again, with what was filled in and why."""
+    form.caller.require_operator()
+    try:
+        with transaction(sources.database) as session:
+            created = tokens.create(session, form.caller, _wanted(form.fields), sources.clock())
+    except GramfuseError as error:
+        values = _listed(sources, form.caller, PageRequest(limit=ROWS))
+        return Shown("tokens.html", error.status, values | {"message": error.message, "filled": form.fields})
     return Shown("token_created.html", 201, {"token": created})
 
 
@@ -53,10 +64,12 @@ def revoke_token(sources: Sources, form: Form) -> Led:
 
 
 def _wanted(fields: Mapping[str, str]) -> TokenCreate:
-    wanted = {"role": fields.get("role"), "organization": fields.get("organization") or None}
+    wanted = {name: value for name in TokenCreate.model_fields if (value := fields.get(name, "").strip())}
     try:
-        return TokenCreate.model_validate_strings(wanted | {"days": fields.get("days")})
+        token = TokenCreate.model_validate_strings(wanted)
     except ValidationError as error:
-        names = ", ".join(sorted({str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}))
-        msg = f"no token can be made of what the form says ({names})"
-        raise RequestMalformedError(msg) from error
+        raise RequestMalformedError(describe_validation("the form", error.errors())) from error
+    if token.role != "operator" and token.organization is None:
+        msg = f"choose the organization that the {token.role}'s token is for; an operator's alone belongs to none"
+        raise RequestMalformedError(msg)
+    return token

@@ -13,7 +13,7 @@ from gramfuse_server.intake.projects import base_of, require_ready
 from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, shown_state
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
-from gramfuse_server.standing import standing_contributions
+from gramfuse_server.standing import weigh
 from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import ContributionDetail
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
@@ -251,11 +251,9 @@ def contribution_documents(
     """Return contributions as an organization sees them: reason, files and manifest are its own ones' only."""
     uploads = _uploads(session, [row.upload for row in rows])
     files = files_of(session, [row.upload for row in rows if row.organization == viewer])
-    counting = {
-        standing.contribution
-        for project in {row.project for row in rows}
-        for standing in standing_contributions(session, project)
-    }
+    weighed = [weigh(session, project) for project in {row.project for row in rows}]
+    counting = {standing.contribution for each in weighed for standing in each.standing}
+    passed_over = {contribution: why for each in weighed for contribution, why in each.passed_over.items()}
     documents = []
     for row in rows:
         upload = uploads[row.upload]
@@ -265,6 +263,7 @@ def contribution_documents(
             "organization": row.organization,
             "state": shown_state(upload, now),
             "counts": row.id in counting,
+            "passed_over": passed_over.get(row.id),
             "reason": upload.reason if own else None,
             "policy": {
                 "version": row.policy_version,

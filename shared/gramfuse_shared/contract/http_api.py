@@ -22,6 +22,8 @@ Role = Literal["operator", "coordinator", "participant"]
 ContributionState = Literal["open", "sealed", "accepted", "rejected", "expired", "withdrawn"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ProjectState = Literal["open", "sealed", "ready", "rejected"]
+PassedOver = Literal["policy", "newer"]
+"""Why merges pass over an accepted contribution: the policy has a newer version, or a newer one took its place."""
 
 Item = TypeVar("Item")
 
@@ -273,13 +275,16 @@ class Contribution(Document):
     """A contribution as the project's members see it; `reason` and `files` are its own organization's only.
 
     `counts` says that it is the one that merges take: its organization's newest that was ever accepted, if that was not
-    withdrawn and was made under the project's current policy. An older one never counts again.
+    withdrawn and was made under the project's current policy. An older one never counts again. `passed_over` says why
+    an accepted one does not: `policy`, it was made under an earlier version and its organization has to push again;
+    `newer`, a newer one took its place, also if that was withdrawn.
     """
 
     id: Digest
     organization: OrganizationName
     state: ContributionState
     counts: bool = False
+    passed_over: PassedOver | None = None
     reason: str | None = None
     policy: PolicyReference
     bytes: int

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from gramfuse_server.auth import Caller, visible_project, visible_projects
 from gramfuse_server.dashboard.members.standing import memberships
-from gramfuse_server.dashboard.projects import describe_policy, newest_of
+from gramfuse_server.dashboard.projects import current_policy, newest_of
 from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.intake.contributions import contribution_documents
@@ -36,7 +36,7 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
         return {
             "membership": membership,
             "project": membership.project,
-            **describe_policy(session, row),
+            **current_policy(session, row),
             "contributions": contribution_documents(session, found.contributions, organization, now),
             "jobs": job_documents(session, found.jobs),
             "models": model_documents(session, found.models, now),

@@ -11,6 +11,7 @@ from gramfuse_server.intake.contributions import contribution_documents
 from gramfuse_server.intake.projects import project_documents
 from gramfuse_server.tables import ContributionRow, ProjectRow
 from gramfuse_shared.contract.http_api import Contribution, Participant, Project
+from gramfuse_shared.reporting.contributions import spoken_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Membership:
     project: Project
     member: Participant
     contribution: Contribution | None
-    """The one that counts, else the newest."""
+    """The one that says how far it is."""
 
     @property
     def joined(self) -> bool:
@@ -30,8 +31,13 @@ class Membership:
 
     @property
     def refused(self) -> bool:
-        """Whether what it sent last came to nothing, and nothing of its counts."""
+        """Whether what it sent came to nothing, and nothing of its counts."""
         return self.contribution is not None and self.contribution.state in {"rejected", "expired"}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what it sent was made under an earlier policy, so that it has to be sent again."""
+        return self.contribution is not None and self.contribution.passed_over == "policy"
 
 
 def memberships(session: Session, organization: str, rows: Sequence[ProjectRow], now: datetime) -> list[Membership]:
@@ -41,16 +47,14 @@ def memberships(session: Session, organization: str, rows: Sequence[ProjectRow],
         .where(ContributionRow.project.in_([row.id for row in rows]), ContributionRow.organization == organization)
         .order_by(ContributionRow.created_at, ContributionRow.id)
     ).all()
-    spoken_of: dict[str, Contribution] = {}
+    sent: dict[str, list[Contribution]] = {}
     for row, document in zip(own, contribution_documents(session, own, organization, now), strict=True):
-        known = spoken_of.get(row.project)
-        if known is None or document.counts or not known.counts:
-            spoken_of[row.project] = document
+        sent.setdefault(row.project, []).append(document)
     return [
         Membership(
             project=project,
             member=next(member for member in project.participants if member.organization == organization),
-            contribution=spoken_of.get(project.id),
+            contribution=spoken_of(sent.get(project.id, ()), project.policy.version),
         )
         for project in project_documents(session, rows, now)
     ]

@@ -14,33 +14,24 @@ from gramfuse_server.database import reading
 from gramfuse_server.listing import paginate
 from gramfuse_server.operations.audit_search import SEARCH_PATTERN, AuditSearch
 from gramfuse_server.tables import AuditRow
-from gramfuse_shared.errors import RequestMalformedError
 
 FIELDS: Final = ("action", "subject", "actor")
+_SEARCHABLE: Final = "at most 128 printable ASCII characters without blanks can be searched for"
 
 
 def read_audit(sources: Sources, request: Request, _: Caller) -> Mapping[str, Any]:
     """Read the rows that are asked for, the newest first."""
-    asked = {name: _field(request, name) for name in FIELDS}
-    query = AuditSearch(**asked).query()
+    filled = {name: value for name in FIELDS if (value := request.query_params.get(name, "").strip())}
+    wrong = [name for name, value in filled.items() if re.fullmatch(SEARCH_PATTERN, value) is None]
     with reading(sources.database) as session:
+        query = AuditSearch(**({} if wrong else filled)).query()
         rows, cursor = paginate(session, query, part_asked(request), by=[AuditRow.sequence], descending=True)
-        entries = [entry_of(row) for row in rows]
-    filled = {name: value for name, value in asked.items() if value}
+        entries = [] if wrong else [entry_of(row) for row in rows]
     return {
-        "asked": {name: value or "" for name, value in asked.items()},
+        "message": f"{', '.join(wrong)}: {_SEARCHABLE}" if wrong else None,
+        "asked": {name: filled.get(name, "") for name in FIELDS},
         "filled": filled,
         "entries": entries,
-        "next_cursor": cursor,
+        "next_cursor": None if wrong else cursor,
         "following": "audit?" + (urlencode(filled) + "&" if filled else ""),
     }
-
-
-def _field(request: Request, name: str) -> str | None:
-    value = request.query_params.get(name, "").strip()
-    if not value:
-        return None
-    if re.fullmatch(SEARCH_PATTERN, value) is None:
-        msg = f"{name}: at most 128 printable ASCII characters without blanks can be searched for"
-        raise RequestMalformedError(msg)
-    return value

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from gramfuse_server.auth import Caller
-from gramfuse_server.dashboard.projects import describe_policy, newest_of
+from gramfuse_server.dashboard.projects import current_policy, newest_of
 from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
 from gramfuse_server.database import reading
 from gramfuse_server.listing import paginate
@@ -38,7 +38,7 @@ def read_project(sources: Sources, request: Request, _: Caller) -> Mapping[str, 
         found = newest_of(session, row)
         return {
             "project": _documents(session, sources, [row])[0],
-            **describe_policy(session, row),
+            **current_policy(session, row),
             "contributions": contribution_documents(session, found.contributions, now),
             "jobs": job_documents(session, found.jobs),
             "models": admin_models(session, found.models, now),
