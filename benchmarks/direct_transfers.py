@@ -1,9 +1,9 @@
-"""Parts and files past the API and through it, on loopback, with moto as the store: what the API does not have to do.
+"""Parts and files past the API and through it, on loopback, the store a SeaweedFS: what the API is spared.
 
     PYTHONPATH=tests python benchmarks/direct_transfers.py [MEGABYTES]
 
-moto is one Python process that keeps everything in memory and holds up both ways; a real store does not. So seconds say
-little; how much processor time the API takes says what its machine is spared.
+Client, API and store share the machine, which a real deployment's do not. How much processor time the API takes says
+what its machine is spared.
 """
 
 import os
@@ -36,8 +36,8 @@ def measure(folder: Path, megabytes: int) -> None:
     """Print the medians."""
     base = write_base(folder / "base", megabytes * 2**20)
     with (
-        s3(folder / "s3.log") as variables,
-        patch.dict(os.environ, variables),
+        s3(folder / "s3") as store,
+        patch.dict(os.environ, store.variables),
         deployed(folder / "site", blobs=f"s3://{BUCKET}/x", direct_transfers="on") as deployment,
     ):
         deployment.start_worker()

@@ -1,6 +1,7 @@
 """The tables: what was measured beside what the design asks for."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +111,9 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def _measured(results: dict[str, Any]) -> Iterator[tuple[Target, float]]:
-    """Yield the targets with what was measured; a record of before a measure was added lacks it."""
+    """Yield the targets with what was measured: a record lacks what came later, or could not be had there."""
     for target in TARGETS:
-        if target.key.partition(".")[0] in results:
+        with suppress(KeyError):
             yield target, look_up(results, target.key)
 
 

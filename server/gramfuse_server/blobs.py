@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -23,7 +24,19 @@ CHUNK_BYTES: Final = 4 * limits.MIB
 WHOLE_BYTES: Final = 64 * limits.MIB
 """A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
-_HARDLY: Final = timedelta(seconds=5)
+Persistence = Literal["hardly", "seconds", "minutes"]
+"""Of who only looks; of the API, whose callers come again; of work that would be lost. Unasked, ten tries are over in
+three seconds where nobody listens: a store that is started again takes longer."""
+_RETRIES: Final = MappingProxyType({
+    "hardly": {"max_retries": 1, "retry_timeout": timedelta(seconds=5)},
+    "seconds": {"max_retries": 10, "retry_timeout": timedelta(seconds=20)},
+    # a request's signature holds for five minutes, and it is not signed anew
+    "minutes": {
+        "max_retries": 1000,
+        "retry_timeout": timedelta(minutes=4),
+        "backoff": {"max_backoff": timedelta(seconds=2)},
+    },
+})  # fmt: skip
 _FULL: Final = re.compile(r"\bkind: (StorageFull|\w*QuotaExceeded)\b")
 _UNFINISHED: Final = re.compile(r"#\d+$")
 
@@ -193,20 +206,20 @@ def _telling_full() -> Iterator[None]:
         raise StorageFullError(msg) from error
 
 
-def open_blobs(url: str, *, patient: bool = True) -> Blobs:
+def open_blobs(url: str, *, persistence: Persistence = "seconds") -> Blobs:
     """Open the blob store of a URL; a local folder is created.
 
     Args:
         url: where it is.
-        patient: whether a store that does not answer is asked again for minutes, as work wants it, or hardly.
+        persistence: for how long a store that does not answer is asked again, where it is none of this machine.
 
     Raises:
         ConfigurationError: the URL names no store that is known, or one that cannot be opened.
     """
     options: dict[str, Any] = {"mkdir": True} if url.startswith("file:") else {}
-    if not patient and not url.startswith("file:"):
+    if not url.startswith("file:"):
         # client options are not for this: given, they would be in place of the AWS_… variables
-        options["retry_config"] = {"max_retries": 1, "retry_timeout": _HARDLY}
+        options["retry_config"] = _RETRIES[persistence]
     try:
         return Blobs(from_url(url, **options))
     except (BaseError, ValueError, OSError) as error:

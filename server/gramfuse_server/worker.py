@@ -99,7 +99,7 @@ class Worker:
         schema.require_current(self._database)
         patience = Patience(stopping)
         self._underway = Underway()
-        blobs = open_blobs(settings.blobs)
+        blobs = open_blobs(settings.blobs, persistence="minutes")
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
         self._registry = new_registry()

@@ -1,10 +1,11 @@
 """Parts and files that pass the client and an S3 store alone: what is handed out, what counts, and what never leaks.
 
-The store is moto behind `strict_s3`, which checks signed addresses and bytes as S3 does, and a careless bucket.
+The store is SeaweedFS, which checks signed addresses and bytes as S3 does, and once more by a way that checks nothing.
 """
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,6 +22,7 @@ from gramfuse.config import Endpoint, Token
 from gramfuse.participation import Client
 from gramfuse.transfer.retrying import RetryRule
 from gramfuse.transfer.transport import Transport
+from gramfuse_server.blobs import open_blobs
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.doctor.storage import examine_direct
 from gramfuse_server.intake.uploads import expire_uploads
@@ -30,9 +32,10 @@ from gramfuse_shared.contract.http_api import LOCATION_TYPE
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import ConflictError, TransportError
+from support.careless import careless
 from support.client_models import write_model
 from support.client_world import URL, Site, Wire
-from support.s3 import BUCKET, CARELESS, s3
+from support.s3 import BUCKET, Store, require_weed, s3, variables_to
 from support.server_world import World, make_contribution, problem
 
 PROJECT = "acme.tweets"
@@ -41,21 +44,29 @@ OPEN = Policy(embeddings="average", embedding_taps="send", heads="shared", minim
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory) -> Iterator[dict[str, str]]:
-    with s3(tmp_path_factory.mktemp("s3") / "log") as variables:
-        yield variables
+def store(tmp_path_factory) -> Iterator[Store]:
+    require_weed()
+    with s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 @pytest.fixture
 def make_direct(make_world, store, monkeypatch, tmp_path) -> Callable[..., World]:
     """Makes a server whose bytes lie in the store, under a prefix of the test's own."""
-    for name, value in store.items():
-        monkeypatch.setenv(name, value)
 
-    def make(*, bucket: str = BUCKET, **changes: Any) -> World:
-        return make_world(blobs=f"s3://{bucket}/{tmp_path.name}", direct_transfers=True, **changes)
+    def make(*, port: int = store.port, **changes: Any) -> World:
+        for name, value in variables_to(port).items():
+            monkeypatch.setenv(name, value)
+        return make_world(blobs=f"s3://{BUCKET}/{tmp_path.name}", direct_transfers=True, **changes)
 
     return make
+
+
+@pytest.fixture
+def careless_port(store) -> Iterator[int]:
+    """A way to the store by which it takes anything."""
+    with careless(store) as port:
+        yield port
 
 
 @pytest.fixture
@@ -70,7 +81,7 @@ class Ways(Wire):
         super().__init__(world)
         self.stored: list[httpx.Request] = []
         self.answers: list[int] = []
-        self._http = httpx.HTTPTransport()
+        self._http = httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     def close(self) -> None:
         self._http.close()
@@ -320,8 +331,8 @@ def test_a_store_that_checks_refuses_every_byte_that_was_not_announced(direct, b
 
 
 @one_database
-def test_what_a_careless_store_took_is_read_and_replaced(make_direct):
-    world = make_direct(bucket=CARELESS)
+def test_what_a_careless_store_took_is_read_and_replaced(make_direct, careless_port):
+    world = make_direct(port=careless_port)
     path, member, file = begin(world)
     content = part_of(file, 0)
     place = announce(member, path, 0, content).json()["put"]
@@ -440,15 +451,32 @@ def test_quotas_are_taken_before_anything_is_handed_out(make_direct):
     problem(announce(world.participant("globex"), path, 0, b"x"), 404, "not-found")
 
 
+@one_database
+def test_a_store_that_is_away_is_told_so_that_clients_come_again(direct, begun, monkeypatch):
+    path, member, file = begun
+    content = part_of(file, 0)
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    nobody = open_blobs(direct.services.settings.blobs, persistence="hardly").store
+    object.__setattr__(direct.services.blobs, "store", nobody)  # frozen for everybody else
+    answer = member.put_part(f"{path}/files/weights.safetensors", 0, content)
+    assert "blob store" in problem(answer, 503, "unavailable")["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert announce(member, path, 0, content).status_code == 202
+    problem(announce(member, path, 0, content), 503, "unavailable")
+    problem(member.get(f"/v1/projects/{PROJECT}/base/files/config.json"), 503, "unavailable")
+
+
 # --- before anybody comes ----------------------------------------------------------------------------------------
 
 
 @one_database
-def test_the_doctor_tells_whether_the_store_takes_and_checks_what_is_signed(make_direct, settings, monkeypatch):
+def test_the_doctor_tells_whether_the_store_takes_and_checks_what_is_signed(
+    make_direct, careless_port, settings, monkeypatch
+):
     world = make_direct()
 
-    def found(bucket: str = BUCKET, **changes: Any) -> list[tuple[str, str]]:
-        changed = settings.model_copy(update={"blobs": f"s3://{bucket}/doctor", "direct_transfers": True} | changes)
+    def found(**changes: Any) -> list[tuple[str, str]]:
+        changed = settings.model_copy(update={"blobs": f"s3://{BUCKET}/doctor", "direct_transfers": True} | changes)
         return [(finding.verdict, finding.found) for finding in examine_direct(changed)]
 
     ((verdict, told),) = found(direct_endpoint="https://store.example.org")
@@ -456,8 +484,11 @@ def test_the_doctor_tells_whether_the_store_takes_and_checks_what_is_signed(make
         "ok",
         "clients are sent to store.example.org; the store refuses other bytes than were announced",
     )
-    ((verdict, told),) = found(CARELESS)
+    reachable = os.environ["AWS_ENDPOINT"]
+    monkeypatch.setenv("AWS_ENDPOINT", variables_to(careless_port)["AWS_ENDPOINT"])
+    ((verdict, told),) = found()
     assert (verdict, "so the API reads all parts" in told) == ("warning", True)
+    monkeypatch.setenv("AWS_ENDPOINT", reachable)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     ((verdict, told),) = found()
     assert (verdict, "does not take what is signed: HTTP 403" in told) == ("failed", True)

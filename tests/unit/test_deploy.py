@@ -75,6 +75,31 @@ def test_a_security_linter_finds_nothing_severe():
     assert finished.returncode == 0, finished.stdout[-2000:]
 
 
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [(("someone", "something"), True), (("someone", ""), False), (("", "something"), False), (("", ""), False)],
+)
+def test_the_object_store_does_not_start_without_the_two_words_since_it_would_serve_everybody(compose, words, starts):
+    store = compose["services"]["seaweedfs"]
+    program = [word.replace("$$", "$").replace("/entrypoint.sh", "echo") for word in store["entrypoint"]]
+    finished = subprocess.run(
+        [*program, *store["command"]],
+        env=dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), words, strict=True)) | {"PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (finished.returncode == 0, "set GRAMFUSE_S3_" in finished.stderr) == (starts, not starts)
+    assert finished.stdout.split() == (store["command"] if starts else [])
+
+
+def test_of_the_object_store_only_its_s3_is_reached_from_elsewhere_and_it_reports_to_nobody(compose):
+    """`tests/support/s3.py` starts it by this command."""
+    store = compose["services"]["seaweedfs"]
+    addresses = {word for word in store["command"] if re.match(r"-(\w+\.)?ip", word)}
+    assert addresses == {"-ip=127.0.0.1", "-s3.ip.bind=0.0.0.0"}
+    assert "-master.telemetry=false" in store["command"]
+    assert store["environment"]["WEED_JWT_FILER_SIGNING_KEY"] == store["environment"]["AWS_SECRET_ACCESS_KEY"]
+
+
 def compose_command() -> list[str]:
     """Compose's own command line, which needs no engine to read a file; the old one where there is no other."""
     if (

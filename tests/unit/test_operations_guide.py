@@ -30,7 +30,7 @@ def commands() -> list[str]:
     for text in GUIDES.values():
         lines = [line for block in BLOCK.findall(text) for line in block.splitlines()] + SPOKEN.findall(text)
         for line in lines:
-            ours = re.search(r"(?:^|\s)(gramfuse(?:-server)? [^#>&]*)", line)
+            ours = re.search(r"(?:^|\s)(gramfuse(?:-server)? [a-z][^#>&]*)", line)
             if ours and "…" not in line and "pip install" not in line:
                 found.append(ours[1].strip())
     return sorted(set(found))

@@ -7,6 +7,7 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from obstore.exceptions import GenericError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +47,7 @@ _MESSAGE_OF_STATUS: Final[Mapping[int, str]] = {
 }
 _DATABASE_AWAY: Final = "the server's database does not answer at present; try again in a moment"
 _DATABASE_FULL: Final = "the disk of the server's database is full; its operator has to make room"
+_STORE_AWAY: Final = "the server's blob store does not answer at present; try again in a moment"
 _FAILED: Final = "the server failed to answer; its log has the cause under this request's id"
 
 
@@ -115,7 +117,7 @@ def install_handlers(app: FastAPI) -> None:
             _log.error("request failed", path=request.url.path, error=type(error).__name__, exc_info=error)
         return problem_response(translated, instance=request.url.path)
 
-    for kind in (GramfuseError, RequestValidationError, HTTPException, SQLAlchemyError):
+    for kind in (GramfuseError, RequestValidationError, HTTPException, SQLAlchemyError, GenericError):
         app.add_exception_handler(kind, answer)
 
 
@@ -129,6 +131,8 @@ def translate(error: Exception) -> GramfuseError:
         return StorageFullError(_DATABASE_FULL)
     if is_outage(error):
         return UnavailableError(_DATABASE_AWAY)
+    if isinstance(error, GenericError):  # of obstore: whatever is neither missing nor forbidden
+        return UnavailableError(_STORE_AWAY)
     if isinstance(error, HTTPException) and error.status_code in _OF_STATUS:
         allow = (error.headers or {}).get("Allow")
         message = _MESSAGE_OF_STATUS.get(error.status_code, str(error.detail))

@@ -62,7 +62,7 @@ def examine_store(settings: Settings, clock: Clock) -> list[Finding]:
     if folder is not None and not folder.is_dir():
         return [check_missing_folder(folder)]
     try:
-        blobs = open_blobs(settings.blobs, patient=False)
+        blobs = open_blobs(settings.blobs, persistence="hardly")
     except ConfigurationError as error:
         return [failed(name, error.message, "correct GRAMFUSE_BLOBS")]
     return check_round_trip(blobs, place, folder, clock)
@@ -72,7 +72,7 @@ def examine_direct(settings: Settings) -> list[Finding]:
     """Put a few bytes into the store as clients do, and others than were announced; nothing stays."""
     name = "direct transfers"
     try:
-        direct = open_direct(settings, open_blobs(settings.blobs, patient=False))
+        direct = open_direct(settings, open_blobs(settings.blobs, persistence="hardly"))
     except (ConfigurationError, ExtraMissingError) as error:
         return [failed(name, error.message, "correct it, or unset GRAMFUSE_DIRECT_TRANSFERS")]
     if direct is None:

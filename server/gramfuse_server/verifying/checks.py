@@ -51,7 +51,7 @@ def verify_contents(
     with snapshot(database) as session:
         findings = [check_audit_log(session, head), check_receipts(session, settings)]
         try:
-            inventory = take_inventory(session, open_blobs(settings.blobs, patient=False), digests=digests)
+            inventory = take_inventory(session, open_blobs(settings.blobs, persistence="hardly"), digests=digests)
         except (ConfigurationError, BaseError, OSError) as error:
             advice = "correct GRAMFUSE_BLOBS, or let this user list and read there; `gramfuse-server doctor` says more"
             return Verified((*findings, failed("files", f"cannot be read: {str(error).partition(chr(10))[0]}", advice)))
