@@ -11,6 +11,7 @@ from gramfuse import pinning
 from gramfuse.config import Home, Token, require_token
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import DEFAULT_PARALLEL_PARTS
+from gramfuse.transfer.watching import WorkerWatch
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.contract.manifest import BaseManifest
@@ -38,6 +39,7 @@ class Connection:
         home: the client's home; default GRAMFUSE_HOME, else the platform's folder.
         allow_http: permit http:// to another machine than this one.
         parallel: parts on their way at once.
+        on_no_worker: told, where what is waited for is a worker's and none of the server's is alive.
         transport: the way to the server, for tests.
         sleep: how to pass the time between two looks.
     """
@@ -50,6 +52,7 @@ class Connection:
         home: Home | str | Path | None = None,
         allow_http: bool | None = None,
         parallel: int = DEFAULT_PARALLEL_PARTS,
+        on_no_worker: Callable[[], None] | None = None,
         transport: Transport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -60,6 +63,7 @@ class Connection:
             transport = Transport(endpoint)
         self._transport = transport
         self._parallel = parallel
+        self._on_no_worker = on_no_worker
         self._sleep = sleep
         self._identity: WhoAmI | None = None
 
@@ -142,6 +146,10 @@ class Connection:
     def base_manifest(self, project: str) -> BaseManifest:
         """Return the manifest of a project's base model."""
         return BaseManifest.parse(self._transport.call("GET", f"{self._path(project)}/base"))
+
+    def _workers(self) -> WorkerWatch:
+        """Begin to wait for what workers do."""
+        return WorkerWatch(self._transport, self._on_no_worker)
 
     def _project(self, identifier: str) -> Project:
         return Project.parse(self._transport.call("GET", f"v1/projects/{identifier}"))

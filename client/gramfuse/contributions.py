@@ -121,6 +121,7 @@ class Contributions(Projects):
             what="the server's check of the contribution",
             deadline=Deadline(timeout),
             sleep=self._sleep,
+            workers=self._workers(),
         )
         return pushing.require_accepted_by_server(checked)
 

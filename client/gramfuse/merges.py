@@ -13,7 +13,7 @@ from gramfuse.transfer import pulling
 from gramfuse.transfer.watching import Deadline, watch_job
 from gramfuse.verification import require_statements
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
-from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page
+from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page, SubmittedJob
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.releases import explain_candidate
 from gramfuse_shared.errors import ModelNotReleasedError, ReceiptInvalidError
@@ -24,11 +24,15 @@ class Merges(Rounds):
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, project: str, recipe: Recipe, *, job: str | None = None) -> Job:
-        """Submit a merge. The same id with the same recipe is the same job; without an id a new one is made up."""
+    def submit(self, project: str, recipe: Recipe, *, job: str | None = None) -> SubmittedJob:
+        """Submit a merge. The same id with the same recipe is the same job; without an id a new one is made up.
+
+        A job that was there already, `new` being false, merges what was there when it was submitted: its `outdated`
+        names the organizations whose contribution is another one by now. For these, submit under another id.
+        """
         identifier = job or f"{recipe.merge_method}-{secrets.token_hex(3)}"
         body = JobCreate(recipe=recipe).model_dump(mode="json")
-        return Job.parse(self._transport.call("PUT", self._job_path(project, identifier), json=body))
+        return SubmittedJob.parse(self._transport.call("PUT", self._job_path(project, identifier), json=body))
 
     def job(self, project: str, job: str) -> Job:
         """Return a job."""
@@ -55,7 +59,14 @@ class Merges(Rounds):
         """
         path = self._job_path(project, job)
         deadline = Deadline(timeout)
-        return watch_job(self._transport, path, deadline=deadline, on_progress=on_progress, sleep=self._sleep)
+        return watch_job(
+            self._transport,
+            path,
+            deadline=deadline,
+            on_progress=on_progress,
+            sleep=self._sleep,
+            workers=self._workers(),
+        )
 
     def logs(self, project: str, job: str) -> list[JobLogEntry]:
         """Return a job's history."""

@@ -12,6 +12,7 @@ class Client(Loops):
         home: the client's home; default GRAMFUSE_HOME, else the platform's folder.
         allow_http: permit http:// to another machine than this one.
         parallel: parts on their way at once.
+        on_no_worker: told, where what is waited for is a worker's and none of the server's is alive.
         transport: the way to the server, for tests.
         sleep: how to pass the time between two looks.
 

@@ -72,6 +72,7 @@ class Projects(Connection):
             what=f"the check of {project}",
             deadline=Deadline(timeout),
             sleep=self._sleep,
+            workers=self._workers(),
         )
         pushing.require_ready(ready)
         self.home.remember_base(ready.base, Path(base))

@@ -179,6 +179,7 @@ class Rounds(Connection):
                 what="the server's check of the answer",
                 deadline=Deadline(timeout),
                 sleep=self._sleep,
+                workers=self._workers(),
             )
         return answering.require_accepted_answer(given)
 

@@ -55,6 +55,12 @@ def is_alive(row: WorkerRow, now: datetime, lease: timedelta) -> bool:
     return row.stopped_at is None and now - row.heartbeat_at <= lease
 
 
+def is_any_alive(session: Session, now: datetime, lease: timedelta) -> bool:
+    """Tell whether some worker is alive, as `is_alive` does."""
+    running = select(WorkerRow).where(WorkerRow.stopped_at.is_(None), WorkerRow.heartbeat_at >= now - lease)
+    return session.scalar(select(running.exists())) is True
+
+
 def last_beats(session: Session, workers: Iterable[str]) -> dict[str, datetime | None]:
     """Return the last heartbeat of each worker; None of one that ended in good order or is not known."""
     wanted = set(workers)

@@ -280,12 +280,25 @@ def test_a_job_reports_its_layers_with_ones_own_distance(acme, globex, merged):
 
 def test_a_submitted_job_that_is_cancelled_exits_with_five_and_can_be_retried(acme, globex, merged):
     submitted = acme.json("job", "submit", PROJECT, "--method", "linear", "--id", "linear-1")
-    assert submitted["state"] == "queued"
+    assert (submitted["state"], submitted["new"], submitted["outdated"]) == ("queued", True, [])
+    code, _, err = acme("job", "submit", PROJECT, "--method", "linear", "--id", "linear-1")
+    assert (code, "job linear-1 is there already, submitted 20" in err) == (0, True)
+    assert "of acme, globex, initech; nothing has changed since" in err
+    assert acme.json("job", "submit", PROJECT, "--method", "linear", "--id", "linear-1") == submitted | {"new": False}
     assert acme("job", "cancel", PROJECT, "linear-1")[0] == 0
     code, _, err = globex("job", "wait", PROJECT, "linear-1")
     assert code == 5
     assert "error[cancelled]: job linear-1 was cancelled" in err
     assert acme.json("job", "retry", PROJECT, "linear-1")["attempt"] == 2
+
+
+def test_a_merge_of_old_contributions_says_so_before_it_is_waited_for(acme, globex, merged):
+    withdrawn = globex.json("contribution", "list", PROJECT, "--organization", "globex")[0]["id"]
+    assert globex("contribution", "withdraw", PROJECT, withdrawn, "--yes")[0] == 0
+    code, out, err = acme("job", "submit", PROJECT, "--method", "regmean", "--id", merged, "--wait")
+    assert (code, "succeeded" in out) == (0, True)
+    assert f"job {merged} is there already" in err
+    assert "(globex); this job holds the old ones: submit under another --id for a new merge" in " ".join(err.split())
 
 
 def test_a_participant_may_not_submit_and_an_unknown_job_is_not_found(globex, merged):

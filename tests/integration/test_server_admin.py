@@ -75,8 +75,10 @@ def test_a_worker_is_alive_while_its_heart_beats_and_shows_what_it_runs(world, w
     seen = world.operator.get("/v1/admin/workers").json()["items"][0]
     assert seen["alive"]
     assert seen["running"] == [f"{PROJECT}/first: model.safetensors"]
+    assert world.participant("globex").get("/v1/workers").json() == {"alive": True}  # and no more of it
     world.clock.advance(seconds=ready_settings.worker_lease.total_seconds() + 1)
     assert not world.operator.get("/v1/admin/workers").json()["items"][0]["alive"]
+    assert world.participant("globex").get("/v1/workers").json() == {"alive": False}
 
 
 def test_lists_can_be_narrowed_and_paged(world):

@@ -68,6 +68,19 @@ def test_a_coordinator_orders_a_merge_as_the_api_would_have_it(world, worker, br
     assert "Cancel …" not in browser.get(f"{JOB}/first").text
 
 
+def test_a_merge_under_an_old_name_of_other_contributions_is_shown_again_with_a_free_name(world, browser):
+    assert 'placeholder="regmean-1"' in browser.get(MERGE).text
+    assert order(browser, "regmean-1", method="regmean").status_code == 303
+    assert 'placeholder="regmean-2"' in browser.get(MERGE).text
+    mine = world.participant("globex").get(f"{API}/contributions?organization=globex").json()["items"][0]["id"]
+    assert world.participant("globex").post(f"{API}/contributions/{mine}/withdraw").is_success
+    left = {f"member:{member}": "on" for member in MEMBERS if member != "globex"}
+    refused = order(browser, "regmean-1", members=left, method="regmean")
+    assert refused.status_code == 409
+    assert "regmean-1 is there already" in refused.text
+    assert "globex" in refused.text
+
+
 def test_an_order_says_method_members_and_parameters(world, browser):
     assert re.search(r'<option value="([^"]+)', browser.get(MERGE).text)[1] == "regmean"  # unless somebody chooses
     two = {"member:acme": "on", "member:globex": "on"}

@@ -41,6 +41,11 @@ def submit(world, job, recipe=None, *, by="acme", status=201):
     return answer.json()
 
 
+def contribution_of(world, organization):
+    found = world.participant(organization).get(f"/v1/projects/{PROJECT}/contributions?organization={organization}")
+    return found.json()["items"][0]["id"]
+
+
 def state_of(world, job):
     return world.coordinator("acme").get(f"{JOBS}/{job}").json()["state"]
 
@@ -64,9 +69,41 @@ def test_a_job_becomes_a_model(ready):
 def test_the_same_submission_twice_is_the_same_job_and_another_one_is_a_conflict(ready):
     world, _ = ready
     first = submit(world, "first")
-    assert submit(world, "first", status=200) == first
+    assert (first["new"], first["outdated"]) == (True, [])
+    assert submit(world, "first", status=200) == first | {"new": False}
     answer = world.coordinator("acme").put(f"{JOBS}/first", json={"recipe": {"merge_method": "regmean"}})
     problem(answer, 409, "conflict")
+
+
+def test_a_submission_under_an_old_id_says_whose_contributions_are_others_by_now(ready):
+    world, worker = ready
+    submit(world, "all")
+    submit(world, "two", two := {"merge_method": "linear", "models": [{"model": "acme"}, {"model": "globex"}]})
+    withdrawn = contribution_of(world, "globex")
+    assert world.participant("globex").post(f"/v1/projects/{PROJECT}/contributions/{withdrawn}/withdraw").is_success
+    project = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()
+    contribute(world, project, "initech", 77)
+    assert submit(world, "all", status=200)["outdated"] == ["globex"]  # not checked yet, so nothing is replaced
+    worker.inspect_all()
+    assert submit(world, "all", status=200)["outdated"] == ["globex", "initech"]
+    assert submit(world, "two", two, status=200)["outdated"] == ["globex"]  # it names its members
+    contribute(world, project, "globex", 78)
+    worker.inspect_all()
+    assert submit(world, "all", status=200)["outdated"] == ["globex", "initech"]
+    assert submit(world, "now")["outdated"] == []
+    assert submit(world, "now", status=200)["outdated"] == []
+
+
+def test_whoever_contributes_later_and_a_new_policy_make_a_job_outdated(world, worker):
+    world.project("acme", "globex", "initech", policy=FROZEN.model_copy(update={"cohorts": "open"}))
+    project = world.coordinator("acme").get(f"/v1/projects/{PROJECT}").json()
+    for seed, member in enumerate(("acme", "globex")):
+        contribute(world, project, member, seed)
+    worker.inspect_all()
+    submit(world, "first")
+    contribute(world, project, "initech", 5)
+    worker.inspect_all()
+    assert submit(world, "first", status=200)["outdated"] == ["initech"]
 
 
 def test_only_the_coordinating_organization_submits_cancels_and_retries(ready):

@@ -206,13 +206,17 @@ def test_a_range_that_was_not_asked_for_is_refused():
 
 def test_events_are_read_across_comments_and_several_data_lines():
     lines = [": keep-alive", "", "event: job", "data: {", "data: }", "id: 4", "", "data: plain", "", "event: cut off"]
-    assert list(parse_events(iter(lines))) == [Event("job", "{\n}"), Event("message", "plain")]
+    assert list(parse_events(iter(lines))) == [
+        Event("comment", "keep-alive"),
+        Event("job", "{\n}"),
+        Event("message", "plain"),
+    ]
 
 
 def test_events_come_from_a_stream():
     body = "event: job\ndata: {}\n\n: ping\n\nevent: job\ndata: []\n\n"
     server = Server(httpx.Response(200, text=body, headers={"Content-Type": "text/event-stream"}))
-    assert [event.text for event in transport_to(server).events("v1/e")] == ["{}", "[]"]
+    assert [event.text for event in transport_to(server).events("v1/e")] == ["{}", "ping", "[]"]
 
 
 def test_json_bodies_are_json():

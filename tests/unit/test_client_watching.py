@@ -8,7 +8,7 @@ import pytest
 from gramfuse.config import Endpoint, Token
 from gramfuse.transfer.retrying import RetryRule
 from gramfuse.transfer.transport import Transport
-from gramfuse.transfer.watching import Deadline, poll, watch_job
+from gramfuse.transfer.watching import Deadline, WorkerWatch, poll, watch_job
 from gramfuse_shared.contract.http_api import Job
 from gramfuse_shared.errors import CancelledError, JobFailedError, NotFoundError, UnavailableError
 
@@ -126,3 +126,94 @@ def test_polling_grows_more_patient_up_to_a_bound():
     assert pauses == sorted(pauses)
     assert pauses[0] < 0.5
     assert max(pauses) == pauses[-1] == 2.0
+
+
+# --- nobody works -----------------------------------------------------------------------------------------------------
+
+
+class Workplace:
+    """A server that is asked whether a worker is alive, and a clock that each look moves by some seconds."""
+
+    def __init__(self, answers: list[httpx.Response], *, seconds_a_look: float = 2.0) -> None:
+        self.answers, self.asked, self.told, self.now = answers, 0, 0, 0.0
+        self.seconds_a_look = seconds_a_look
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/workers"
+        self.asked += 1
+        return self.answers[min(self.asked, len(self.answers)) - 1]
+
+    def tell(self) -> None:
+        self.told += 1
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, _: float) -> None:
+        self.now += self.seconds_a_look
+
+    def watch(self) -> WorkerWatch:
+        transport = Transport(
+            Endpoint("http://127.0.0.1:1", Token("gf_a_b"), allow_http=False),
+            connection=httpx.MockTransport(self),
+            retry=RetryRule(attempts=1),
+        )
+        return WorkerWatch(transport, self.tell, clock=self.clock)
+
+    def poll(self, looks: int) -> None:
+        numbers = iter(range(looks + 1))
+        poll(
+            lambda: next(numbers),
+            lambda n: n == looks,
+            what="x",
+            deadline=Deadline(None),
+            sleep=self.sleep,
+            workers=self.watch(),
+        )
+
+
+def test_after_ten_seconds_of_waiting_it_is_told_once_that_no_worker_is_alive():
+    place = Workplace([httpx.Response(200, json={"alive": False})])
+    place.poll(5)
+    assert (place.asked, place.told) == (0, 0)
+    place.poll(60)
+    assert (place.asked, place.told) == (1, 1)
+
+
+def test_whoever_waits_for_a_worker_that_lives_is_told_nothing_until_it_dies():
+    place = Workplace([httpx.Response(200, json={"alive": True})] * 2 + [httpx.Response(200, json={"alive": False})])
+    place.poll(12)
+    assert (place.asked, place.told) == (2, 0)
+    place.watch()
+    place.poll(12)
+    assert place.told == 1
+
+
+def test_a_server_that_does_not_know_the_question_changes_nothing():
+    place = Workplace([httpx.Response(404)])
+    place.poll(30)
+    assert place.told == 0
+
+
+def test_a_queued_job_asks_at_signs_of_life_of_the_stream_and_not_after_news():
+    place = Workplace([httpx.Response(200, json={"alive": False})])
+    workers = place.watch()
+    still = JobServer([job("queued")], [": still here\n\n" + event(job("succeeded", progress=1.0))])
+    place.now = 9.0
+    watch_job(still.transport(), PATH, deadline=Deadline(None), workers=workers)
+    assert (place.asked, place.told) == (0, 0)
+    place.now = 18.0  # nine seconds behind the news
+    still = JobServer([job("queued")], [": still here\n\n: still here\n\n" + event(job("succeeded", progress=1.0))])
+    watch_job(still.transport(), PATH, deadline=Deadline(None), workers=workers)
+    assert (place.asked, place.told) == (0, 0)
+    place.now = 30.0
+    still = JobServer([job("queued")], [": still here\n\n: still here\n\n" + event(job("succeeded", progress=1.0))])
+    watch_job(still.transport(), PATH, deadline=Deadline(None), workers=workers)
+    assert (place.asked, place.told) == (1, 1)
+
+
+def test_a_deadline_is_kept_while_a_job_only_waits_in_the_queue():
+    times = iter([0.0, 99.0])
+    deadline = Deadline(10.0, clock=lambda: next(times))
+    with pytest.raises(UnavailableError, match="goes on"):
+        JobServer([job("queued")], [": still here\n\n"]).watch(deadline=deadline)

@@ -8,7 +8,7 @@ import typer
 
 from gramfuse.cli import output, session
 from gramfuse.cli.projects import ProjectArgument
-from gramfuse_shared.contract.http_api import Job
+from gramfuse_shared.contract.http_api import Job, SubmittedJob
 from gramfuse_shared.contract.policy import MergeMethod
 from gramfuse_shared.contract.recipe import Recipe, parse_recipe
 from gramfuse_shared.errors import ConfigurationError, RecipeInvalidError
@@ -44,10 +44,13 @@ def submit(
     """
     chosen = choose_recipe(recipe, method, alpha, anew=anew, request=request)
     with session.open_client() as client:
-        job = client.submit(project, chosen, job=identifier)
+        submitted = client.submit(project, chosen, job=identifier)
+    if not submitted.new:
+        output.note(describe_known(submitted))
     if wait_:
-        job = _wait(project, job.id, None)
-    _show(job)
+        ended = _wait(project, submitted.id, None)
+        submitted = SubmittedJob(**dict(ended), new=submitted.new, outdated=submitted.outdated)
+    _show(submitted)
 
 
 @app.command()
@@ -172,6 +175,19 @@ def choose_recipe(
     if anew is not None:
         lines += [f"base_model: {json.dumps(anew)}", f"request: {json.dumps(request)}"]
     return parse_recipe("\n".join(lines))
+
+
+def describe_known(submitted: SubmittedJob) -> str:
+    """Say that a job was there before it was submitted, of what, and what is another by now."""
+    cohort = ", ".join(member.organization for member in submitted.cohort)
+    known = f"job {submitted.id} is there already, submitted {submitted.created_at:%Y-%m-%d %H:%M:%S} UTC, of {cohort}"
+    if not submitted.outdated:
+        return f"{known}; nothing has changed since"
+    changed = ", ".join(submitted.outdated)
+    return (
+        f"{known}. Since then contributions were added, replaced or withdrawn, or the policy changed ({changed}); this "
+        "job holds the old ones: submit under another --id for a new merge"
+    )
 
 
 def _read_text(path: Path) -> str:

@@ -1,10 +1,17 @@
 """From the global options to a signed-in client."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from gramfuse.cli import output
 
 if TYPE_CHECKING:
     from gramfuse.participation import Client
+
+NO_WORKER: Final = (
+    "no worker of the server is alive at the moment, and this waits for one: its operator starts one with "
+    "`gramfuse-server worker`. Ctrl-C leaves everything as it is, and the same command goes on from there"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +45,4 @@ def open_client() -> "Client":
     """
     from gramfuse.participation import Client  # noqa: PLC0415 - the network library loads only where it is used
 
-    return Client(_options.url, allow_http=_options.allow_http or None)
+    return Client(_options.url, allow_http=_options.allow_http or None, on_no_worker=lambda: output.note(NO_WORKER))

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
+
+COMMENT: Final = "comment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +16,15 @@ class Event:
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    """Parse a stream of server-sent events; comments, ids and retry hints are passed over."""
+    """Parse a stream of server-sent events; a comment, a sign of life, is one of the kind `comment`.
+
+    Ids and retry hints are passed over.
+    """
     kind, texts = "message", list[str]()
     for line in lines:
+        if line.startswith(":"):
+            yield Event(COMMENT, line[1:].removeprefix(" "))
+            continue
         if not line:
             if texts:
                 yield Event(kind, "\n".join(texts))

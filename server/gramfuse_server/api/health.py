@@ -4,8 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from gramfuse_server import heartbeats
 from gramfuse_server.api.context import CallerOf, ServicesOf, declares, declares_publicly
-from gramfuse_shared.contract.http_api import Health, ServerInfo, WhoAmI
+from gramfuse_server.database import reading
+from gramfuse_shared.contract.http_api import Health, ServerInfo, WhoAmI, Workers
 from gramfuse_shared.version import __version__
 
 router = APIRouter(tags=["server"])
@@ -38,6 +40,14 @@ async def server(services: ServicesOf) -> ServerInfo:
         handovers=keys.handovers,
         direct_transfers=services.direct is not None,
     )
+
+
+@router.get("/v1/workers", responses=declares())
+def workers(services: ServicesOf, _caller: CallerOf) -> Workers:
+    """Whether anybody checks uploads and merges at the moment; who, operators alone are told."""
+    with reading(services.database) as session:
+        alive = heartbeats.is_any_alive(session, services.clock(), services.settings.worker_lease)
+    return Workers(alive=alive)
 
 
 @router.get("/v1/whoami", responses=declares())

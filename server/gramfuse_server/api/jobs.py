@@ -27,9 +27,10 @@ from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging import orders
 from gramfuse_server.merging.documents import diagnostics_document, find_job, job_documents, log_entry
+from gramfuse_server.merging.members import outdated_members
 from gramfuse_server.tables import JobLogRow, JobRow
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
-from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Page
+from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Page, SubmittedJob
 from gramfuse_shared.errors import (
     CohortFrozenError,
     ConflictError,
@@ -44,7 +45,7 @@ from gramfuse_shared.errors import (
 router = APIRouter(prefix="/v1/projects/{project}/jobs", tags=["jobs"])
 
 LOOK_SECONDS: Final = 0.5
-HEARTBEAT_SECONDS: Final = 15.0
+HEARTBEAT_SECONDS: Final = 10.0
 
 _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -66,11 +67,11 @@ _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
         PolicyNotAcceptedError,
         QuotaExceededError,
     )
-    | {200: {"model": Job, "description": "It was submitted before, with the same body"}},
+    | {200: {"model": SubmittedJob, "description": "It was submitted before, with the same body"}},
 )
 def submit_job(
     project: ProjectPath, job: JobPath, body: JobCreate, response: Response, services: ServicesOf, caller: CallerOf
-) -> Job:
+) -> SubmittedJob:
     """Submit a job (coordinator): the cohort is chosen now, and the job is in the queue when this answers."""
     with transaction(services.database) as session:
         row, new = orders.submit(
@@ -84,7 +85,8 @@ def submit_job(
             now=services.clock(),
         )
         response.status_code = 201 if new else 200
-        return _document(session, row)
+        outdated = () if new else outdated_members(session, row)
+        return SubmittedJob(**dict(_document(session, row)), new=new, outdated=outdated)
 
 
 @router.get("", responses=declares())

@@ -83,6 +83,12 @@ class Health(Document):
     checks: dict[str, str] = Field(default_factory=dict)
 
 
+class Workers(Document):
+    """Whether any worker of the server gave a sign of life within its lease: without one, checks and merges wait."""
+
+    alive: bool
+
+
 class WhoAmI(Document):
     """The caller's token. An operator's token belongs to no organization."""
 
@@ -372,6 +378,17 @@ class Job(Document):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class SubmittedJob(Job):
+    """A job as a submission finds it. `new`: it was made now; else it was there, under this id and with this recipe.
+
+    `outdated` names the organizations whose contribution a merge submitted now would not take as this job did: it was
+    replaced or withdrawn since, is of an earlier policy, or is new.
+    """
+
+    new: bool
+    outdated: tuple[OrganizationName, ...] = ()
 
 
 class JobLogEntry(Document):

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, Final
 
 import yaml
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
@@ -15,10 +17,12 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.merging import orders
 from gramfuse_server.merging.documents import find_job, job_documents
+from gramfuse_server.merging.members import outdated_members
 from gramfuse_server.standing import standing_contributions
+from gramfuse_server.tables import JobRow
 from gramfuse_shared.contract.http_api import JobCreate
 from gramfuse_shared.contract.recipe import PARAMETERS_OF, REFIT_METHODS, parse_recipe
-from gramfuse_shared.errors import GramfuseError, RecipeInvalidError, RequestMalformedError
+from gramfuse_shared.errors import ConflictError, GramfuseError, RecipeInvalidError, RequestMalformedError
 from gramfuse_shared.identifiers import IN_WORDS, JOB_PATTERN
 
 MEMBER: Final = "member:"
@@ -38,7 +42,7 @@ def order(sources: Sources, form: Form) -> Led | Shown:
         _require_job_id(job)
         with transaction(sources.database) as session:
             body = JobCreate(recipe=parse_recipe(_recipe_text(session, project, form)))
-            orders.submit(
+            row, new = orders.submit(
                 session,
                 form.caller,
                 project,
@@ -48,6 +52,8 @@ def order(sources: Sources, form: Form) -> Led | Shown:
                 settings=sources.settings,
                 now=sources.clock(),
             )
+            if not new:
+                _require_up_to_date(session, row)
     except GramfuseError as error:
         with reading(sources.database) as session:
             values = _choices(session, project, form.caller) | {"filled": form.fields, "message": error.message}
@@ -93,7 +99,29 @@ def _choices(session: Session, project: str, caller: Caller) -> dict[str, Any]:
         "methods": [(method, PARAMETERS_OF[method]) for method in methods],
         "members": sorted(standing.organization for standing in standing_contributions(session, owner.id)),
         "prefix": MEMBER,
+        "free": _free_job_id(session, owner.id, methods[0] if methods else "merge"),
     }
+
+
+def _free_job_id(session: Session, project: str, method: str) -> str:
+    """Return the first of `regmean-1`, `regmean-2`, … that no job of the project has."""
+    taken = set(session.scalars(select(JobRow.id).where(JobRow.project == project, JobRow.id.startswith(f"{method}-"))))
+    return next(name for number in count(1) if (name := f"{method}-{number}") not in taken)
+
+
+def _require_up_to_date(session: Session, job: JobRow) -> None:
+    """Require that a job that was there already is of the contributions that the form would merge now.
+
+    Raises:
+        ConflictError: it is of others; a form that is sent twice leads to the one job all the same.
+    """
+    outdated = outdated_members(session, job)
+    if outdated:
+        msg = (
+            f"job {job.id} is there already, submitted {job.created_at:%Y-%m-%d %H:%M} UTC, and what "
+            f"{', '.join(outdated)} contributed has changed since; give a new merge another name"
+        )
+        raise ConflictError(msg, outdated=outdated)
 
 
 def _recipe_text(session: Session, project: str, form: Form) -> str:
