@@ -18,6 +18,7 @@ from gramfuse.measuring.head import HeadStatistics, collect_head
 from gramfuse.measuring.refit import collect_refit
 from gramfuse_shared.contract.answer_rules import require_answer_allowed
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.release_gate import ReleaseGate
 from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError, PolicyViolationError
 from support import tiny
@@ -124,7 +125,7 @@ def test_drawn_labels_of_a_weighted_answer_are_repeated_where_a_seed_is_named_an
 def test_of_scores_four_digits_leave_and_these_are_shown(desk, tmp_path):
     texts = [json.loads(line) for line in (desk / "labelled.jsonl").read_text().splitlines()]
     exact = evaluate(desk / "merged", [one["text"] for one in texts], [one["label"] for one in texts]).metrics
-    given = assignment(desk, tmp_path / "evaluate-1", "evaluate", Policy(requests=("evaluate",)))
+    given = assignment(desk, tmp_path / "evaluate-1", "evaluate", POLICY.model_copy(update={"requests": ("evaluate",)}))
     prepared = compute(given, participation(desk))
     leaving = prepared.answer.scores[0].metrics
     assert leaving == {name: round(value, 4) for name, value in exact.items()}
@@ -231,7 +232,7 @@ def test_where_nothing_of_what_layers_would_be_refit_from_may_leave_the_answer_s
     assert (prepared.answer.withheld, prepared.answer.statistics, prepared.files) == ((reason,), None, ())
     assert list(given.folder.iterdir()) == []
     kept = KeptAnswers(tmp_path)
-    kept.keep(prepared)
+    kept.keep(prepared, "5" * 64)
     assert kept.find("refit-1") == prepared
 
 
@@ -268,6 +269,38 @@ def test_without_labels_that_enough_texts_bear_there_is_no_answer(desk, tmp_path
         compute(assignment(desk, tmp_path / "calibration-1", "calibration", policy), participation(desk))
 
 
+def test_too_few_texts_to_evaluate_on_are_refused_before_a_model_runs(desk, tmp_path):
+    policy = POLICY.model_copy(update={"requests": ("evaluate",), "minimum_evaluation_examples": 61})
+    run = list[object]()
+    with pytest.raises(PolicyViolationError, match="counts 60 examples, the policy wants 61"):
+        compute(assignment(desk, tmp_path / "eval", "evaluate", policy), participation(desk), on_progress=run.append)
+    assert run == []
+
+
+def test_texts_that_a_model_reads_as_the_same_are_found_behind_the_first_model(desk, tmp_path):
+    lines = (desk / "labelled.jsonl").read_text().splitlines()
+    spaced = [line.replace(" ", "  ") for line in lines[:30]]
+    (tmp_path / "twice.jsonl").write_text("\n".join(lines[:30] + spaced))
+    held_out = LocalTexts(texts=tmp_path / "twice.jsonl")
+    policy = POLICY.model_copy(update={"requests": ("evaluate",), "minimum_evaluation_examples": 31})
+    run = list[object]()
+    with pytest.raises(PolicyViolationError, match="counts 30 examples"):
+        compute(
+            assignment(desk, tmp_path / "eval", "evaluate", policy),
+            participation(desk, held_out=held_out, batch_size=60),
+            on_progress=run.append,
+        )
+    assert len(run) == 1
+
+
+def test_an_own_model_that_a_release_is_compared_with_is_missed_before_a_model_runs(desk, tmp_path):
+    gate = ReleaseGate(metric="f1", behind_own=0.1)
+    policy = POLICY.model_copy(update={"requests": ("evaluate",), "release": gate})
+    given = replace(assignment(desk, tmp_path / "eval", "evaluate", policy), models={"first": desk / "nowhere"})
+    with pytest.raises(PolicyViolationError, match="name your own"):
+        compute(given, participation(desk, model=None))
+
+
 def test_texts_to_calibrate_on_may_be_others_than_those_to_evaluate_on(desk, tmp_path):
     few = LocalTexts(texts=desk / "labelled.jsonl", examples=40)
     given = assignment(desk, tmp_path / "calibration-1", "calibration")
@@ -300,5 +333,5 @@ def test_kinds_are_answered_where_there_is_what_they_take(desk, tmp_path):
 def test_a_kept_answer_is_found_with_its_bytes(desk, tmp_path, kind):
     kept = KeptAnswers(tmp_path / "answers")
     prepared = compute(assignment(desk, kept.place(f"{kind}-1"), kind), participation(desk))
-    kept.keep(prepared)
+    kept.keep(prepared, "5" * 64)
     assert kept.find(f"{kind}-1") == prepared

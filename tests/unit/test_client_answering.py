@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from gramfuse.answering.configuration import Participation, read_participation
 from gramfuse.answering.kept import KeptAnswers
+from gramfuse.answering.made_from import digest_of_sources
 from gramfuse.answering.prepared import PreparedAnswer, keep_leaving_statistics
 from gramfuse.contributing.loading import open_statistics_file
 from gramfuse_shared.contract.manifest import (
@@ -45,6 +46,20 @@ BASE = BaseManifest(
     )
 )
 REFERENCE = PolicyReference(version=1, digest="0" * 64)
+SOURCES = "5" * 64
+ASKED = RequestInfo.model_validate(
+    {
+        "id": "eval-1",
+        "project": "acme.tweets",
+        "kind": "evaluate",
+        "models": ["first"],
+        "state": "open",
+        "policy": REFERENCE,
+        "created_at": NOW,
+        "deadline": NOW,
+        "asked": [],
+    }
+)
 
 
 def tap(name: str, *layers: str, source="mixed", rows=100) -> TapInfo:
@@ -165,13 +180,20 @@ def test_the_preview_says_what_was_asked_of_which_model_and_how(asked, words):
     assert words in told
 
 
+def test_metrics_stand_in_one_order_also_of_an_answer_that_was_read_again():
+    given = answer(scores=(ModelScore(model="first", examples=9, metrics={"recall": 0.5, "loss": 1.0, "f1": 0.25}),))
+    told = str(PreparedAnswer(given))
+    assert "first on 9 of your held-out texts: f1 0.25, recall 0.5, loss 1.0" in told
+    assert str(PreparedAnswer(Answer.parse(given.canonical()))) == told
+
+
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_that_was_kept_is_found_as_it_was_and_the_folder_is_its_owners(tmp_path):
     kept = KeptAnswers(tmp_path / "answers")
     assert kept.find("eval-1") is None
-    kept.keep(PreparedAnswer(answer(), stays=(("a", "because"),)))
+    kept.keep(PreparedAnswer(answer(), stays=(("a", "because"),)), SOURCES)
     found = kept.find("eval-1")
     assert found == PreparedAnswer(answer(), stays=(("a", "because"),))
     assert (tmp_path / "answers").stat().st_mode & 0o077 == 0
@@ -179,11 +201,64 @@ def test_an_answer_that_was_kept_is_found_as_it_was_and_the_folder_is_its_owners
     assert kept.find("eval-1") is None
 
 
+def test_an_answer_is_known_by_what_it_was_made_from_and_one_of_an_earlier_version_by_nothing(tmp_path):
+    kept = KeptAnswers(tmp_path / "answers")
+    assert not kept.is_made_from("eval-1", SOURCES)
+    kept.keep(PreparedAnswer(answer()), SOURCES)
+    assert (kept.is_made_from("eval-1", SOURCES), kept.is_made_from("eval-1", "6" * 64)) == (True, False)
+    (tmp_path / "answers" / "eval-1" / "made-from.sha256").unlink()
+    assert not kept.is_made_from("eval-1", SOURCES)
+
+
+CONFIGURATION = {"project": "acme.tweets", "held_out": {"texts": "held-out.jsonl"}, "model": "tuned"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_the_same"),
+    [
+        ({}, True),
+        ({"batch_size": 1, "device": "cuda", "allow": ["evaluate"], "folder": "elsewhere"}, True),
+        ({"measured": {"texts": "nowhere.jsonl"}}, True),  # which no evaluation reads
+        ({"held_out": {"texts": "held-out.jsonl", "examples": 2}}, False),
+        ({"held_out": {"texts": "held-out.jsonl", "label_field": "mood"}}, False),
+        ({"held_out": {"texts": "more.jsonl"}}, False),
+        ({"held_out": {"texts": "same.jsonl"}}, True),
+        ({"model": None}, False),
+        ({"model": "other"}, False),
+        ({"max_length": 16}, False),
+        ({"seed": 1}, False),
+    ],
+)
+def test_what_an_answer_is_made_from_is_texts_model_and_settings_by_what_they_hold(
+    tmp_path, monkeypatch, changed, is_the_same
+):
+    monkeypatch.chdir(tmp_path)
+    for name, texts in (("held-out", "one"), ("same", "one"), ("more", "one\ntwo")):
+        (tmp_path / f"{name}.jsonl").write_text(texts)
+    for name in ("tuned", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    before = digest_of_sources(ASKED, Participation.model_validate(CONFIGURATION))
+    after = digest_of_sources(ASKED, Participation.model_validate(CONFIGURATION | changed))
+    assert (before == after) is is_the_same
+    other_question = ASKED.model_copy(update={"models": ("second",)})
+    assert digest_of_sources(other_question, Participation.model_validate(CONFIGURATION)) != before
+
+
+def test_texts_that_a_folder_holds_are_known_by_every_file_in_it(tmp_path):
+    configuration = Participation.model_validate(CONFIGURATION | {"model": None, "held_out": {"texts": tmp_path}})
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "data.arrow").write_text("one")
+    before = digest_of_sources(ASKED, configuration)
+    (tmp_path / "test" / "data.arrow").write_text("two")
+    assert digest_of_sources(ASKED, configuration) != before
+
+
 def test_half_an_answer_counts_as_none(tmp_path, measured):
     kept = KeptAnswers(tmp_path / "answers")
     place = kept.place("eval-1")
     section = keep_leaving_statistics(measured, place / "statistics.safetensors", (), POLICY, BASE).section
-    kept.keep(PreparedAnswer(answer(scores=(), statistics=section)))
+    kept.keep(PreparedAnswer(answer(scores=(), statistics=section)), SOURCES)
     assert kept.find("eval-1").file == place / "statistics.safetensors"
     (place / "statistics.safetensors").unlink()
     assert kept.find("eval-1") is None
@@ -201,7 +276,7 @@ def test_pulled_models_that_no_request_waits_for_are_removed_but_the_newest(tmp_
         os.utime(kept.model(name), (1e9 - age, 1e9 - age))
     for name in ("begun", "needed"):
         kept.model(name).with_name(f"{name}.partial").mkdir(exist_ok=True)
-    kept.keep(PreparedAnswer(answer()))
+    kept.keep(PreparedAnswer(answer()), SOURCES)
     assert [folder.name for folder in kept.models()] == ["newest", "older", "needed", "oldest"]
     kept.forget_models({"needed"})
     assert {folder.name for folder in kept.model("newest").parent.iterdir()} == {"newest", "needed", "needed.partial"}

@@ -21,7 +21,7 @@ from gramfuse.config import Home
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
-from gramfuse_shared.errors import CancelledError, PolicyViolationError, TransportError
+from gramfuse_shared.errors import CancelledError, ConfigurationError, PolicyViolationError, TransportError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 REFERENCE = PolicyReference(version=1, digest="0" * 64)
@@ -97,6 +97,7 @@ def errors(monkeypatch):
 
 @pytest.fixture
 def participation(tmp_path) -> gramfuse.Participation:
+    (tmp_path / "held-out.jsonl").write_text("one text\n")
     held_out = gramfuse.LocalTexts(texts=tmp_path / "held-out.jsonl")
     return gramfuse.Participation(
         project="acme.tweets", held_out=held_out, allow=("evaluate",), folder=tmp_path / "answers"
@@ -139,12 +140,82 @@ def test_one_request_that_cannot_be_answered_is_told_and_the_others_are_answered
     assert answer_all(client, participation, skip={"second"}).keys() == {"first", "third"}
 
 
-def test_where_nobody_is_told_the_first_error_is_raised(errors, participation):
+def test_where_nobody_is_told_the_first_error_is_raised_behind_the_last_request(errors, participation):
     errors["second"] = PolicyViolationError("too few rows")
     client = Client(participation.folder)
     with pytest.raises(PolicyViolationError):
         answer_all(client, participation)
-    assert client.answered == ["first"]
+    assert client.answered == ["first", "third"]
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def computed(monkeypatch) -> list[str]:
+    """Note which requests are computed."""
+    found, compute = list[str](), participating.compute
+
+    def noted(assignment: Any, *arguments: Any, **options: Any) -> PreparedAnswer:
+        found.append(assignment.request.id)
+        return compute(assignment, *arguments, **options)
+
+    monkeypatch.setattr(participating, "compute", noted)
+    return found
+
+
+def decline_all(client: Any, participation: gramfuse.Participation) -> None:
+    asking = participation.model_copy(update={"allow": ()})
+    assert set(outcomes(participate(client, asking, confirm=lambda _: False)).values()) == {"declined"}
+
+
+def test_an_answer_that_was_declined_is_kept_until_what_it_was_made_from_changes(errors, participation, monkeypatch):
+    assert errors == {}
+    client, found = Client(participation.folder), computed(monkeypatch)
+    client.waiting = [request("first")]
+    decline_all(client, participation)
+    decline_all(client, participation)
+    assert found == ["first"]
+    participation.held_out.texts.write_text("two texts\nin place of one\n")
+    decline_all(client, participation)
+    elsewhere = participation.held_out.texts.with_name("others.jsonl")
+    elsewhere.write_text("other texts\n")
+    other = gramfuse.LocalTexts(texts=elsewhere)
+    decline_all(client, participation.model_copy(update={"held_out": other}))
+    assert found == ["first"] * 3
+
+
+def test_an_answer_that_the_server_has_in_part_is_sent_to_its_end_as_it_is(errors, participation, monkeypatch):
+    assert errors == {}
+    client, found = Client(participation.folder), computed(monkeypatch)
+    client.waiting = [request("first")]
+    decline_all(client, participation)
+    participation.held_out.texts.write_text("other texts\n")
+    begun = client.waiting[0].asked[0].model_copy(update={"state": "open"})
+    client.waiting = [client.waiting[0].model_copy(update={"asked": (begun,)})]
+    assert answer_all(client, participation) == {"first": "answered"}
+    assert found == ["first"]
+
+
+def test_an_answer_that_is_refused_is_not_kept_and_one_that_did_not_arrive_is(errors, participation, monkeypatch):
+    assert errors == {}
+    client, found = Client(participation.folder), computed(monkeypatch)
+    refusals: list[Exception] = [TransportError("no route"), PolicyViolationError("80 examples, the policy wants 100")]
+
+    def answer(prepared: PreparedAnswer, **_: Any) -> None:
+        if prepared.answer.request == "first" and refusals:
+            raise refusals.pop(0)
+        client.answered.append(prepared.answer.request)
+
+    monkeypatch.setattr(client, "answer", answer)
+    with pytest.raises(TransportError):
+        answer_all(client, participation)
+    with pytest.raises(PolicyViolationError):
+        answer_all(client, participation)
+    assert (client.answered, found) == (["second", "third"], ["first", "second", "third"])
+    assert not (participation.folder / "acme.tweets" / "first").exists()
+    client.waiting = client.waiting[2:]
+    assert answer_all(client, participation) == {"first": "answered"}
+    assert found == ["first", "second", "third", "first"]
 
 
 @pytest.mark.parametrize("error", [TransportError("no route"), CancelledError("interrupted")])
@@ -152,6 +223,30 @@ def test_what_passes_by_itself_and_a_cancellation_are_raised_in_any_case(errors,
     errors["first"] = error
     with pytest.raises(type(error)):
         answer_all(Client(participation.folder), participation, on_failure=lambda *_: pytest.fail("told"))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_answered_is_told_behind_what_was_and_the_exit_code_is_the_firsts(
+    errors, participation, tmp_path, monkeypatch, capsys
+):
+    errors["first"], errors["second"] = PolicyViolationError("too few rows"), ConfigurationError("no such texts")
+    client = Client(tmp_path)
+    monkeypatch.setattr(command.session, "open_client", lambda: client)
+    (tmp_path / "participate.yaml").write_text("project: acme.tweets\nheld_out: {texts: held-out.jsonl}\n")
+    assert participation.held_out.texts == tmp_path / "held-out.jsonl"
+    assert main(["participate", str(tmp_path / "participate.yaml"), "--yes", "--format", "json"]) == 3
+    told = capsys.readouterr()
+    assert client.answered == ["third"]
+    first, second, third = json.loads(told.out)
+    assert first["error"] == {"code": "policy-violation", "message": "too few rows"}
+    assert (second["outcome"], second["error"]["code"], third["outcome"]) == ("failed", "configuration", "answered")
+    assert "error" not in third
+    assert json.loads(told.err)["message"] == "first cannot be answered: too few rows"
+    assert main(["participate", str(tmp_path / "participate.yaml"), "--yes"]) == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert "second cannot be answered [configuration]: no such texts error[policy-violation]: first cannot be" in told
 
 
 # --- the command that watches ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from gramfuse.measuring.own_blocks import put_own_blocks
 from gramfuse.measuring.refit import collect_refit
 from gramfuse.measuring.texts import Fields, Text, read_texts
 from gramfuse.whole_files import written_whole
+from gramfuse_shared.contract.answer_rules import require_enough_examples
 from gramfuse_shared.contract.manifest import BaseManifest, PolicyReference
 from gramfuse_shared.contract.metrics import in_few_digits
 from gramfuse_shared.contract.policy import Policy
@@ -108,14 +109,16 @@ def _evaluate(assignment: Assignment, participation: Participation, run: Mapping
     models: list[tuple[str | None, Path | OpenModel]] = list(assignment.models.items())
     if participation.model is not None:
         models.append((None, _own_model(participation.model, assignment, participation.device)))
+    elif assignment.policy.release is not None:
+        assignment.policy.release.require_readable({})  # an own model that is asked for is missed before the work
     scores = []
     for name, model in models:
-        found = _evaluated(model, held_out, run)
+        found = _evaluated(model, held_out, assignment.policy, run)
         scores.append(ModelScore(model=name, examples=found.distinct_examples, metrics=in_few_digits(found.metrics)))
     return PreparedAnswer(_document(assignment, scores=tuple(scores)))
 
 
-def _evaluated(model: Path | OpenModel, held_out: LocalTexts, run: Mapping[str, Any]) -> Evaluation:
+def _evaluated(model: Path | OpenModel, held_out: LocalTexts, policy: Policy, run: Mapping[str, Any]) -> Evaluation:
     loaded, tokenizer = (model, None) if isinstance(model, Path) else (model.model, model.tokenizer)
     texts, labels = read_texts_of_task(
         task_of(loaded),
@@ -125,7 +128,11 @@ def _evaluated(model: Path | OpenModel, held_out: LocalTexts, run: Mapping[str, 
         split=held_out.split,
         limit=held_out.examples,
     )
-    return evaluate(loaded, texts, labels, tokenizer=tokenizer, **run)
+    # before the work; behind it once more, since of texts that a tokenizer reads as the same one counts
+    require_enough_examples(len({tuple(text) if isinstance(text, list) else text for text in texts}), policy)
+    found = evaluate(loaded, texts, labels, tokenizer=tokenizer, **run)
+    require_enough_examples(found.distinct_examples, policy)
+    return found
 
 
 def _measure(assignment: Assignment, participation: Participation, run: Mapping[str, Any]) -> PreparedAnswer:

@@ -1,7 +1,7 @@
 """The configuration of `gramfuse participate`: which project, which local data, and what is answered without asking."""
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -10,10 +10,13 @@ from gramfuse.contributing.loading import read_document
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document, describe_validation
 from gramfuse_shared.contract.policy import RequestKind
-from gramfuse_shared.contract.requests import RequestInfo, stage_named
+from gramfuse_shared.contract.requests import AskedKind, RequestInfo, stage_named
 from gramfuse_shared.errors import ConfigurationError
 
 DEFAULT_FOLDER: Final = Path("answers")
+
+_KINDS_OF_MODELS: Final[frozenset[AskedKind]] = frozenset({"head", "refit"})
+"""Those that cannot be answered without the organization's own model."""
 
 
 class LocalTexts(Document):
@@ -70,14 +73,26 @@ class Participation(Document):
     @property
     def kinds(self) -> frozenset[RequestKind]:
         """The kinds of questions about merged models that there is local data for."""
-        texts: dict[RequestKind, LocalTexts | None] = {
+        return frozenset(
+            kind
+            for kind in get_args(RequestKind)
+            if self.texts_for(kind) is not None and (self.model is not None or kind not in _KINDS_OF_MODELS)
+        )
+
+    def texts_for(self, kind: AskedKind) -> LocalTexts | None:
+        """Return the texts that requests of a kind are answered from; None where there are none."""
+        return {
             "evaluate": self.held_out,
             "gram": self.measured,
-            "head": None if self.model is None else self.measured,
-            "refit": None if self.model is None else self.measured,
+            "head": self.measured,
+            "refit": self.measured,
             "calibration": self.calibrated or self.held_out,
-        }
-        return frozenset(kind for kind, found in texts.items() if found is not None)
+        }.get(kind)
+
+    def model_for(self, request: RequestInfo) -> Path | None:
+        """Return the organization's own model, if an answer to the request would hang on it."""
+        uses_model = request.kind in {"evaluate", *_KINDS_OF_MODELS} or request.block == "own"
+        return self.model if uses_model else None
 
     def can_answer(self, request: RequestInfo) -> bool:
         """Tell whether there is all that a request would be answered from."""

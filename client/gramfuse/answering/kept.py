@@ -14,12 +14,14 @@ from gramfuse.transfer.downloads import PARTIAL_SUFFIX
 from gramfuse.whole_files import private_folder, written_whole
 from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.errors import DocumentMalformedError
+from gramfuse_shared.identifiers import Digest
 
 _ANSWER: Final = "answer.json"
 HISTOGRAMS_FILE_NAME: Final = "histograms.json"
 """The counts of an announced answer to `calibration`; they do not travel."""
 
 _STAYS: Final = "stays.json"
+_MADE_FROM: Final = "made-from.sha256"
 _MODELS: Final = "models"
 
 
@@ -70,8 +72,10 @@ class KeptAnswers:
         except OSError:
             return []
 
-    def keep(self, prepared: PreparedAnswer) -> None:
+    def keep(self, prepared: PreparedAnswer, made_from: Digest) -> None:
         """Keep an answer; its file is in the request's folder already. The document comes last: with it, all is there.
+
+        `made_from` is the digest of what it was made from.
 
         Raises:
             FileUnwritableError: the folder cannot be written.
@@ -79,6 +83,8 @@ class KeptAnswers:
         place = self.place(prepared.answer.request)
         with written_whole(place / _STAYS) as stream:
             stream.write(json.dumps(prepared.stays).encode())
+        with written_whole(place / _MADE_FROM) as stream:
+            stream.write(made_from.encode())
         with written_whole(place / _ANSWER) as stream:
             stream.write(prepared.answer.canonical())
 
@@ -94,6 +100,13 @@ class KeptAnswers:
         if name is not None and not (place / name).is_file():
             return None
         return PreparedAnswer(answer, None if name is None else place / name, stays)
+
+    def is_made_from(self, request: str, digest: Digest) -> bool:
+        """Tell whether the answer that is kept was made from what has this digest; of an older one nobody knows."""
+        try:
+            return (self.folder / request / _MADE_FROM).read_text(encoding="ascii") == digest
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def announced(self) -> list[str]:
         """List the requests to which an announced answer is kept, until its sum is over."""

@@ -4,11 +4,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from gramfuse.answering.computing import Assignment, compute
 from gramfuse.answering.configuration import Participation
 from gramfuse.answering.kept import KeptAnswers
+from gramfuse.answering.made_from import digest_of_sources
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.measuring.inference import Progress as Measured
 from gramfuse.participation import Client
@@ -17,9 +18,28 @@ from gramfuse.securing.ended import forget_ended
 from gramfuse.securing.stages import Stages, kept_sessions
 from gramfuse.transfer.reusing import take_known_files
 from gramfuse_shared.contract.requests import AnswerState, RequestInfo, stage_named
-from gramfuse_shared.errors import CancelledError, GramfuseError
+from gramfuse_shared.errors import (
+    ArchitectureMismatchError,
+    CancelledError,
+    ContributionRejectedError,
+    GramfuseError,
+    PolicyViolationError,
+    RequestMalformedError,
+    StatisticsInvalidError,
+    StatisticsMalformedError,
+)
 
 _UNANSWERED: frozenset[AnswerState] = frozenset({"awaited", "open", "rejected", "expired"})
+
+_REFUSALS: Final = (
+    PolicyViolationError,
+    RequestMalformedError,
+    ArchitectureMismatchError,
+    StatisticsMalformedError,
+    StatisticsInvalidError,
+    ContributionRejectedError,
+)
+"""By which an answer itself is refused, here or by the server: sent again it would be again, so none is kept."""
 
 Outcome = Literal["answered", "declined", "no local data", "failed"]
 
@@ -30,10 +50,11 @@ Transferring: TypeAlias = Callable[[], AbstractContextManager[OnProgress]]
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """What became of a request."""
+    """What became of a request; of one that failed, by which error."""
 
     request: RequestInfo
     outcome: Outcome
+    error: GramfuseError | None = None
 
 
 @contextmanager
@@ -56,13 +77,16 @@ def participate(
 ) -> list[Handled]:
     """Answer all requests that wait for this organization; a rerun goes on where it stopped.
 
+    One that cannot be answered keeps no other from it. An answer that was computed and not sent is kept, and is sent at
+    a rerun if question, policy, texts, model and configuration are the same still; one that is refused is not kept.
+
     Args:
         client: the organization's connection.
         participation: local data, and what may be answered without asking.
         confirm: shown an answer of a kind that is not allowed beforehand; anything but True sends nothing.
         on_allowed: shown an answer that the configuration allows, before it is sent.
-        on_failure: told what a request could not be answered for, and the others are answered all the same; None: the
-            first error is raised. Errors that pass by themselves, and a cancellation, are raised in any case.
+        on_failure: told what a request could not be answered for; None: the first error is raised, behind the last
+            request. Errors that pass by themselves, and a cancellation, are raised at once in any case.
         skip: ids of requests that are left alone.
         measuring: shows a computation's progress.
         transferring: shows a transfer's progress.
@@ -79,15 +103,18 @@ def participate(
         if request.id in skip:
             continue
         try:
-            outcome = one_answer.give(request)
+            handled.append(Handled(request, one_answer.give(request)))
         except GramfuseError as error:
-            if on_failure is None or error.retryable or isinstance(error, CancelledError):
+            if error.retryable or isinstance(error, CancelledError):
                 raise
-            on_failure(request, error)
-            outcome = "failed"
-        handled.append(Handled(request, outcome))
+            handled.append(Handled(request, "failed", error))
+            if on_failure is not None:
+                on_failure(request, error)
     forget_ended(client, participation.project, kept, now=clock())
     kept.forget_models({model for one in handled if one.outcome != "answered" for model in one.request.models})
+    failed = [one.error for one in handled if one.error is not None]
+    if failed and on_failure is None:
+        raise failed[0]
     return handled
 
 
@@ -111,15 +138,36 @@ class _OneAnswer:
             with self.measuring(request):
                 spoken = Stages(self.client, self.participation).answer(request)
             return self._send(request, spoken)
-        prepared = self.kept.find(request.id)
-        if prepared is None or not _is_current(self.client, request, prepared):
-            assignment = _assign(self.client, request, self.kept, self.transferring)
-            with self.measuring(request) as on_progress:
-                prepared = compute(
-                    assignment, self.participation, on_progress=on_progress, is_cancelled=self.is_cancelled
-                )
-            self.kept.keep(prepared)
-        return self._send(request, replace(prepared, asked=request))
+        prepared = replace(self._kept_answer(request) or self._computed(request), asked=request)
+        try:
+            return self._send(request, prepared)
+        except _REFUSALS:
+            self.kept.forget(request.id)
+            raise
+
+    def _kept_answer(self, request: RequestInfo) -> PreparedAnswer | None:
+        """Return the answer that was kept, if it may still be sent.
+
+        It was made under the present policy, was not refused before, and is made from what lies here now; one that
+        the server has in part is sent to its end as it is, since an answer is given once.
+        """
+        prepared, state = self.kept.find(request.id), _state(self.client, request)
+        if prepared is None or state == "rejected":
+            return None
+        if prepared.answer.policy != self.client.project(request.project).policy:
+            return None
+        is_current = state == "open" or self.kept.is_made_from(
+            request.id, digest_of_sources(request, self.participation)
+        )
+        return prepared if is_current else None
+
+    def _computed(self, request: RequestInfo) -> PreparedAnswer:
+        made_from = digest_of_sources(request, self.participation)  # before they are read: a change meanwhile is seen
+        assignment = _assign(self.client, request, self.kept, self.transferring)
+        with self.measuring(request) as on_progress:
+            prepared = compute(assignment, self.participation, on_progress=on_progress, is_cancelled=self.is_cancelled)
+        self.kept.keep(prepared, made_from)
+        return prepared
 
     def _send(self, request: RequestInfo, prepared: PreparedAnswer) -> Outcome:
         if self.participation.allows(request):
@@ -148,12 +196,6 @@ def waiting_requests(client: Client, project: str) -> list[RequestInfo]:
 
 def _state(client: Client, request: RequestInfo) -> AnswerState | None:
     return next((place.state for place in request.asked if place.organization == client.organization), None)
-
-
-def _is_current(client: Client, request: RequestInfo, prepared: PreparedAnswer) -> bool:
-    """Tell whether a kept answer may still be sent: made under the present policy, and not refused before."""
-    present = client.project(request.project).policy
-    return prepared.answer.policy == present and _state(client, request) != "rejected"
 
 
 def _assign(client: Client, request: RequestInfo, kept: KeptAnswers, transferring: Transferring) -> Assignment:

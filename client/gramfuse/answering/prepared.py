@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gramfuse.contributing.loading import open_statistics_file
 from gramfuse.contributing.packaging import file_of_taps
@@ -15,6 +15,7 @@ from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection, TapInfo
+from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.refits import heads_to_refit, layers_that_may_be_refit
 from gramfuse_shared.contract.requests import Answer, ModelScore, RequestInfo
@@ -262,5 +263,6 @@ def _describe_question(asked: RequestInfo) -> str:
 
 
 def _describe_score(score: ModelScore) -> str:
-    metrics = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in score.metrics.items())
+    given = [(name, score.metrics[name]) for name in get_args(MetricName) if name in score.metrics]
+    metrics = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given)
     return f"{score.model or 'your own model'} on {score.examples:,} of your held-out texts: {metrics}"

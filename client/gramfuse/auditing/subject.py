@@ -6,7 +6,7 @@ from typing import Any
 
 from gramfuse.auditing.report import Subject
 from gramfuse.contributing.draft import Draft
-from gramfuse.contributing.virtual_files import VirtualFile
+from gramfuse.contributing.virtual_files import VirtualFile, digest_of_folder
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.digest import document_digest
@@ -18,10 +18,8 @@ def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Pa
     Raises:
         FileUnreadableError: one cannot be read.
     """
-    folder = draft.model.path
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())  # config and tokenizer are run, too
     return Subject(
-        weights=document_digest({name: VirtualFile.of_path(folder / name).digest() for name in names}),
+        weights=digest_of_folder(draft.model.path),  # config and tokenizer are run, too
         statistics=None if draft.statistics is None else VirtualFile.of_path(draft.statistics.path).digest(),
         fisher=None if draft.fisher is None else VirtualFile.of_path(draft.fisher.path).digest(),
         policy=policy.content_digest(),

@@ -1,8 +1,8 @@
 """`gramfuse participate`: answer what the server asks, from local data, with a person's consent."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,12 +50,15 @@ def participate_command(
 
     `held_out` answers evaluate, `measured` gram and, with `model`, head, `calibrated` (or `held_out`) calibration.
     Kinds under `allow` are sent without a question, all others only after a yes. Running it again goes on where it
-    stopped; an answer that was computed is not computed again. With --watch, what was declined or cannot be answered is
-    left alone until the command is started again.
+    stopped; an answer that was computed is not computed again, unless texts, model or configuration have changed. What
+    cannot be answered is told behind all the others. With --watch, what was declined or cannot be answered is left
+    alone until the command is started again.
     """
     participation = read_participation(configuration)
     if not watch:
-        _show(_answer(participation, yes=yes))
+        handled = _answer(participation, yes=yes, on_failure=lambda *_: None)
+        _show(handled)
+        _raise_first(handled)
         return
     with first_interrupt("stopping; Ctrl-C again stops at once") as stopped:
         output.note(f"looking for requests of {participation.project} every {every:g} s; Ctrl-C ends it", always=True)
@@ -92,7 +95,7 @@ def _answer(
     *,
     yes: bool,
     is_cancelled: Callable[[], bool] = lambda: False,
-    on_failure: Callable[[RequestInfo, GramfuseError], None] | None = None,
+    on_failure: Callable[[RequestInfo, GramfuseError], None],
     skip: Collection[str] = (),
 ) -> list[Handled]:
     def confirm(prepared: PreparedAnswer) -> bool:
@@ -113,10 +116,25 @@ def _answer(
         )
 
 
-def _show(handled: list[Handled]) -> None:
+def _raise_first(handled: Sequence[Handled]) -> None:
+    """Tell why requests could not be answered, if there are any, and raise the first's error by its own class."""
+    failed = [(one.request.id, one.error) for one in handled if one.error is not None]
+    for request, error in failed[1:]:
+        output.note(f"{request} cannot be answered [{error.code}]: {error.message}")
+    for request, error in failed[:1]:
+        msg = f"{request} cannot be answered: {error.message}"
+        raise type(error)(msg, **error.facts) from error
+
+
+def _show(handled: Sequence[Handled]) -> None:
     rows = [(one.request.id, one.request.kind, ", ".join(one.request.models), one.outcome) for one in handled]
-    result = [{"request": one.request.id, "kind": one.request.kind, "outcome": one.outcome} for one in handled]
+    result = [_told(one) for one in handled]
     if not handled and not output.is_json():
         output.note("no request waits for your organization", always=True)
         return
     output.show(result, output.table(("request", "kind", "models", "outcome"), rows))
+
+
+def _told(one: Handled) -> dict[str, Any]:
+    found: dict[str, Any] = {"request": one.request.id, "kind": one.request.kind, "outcome": one.outcome}
+    return found if one.error is None else found | {"error": {"code": one.error.code, "message": one.error.message}}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from gramfuse_shared.digest import sha256_hex_of_chunks
+from gramfuse_shared.digest import document_digest, sha256_hex_of_chunks
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.limits import MIB
 
@@ -145,6 +145,20 @@ class VirtualFile:
     def part_digest(self, start: int, end: int) -> str:
         """Return the SHA-256 of the bytes [start, end): the one that `digest` took, else they are read for it."""
         return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
+
+
+def digest_of_folder(folder: Path, *, recursively: bool = False) -> str:
+    """Return a digest of the names and the bytes of a folder's files; `recursively` also of those of folders in it.
+
+    Raises:
+        FileUnreadableError: one cannot be read.
+    """
+    try:
+        found = sorted(entry for entry in (folder.rglob("*") if recursively else folder.iterdir()) if entry.is_file())
+    except OSError as error:
+        msg = f"{folder} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+    return document_digest({str(file.relative_to(folder)): VirtualFile.of_path(file).digest() for file in found})
 
 
 def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:

@@ -102,15 +102,24 @@ def _require_scores(answer: Answer, models: Sequence[str], policy: Policy) -> No
     if sorted(scored) != sorted(models) or len(answer.scores) - len(scored) > 1:
         msg = f"an evaluation scores each of {', '.join(models)} once, at most the organization's own beside, no more"
         raise RequestMalformedError(msg)
-    fewest, needed = min(score.examples for score in answer.scores), policy.minimum_evaluation_examples
-    if fewest < needed:
-        msg = (
-            f"the evaluation counts {fewest} examples, the policy wants {needed} (minimum_evaluation_examples); "
-            "use more held-out texts"
-        )
-        raise PolicyViolationError(msg, examples=fewest)
+    require_enough_examples(min(score.examples for score in answer.scores), policy)
     if policy.release is not None:
         policy.release.require_readable({score.model: score.metrics for score in answer.scores})
+
+
+def require_enough_examples(examples: int, policy: Policy) -> None:
+    """Require that an evaluation counts as many distinct texts as the policy wants.
+
+    Raises:
+        PolicyViolationError: it does not.
+    """
+    needed = policy.minimum_evaluation_examples
+    if examples < needed:
+        msg = (
+            f"the evaluation counts {examples} examples, the policy wants {needed} (minimum_evaluation_examples); "
+            "use more held-out texts"
+        )
+        raise PolicyViolationError(msg, examples=examples)
 
 
 def _require_statistics(
