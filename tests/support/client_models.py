@@ -9,7 +9,7 @@ from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA
 from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import CollectorSettings, LayerInfo, TapInfo
 from gramfuse_shared.contract.privacy import Noised
-from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, format_header
+from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES, FLOAT_DTYPES, format_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name, packed_length
 
 WIDTH = 8
@@ -26,7 +26,12 @@ SHAPES = {
 
 
 def values(seed: int, name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    return random.Random(f"{seed} {name}").randbytes(math.prod(shape) * DTYPE_BYTES[dtype])
+    """Return random bytes; of floats finite ones, whose exponents lack a bit."""
+    found = bytearray(random.Random(f"{seed} {name}").randbytes(math.prod(shape) * DTYPE_BYTES[dtype]))
+    if dtype in FLOAT_DTYPES:
+        size = DTYPE_BYTES[dtype]
+        found[size - 1 :: size] = bytes(top & 0xBF for top in found[size - 1 :: size])
+    return bytes(found)
 
 
 def write_safetensors(path: Path, shapes, seed: int, metadata=None, same=frozenset()) -> Path:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gramfuse.cli.main import main
 from support.adapters import save_adapter
@@ -199,6 +200,19 @@ def test_an_adapter_is_attacked_with_its_base_and_its_layers_are_told_as_known(p
     assert document["attacks"]["membership"], error
     assert document["attacks"]["vocabulary"] == []
     assert "change of basis" in whys(document)["an adapter's layers"]["because"]
+
+
+def test_factors_of_an_adapter_that_are_not_finite_are_refused_before_anything_is_attacked(place, audit, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", place / "model", target_modules=["query", "value"])
+    file = adapter / "adapter_model.safetensors"
+    factors = load_file(file)
+    name = next(name for name in factors if "lora_A" in name)
+    factors[name][0, 0] = torch.nan
+    save_file(factors, file)
+    code, printed, error = audit("--model", adapter)
+    assert (code, printed) == (1, "")
+    assert f"error[weights-invalid]: tensor {name} holds NaN or infinity" in error
+    assert "next: train the model again, or restore it" in error
 
 
 def test_a_model_that_cannot_be_loaded_is_told_as_not_attacked_and_not_as_safe(audit, monkeypatch):

@@ -1,27 +1,38 @@
 """What an audit is of, by digest: every byte that the report hangs on, so that a kept one is known to be current."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gramfuse.auditing.report import Subject
 from gramfuse.contributing.draft import Draft
-from gramfuse.contributing.virtual_files import VirtualFile, digest_of_folder
+from gramfuse.contributing.finiteness import FiniteStream
+from gramfuse.contributing.loading import ADAPTER_FILE, FisherFile, StatisticsFile, is_adapter, read_header
+from gramfuse.contributing.virtual_files import Source, VirtualFile, digest_of_folder
+from gramfuse_shared.contract.faults import fisher_fault, gram_fault, weights_fault
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.contract.safetensors_header import TensorEntry
+from gramfuse_shared.contract.statistics_file import tensors_of_taps
 from gramfuse_shared.digest import document_digest
 
 
 def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Path | None) -> Subject:
-    """Read the files of a draft once, for their digests.
+    """Read the files of a draft once, for their digests, and see whether what leaves of them is finite.
 
     Raises:
         FileUnreadableError: one cannot be read.
+        WeightsInvalidError, StatisticsInvalidError: what would leave holds NaN or infinity.
     """
+    see = _seen(draft)
+
+    def digest(file: StatisticsFile | FisherFile | None) -> str | None:
+        return None if file is None else VirtualFile.of_path(file.path).digest(see=see.get(file.path, lambda _: None))
+
     return Subject(
-        weights=digest_of_folder(draft.model.path),  # config and tokenizer are run, too
-        statistics=None if draft.statistics is None else VirtualFile.of_path(draft.statistics.path).digest(),
-        fisher=None if draft.fisher is None else VirtualFile.of_path(draft.fisher.path).digest(),
+        weights=digest_of_folder(draft.model.path, see=see),  # config and tokenizer are run, too
+        statistics=digest(draft.statistics),
+        fisher=digest(draft.fisher),
         policy=policy.content_digest(),
         base=base.content_digest(),
         base_at_hand=base_folder is not None,
@@ -31,3 +42,28 @@ def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Pa
 def digest_of_texts(texts: Sequence[Any]) -> str:
     """Return the SHA-256 of texts in their order."""
     return document_digest([list(text) if isinstance(text, tuple) else text for text in texts])
+
+
+def _seen(draft: Draft) -> dict[Path, Callable[[bytes], None]]:
+    """Return what looks at each file's bytes: whether those tensors of it are finite that leave."""
+    plan, model = draft.plan, draft.model
+    weights: dict[Path, list[TensorEntry]] = {}
+    for decision in plan.leaving_weights:
+        tensor = model.tensors[decision.info.name]
+        if isinstance(tensor.source, Source):
+            info = tensor.info
+            entry = TensorEntry(info.name, info.dtype, info.shape, tensor.start, tensor.end)
+            weights.setdefault(tensor.path, []).append(entry)
+    if is_adapter(model.path):  # its weights are computed of these
+        factors = model.path / ADAPTER_FILE
+        weights[factors] = list(read_header(factors).tensors.values())
+    streams = {path: FiniteStream(entries, weights_fault) for path, entries in weights.items()}
+    if draft.statistics is not None:
+        taps = tuple(tap.info for tap in plan.leaving_taps)
+        wanted = [name for name, _, _ in tensors_of_taps(taps, draft.statistics.metadata.encoding)]
+        found = draft.statistics.tensors
+        streams[draft.statistics.path] = FiniteStream((found[name] for name in wanted), gram_fault)
+    if draft.fisher is not None:
+        entries = [draft.fisher.tensors[decision.info.name] for decision in plan.leaving_fisher]
+        streams[draft.fisher.path] = FiniteStream(entries, fisher_fault)
+    return {path: stream.see for path, stream in streams.items()}

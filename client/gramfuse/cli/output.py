@@ -58,6 +58,8 @@ _NEXT_STEPS: Final[Mapping[type[errors.GramfuseError], str]] = MappingProxyType(
         errors.PolicyNotAcceptedError: "read and accept the policy with `gramfuse project join PROJECT`",
         errors.TransportError: "check the URL and the network; the same command resumes where it stopped",
         errors.UnavailableError: "try again in a moment; the same command resumes where it stopped",
+        errors.WeightsInvalidError: "train the model again, or restore it, and collect its statistics anew",
+        errors.StatisticsInvalidError: "measure again what the message names; nothing was sent",
         errors.NotFoundError: "check the name; what your organization may not see does not exist for it",
     }
 )

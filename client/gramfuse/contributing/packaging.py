@@ -2,19 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+from gramfuse.contributing.finiteness import FiniteStream
 from gramfuse.contributing.loading import FisherFile, ModelFolder, StatisticsFile
 from gramfuse.contributing.plan import FISHER_FILE_NAME, STATISTICS_FILE_NAME, WEIGHTS_FILE_NAME, ContributionPlan
 from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse_shared import limits
+from gramfuse_shared.contract.faults import fisher_fault, gram_fault, weights_fault
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.fisher_file import FisherMetadata, tensors_of_fisher
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, WeightsEncoding
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
-from gramfuse_shared.contract.safetensors_header import TensorLayout, format_header
+from gramfuse_shared.contract.safetensors_header import TensorLayout, format_header, parse_header
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, tensors_of_taps
+from gramfuse_shared.errors import GramfuseError
+
+_FAULTS: Final[Mapping[str, Callable[[str], GramfuseError]]] = MappingProxyType(
+    {WEIGHTS_FILE_NAME: weights_fault, STATISTICS_FILE_NAME: gram_fault, FISHER_FILE_NAME: fisher_fault}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,14 @@ def build_package(
 ) -> Package:
     """Read the leaving bytes once for their digests and write the manifest: same inputs, same manifest.
 
+    The same reading sees whether they are finite.
     The finished manifest is held once more against the base and the policy: nothing leaves that they forbid, even if
     the plan was made otherwise.
 
     Raises:
         ArchitectureMismatchError, PolicyViolationError: the plan lets something leave that may not.
         FileUnreadableError: a source is gone or was changed since it was planned.
+        WeightsInvalidError, StatisticsInvalidError: what leaves holds NaN or infinity.
     """
     entries = {file.name: _file_entry(file, on_bytes) for file in files}
     document: dict[str, Any] = {
@@ -144,8 +154,9 @@ def build_package(
 
 
 def _file_entry(file: VirtualFile, on_bytes: Callable[[int], None] | None) -> dict[str, Any]:
+    values = FiniteStream(parse_header(file.header, file.length).tensors.values(), _FAULTS[file.name])
     return {
         "name": file.name,
         "bytes": file.length,
-        "sha256": file.digest(on_bytes, part_bytes=limits.DEFAULT_PART_BYTES),
+        "sha256": file.digest(on_bytes, part_bytes=limits.DEFAULT_PART_BYTES, see=values.see),
     }

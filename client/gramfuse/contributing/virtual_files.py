@@ -3,10 +3,11 @@
 import bisect
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Final, Protocol
 
 from gramfuse_shared.digest import document_digest, sha256_hex_of_chunks
@@ -84,7 +85,7 @@ class VirtualFile:
 
     def __init__(self, name: str, header: bytes, spans: Sequence[Span]) -> None:
         self.name = name
-        self._header = header
+        self.header = header
         self._spans = _join_neighbours(spans)
         self._part_digests: dict[tuple[int, int], str] = {}  # by [start, end)
         self._ends = [len(header)]  # where the header ends, then each span
@@ -113,8 +114,8 @@ class VirtualFile:
             FileUnreadableError: a source is gone, was changed, or ends early.
         """
         stop = self.length if end is None else end
-        if start < len(self._header):
-            yield self._header[start:stop]
+        if start < len(self.header):
+            yield self.header[start:stop]
         first = max(bisect.bisect_right(self._ends, start) - 1, 0)
         for number in range(first, len(self._spans)):
             offset, span = self._ends[number], self._spans[number]
@@ -124,13 +125,21 @@ class VirtualFile:
             finish = min(span.end, span.start + stop - offset)
             yield from _read(span.source, begin, finish)
 
-    def digest(self, on_bytes: Callable[[int], None] | None = None, *, part_bytes: int | None = None) -> str:
+    def digest(
+        self,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        part_bytes: int | None = None,
+        see: Callable[[bytes], None] = lambda _: None,
+    ) -> str:
         """Return the SHA-256 of the whole file, read once; `on_bytes` is told the length of each piece.
+
+        `see` is shown each piece before it counts, and may raise.
 
         With `part_bytes`, the same reading takes the digests of parts of that size, for `part_digest`: beside the
         whole's, in a second thread, so that a sender does not have to hash before each part.
         """
-        chunks = self.chunks() if on_bytes is None else _counted(self.chunks(), on_bytes)
+        chunks = _seen(self.chunks(), see, on_bytes or (lambda _: None))
         if part_bytes is None or self.length <= part_bytes:
             whole = sha256_hex_of_chunks(chunks)
             self._part_digests = {(0, self.length): whole}
@@ -147,8 +156,12 @@ class VirtualFile:
         return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
 
 
-def digest_of_folder(folder: Path, *, recursively: bool = False) -> str:
+def digest_of_folder(
+    folder: Path, *, recursively: bool = False, see: Mapping[Path, Callable[[bytes], None]] = MappingProxyType({})
+) -> str:
     """Return a digest of the names and the bytes of a folder's files; `recursively` also of those of folders in it.
+
+    What `see` has for a file is shown its pieces.
 
     Raises:
         FileUnreadableError: one cannot be read.
@@ -158,7 +171,12 @@ def digest_of_folder(folder: Path, *, recursively: bool = False) -> str:
     except OSError as error:
         msg = f"{folder} cannot be read: {error.strerror}"
         raise FileUnreadableError(msg) from error
-    return document_digest({str(file.relative_to(folder)): VirtualFile.of_path(file).digest() for file in found})
+    return document_digest(
+        {
+            str(file.relative_to(folder)): VirtualFile.of_path(file).digest(see=see.get(file, lambda _: None))
+            for file in found
+        }
+    )
 
 
 def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:
@@ -186,8 +204,9 @@ def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, l
     return whole.hexdigest(), parts
 
 
-def _counted(chunks: Iterator[bytes], on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+def _seen(chunks: Iterator[bytes], see: Callable[[bytes], None], on_bytes: Callable[[int], None]) -> Iterator[bytes]:
     for chunk in chunks:
+        see(chunk)
         yield chunk
         on_bytes(len(chunk))
 

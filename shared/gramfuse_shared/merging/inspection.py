@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 import torch
 
+from gramfuse_shared.contract.faults import GRAM_NOT_FINITE, fisher_fault, tap_fault, weights_fault
 from gramfuse_shared.contract.fisher_file import LARGEST_VALUE, FisherMetadata
 from gramfuse_shared.contract.manifest import TapInfo
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
@@ -19,7 +20,7 @@ from gramfuse_shared.contract.statistics_file import (
     packed_length,
     products_of_tap,
 )
-from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError, WeightsInvalidError
+from gramfuse_shared.errors import StatisticsInvalidError, StatisticsMalformedError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.least_squares import DEAD_BELOW
 from gramfuse_shared.fusion.workspace import is_finite
@@ -66,8 +67,7 @@ def inspect_weights(weights: TensorReader, on_progress: Callable[[int], None] = 
             chunk = weights.read_elements(name, start, stop)
             on_progress(chunk.numel() * chunk.element_size())
             if chunk.is_floating_point() and not is_finite(chunk):
-                msg = f"tensor {name} holds NaN or infinity; the training diverged, or the file is damaged"
-                raise WeightsInvalidError(msg, tensor=name)
+                raise weights_fault(name)
 
 
 def inspect_statistics(
@@ -111,8 +111,7 @@ def inspect_statistics(
         tolerance = definiteness_tolerance(metadata, tap.width)
         reason = _find_fault(gram.to(device or torch.device("cpu")), tap, tolerance)
         if reason is not None:
-            msg = f"tap {tap.name}: {reason}; collect the statistics again"
-            raise StatisticsInvalidError(msg, tap=tap.name)
+            raise tap_fault(tap.name, reason)
         # 5.
         products = products_of_tap(tap, metadata.labels)
         if not products:
@@ -160,8 +159,7 @@ def inspect_fisher(
             values = fisher.read_elements(parameter.name, start, stop)
             on_progress(values.numel() * values.element_size())
             if values.numel() and not bool((values.amin() >= 0) & (values.amax() <= LARGEST_VALUE)):  # NaN fails both
-                msg = f"the Fisher information of {parameter.name} holds what is no sum of squares; measure it again"
-                raise StatisticsInvalidError(msg, parameter=parameter.name)
+                raise fisher_fault(parameter.name)
             squares += float(values.double().square().sum())
         norm = squares**0.5
         if abs(norm - parameter.norm) > NORM_TOLERANCE * norm:
@@ -172,7 +170,7 @@ def inspect_fisher(
 def _find_fault(gram: torch.Tensor, tap: TapInfo, tolerance: float) -> str | None:
     # 1.
     if not is_finite(gram):
-        return "the Gram matrix holds NaN or infinity"
+        return GRAM_NOT_FINITE
     # 2.
     energy = packing.diagonal(gram, tap.width)
     if bool((energy < 0).any()):
