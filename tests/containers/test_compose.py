@@ -189,3 +189,32 @@ def test_prometheus_finds_api_and_workers_and_answers_every_panel_and_alert(stac
     assert {rule["name"] for rule in rules} > {"GramfuseNoWorker", "GramfuseApiGone"}
     for rule in rules:
         queried(stack, "query", query=rule["query"])
+
+
+def test_with_the_profile_of_a_store_parts_and_models_pass_the_api_by(tmp_path_factory):
+    """A server of its own: the bytes of another cannot move there."""
+    with compose.composed(tmp_path_factory.mktemp("s3")) as stack:
+        stack.shell(shell_block("deployment.md", "## With the compose file").splitlines()[0])
+        with (stack.folder / ".env").open("a") as settings:
+            settings.write(
+                "GRAMFUSE_BLOBS=s3://gramfuse/blobs\nGRAMFUSE_S3_ACCESS_KEY=gramfuse\nGRAMFUSE_S3_SECRET_KEY=of-the-tests\n"
+                f"GRAMFUSE_DIRECT_TRANSFERS=on\nGRAMFUSE_DIRECT_ENDPOINT=http://127.0.0.1:{stack.s3_port}\n"
+            )
+        stack.shell("docker compose --profile cpu --profile s3 up --build --detach --wait", timeout=1500)
+        examined = stack.inside("api", "gramfuse-server", "doctor")
+        assert re.search(r"^ok +direct transfers", examined, re.MULTILINE)
+        acme, *others = (stack.desk(name, role="participant" if n else "coordinator") for n, name in enumerate("abc"))
+        made = gather((acme, *others))
+        contribute(made)
+        with acme.client() as client:
+            client.submit(made.project, REGMEAN, job="first")
+            assert client.wait(made.project, "first").state == "succeeded"
+        others[0].gramfuse("model", "pull", made.project, "first", "first")
+        logged = stack.shell("docker compose logs api")
+        put = [line for line in logged.splitlines() if "method=PUT" in line]
+        assert any("/contributions/" in line for line in put)
+        assert not any("/parts/" in line for line in put)
+        for port in (9333, 8080, 8888):  # master, volumes and filer ask nobody who they are
+            ask = f"import socket; socket.create_connection(('seaweedfs', {port}), timeout=3)"
+            with pytest.raises(AssertionError, match="refused"):
+                stack.inside("api", "python", "-c", ask)

@@ -23,6 +23,7 @@ services:
     image: gramfuse-worker:test
     build: {{args: {{TORCH_INDEX_URL: "{torch}"}}}}
   proxy: {{ports: !override ["127.0.0.1:{tls}:8443"]}}
+  seaweedfs: {{ports: !override ["127.0.0.1:{s3}:8333"]}}
 """
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -54,6 +55,7 @@ class Stack:
     environment: Mapping[str, str]
     port: int
     tls_port: int
+    s3_port: int
 
     @property
     def project(self) -> str:
@@ -109,16 +111,16 @@ def _free_ports(count: int) -> list[int]:
 def composed(folder: Path) -> Iterator[Stack]:
     """A project without containers yet; in the end all of its containers and volumes are removed."""
     checkout = clone(folder / "gramfuse")
-    port, tls_port = _free_ports(2)
+    port, tls_port, s3_port = _free_ports(3)
     torch = os.environ.get("TORCH_INDEX_URL", TORCH_INDEX)
-    (checkout / OVERRIDE).write_text(PORTS_AND_IMAGES.format(tls=tls_port, torch=torch))
+    (checkout / OVERRIDE).write_text(PORTS_AND_IMAGES.format(tls=tls_port, s3=s3_port, torch=torch))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GRAMFUSE_", "COMPOSE_"))}
     project = {
-        "COMPOSE_PROJECT_NAME": f"gramfuse-test-{os.getpid()}",
+        "COMPOSE_PROJECT_NAME": f"gramfuse-test-{os.getpid()}-{folder.name.lower()}",
         "COMPOSE_FILE": f"docker-compose.yml:{OVERRIDE}",
         "GRAMFUSE_PORT": str(port),
     }
-    stack = Stack(checkout, {**inherited, **project}, port, tls_port)
+    stack = Stack(checkout, {**inherited, **project}, port, tls_port, s3_port)
     try:
         yield stack
     finally:
