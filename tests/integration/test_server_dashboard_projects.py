@@ -117,7 +117,7 @@ def test_a_projects_page_tells_of_contributions_jobs_models_and_who_has_answered
     for organization, state in states.items():
         assert f'{organization} <span class="state {state}">{state}</span>' in page
     assert "1 of 3" in page
-    assert "in 6 d" in page
+    assert "in 7 d" in page
 
 
 def test_operators_are_told_no_scores_and_no_reason_of_a_rejection(world, browser):

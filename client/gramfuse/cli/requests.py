@@ -1,6 +1,6 @@
 """Commands about requests: create, list, show, wait, cancel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -9,10 +9,10 @@ from gramfuse.cli import output, session
 from gramfuse.cli.loops import DaysOption, WeightingOption, chosen_block, count_answers, seconds_of
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.cli.request_loops import refine, sum_command
-from gramfuse_shared.contract.metrics import MetricName
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.reporting.evaluations import ScoreTable, score, score_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,9 +175,14 @@ def _render(request: RequestInfo, releases: Sequence[str], console: "Console") -
         ("deadline", f"{request.deadline:%Y-%m-%d %H:%M} UTC"),
     ]
     output.table(("", ""), facts)(console)
-    columns, rows = _scores(request) if request.kind == "evaluate" else _places(request)
-    console.print()
-    output.table(columns, rows, right=range(1, len(columns)) if request.kind == "evaluate" else ())(console)
+    tables = score_tables(request)
+    for table in tables:
+        columns = (table.title, *table.columns)
+        console.print()
+        output.table(columns, _scores(table, request), right=range(1, len(columns)))(console)
+    if not tables:
+        console.print()
+        output.table(*_places(request))(console)
     for told in releases:
         console.print(told, markup=False)
 
@@ -194,27 +199,11 @@ def _places(request: RequestInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]
     ]
 
 
-def _scores(request: RequestInfo) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Make a row of each organization: the main metric of its own model and of each merged one, and their mean."""
-    columns: list[tuple[str, Callable[[str | None], bool]]] = [("own model", lambda model: model is None)]
-    columns += [(name, lambda model, name=name: model == name) for name in request.models]  # type: ignore[misc] # bound by the default
-    rows: list[tuple[str, ...]] = []
-    values: list[list[float]] = [[] for _ in columns]
-    metric = _main_metric(request)
-    for place in request.asked:
-        cells = []
-        for number, (_, is_meant) in enumerate(columns):
-            found = [
-                score.metrics[metric] for score in place.scores if is_meant(score.model) and metric in score.metrics
-            ]
-            values[number] += found
-            cells.append(f"{found[0]:.4f}" if found else "–" if place.scores else place.state)
-        rows.append((place.organization, *cells))
-    complete = [len(column) == len(request.asked) for column in values]
-    means = [f"{sum(column) / len(column):.4f}" if full else "–" for column, full in zip(values, complete, strict=True)]
-    return (metric.replace("_", " "), *(name for name, _ in columns)), [*rows, ("mean", *means)]
-
-
-def _main_metric(request: RequestInfo) -> MetricName:
-    metrics = [score.metrics for place in request.asked for score in place.scores]
-    return "f1" if any("f1" in found for found in metrics) else "loss"
+def _scores(table: ScoreTable, request: RequestInfo) -> list[tuple[str, ...]]:
+    """Make a row of each organization, and one of the means; who has not answered is told so."""
+    silent = {place.organization: place.state for place in request.asked if not place.scores}
+    rows = [
+        (name, *([silent[name]] * len(values) if name in silent else [score(table.metric, value) for value in values]))
+        for name, values in table.rows
+    ]
+    return [*rows, ("mean", *(score(table.metric, value) for value in table.means))]

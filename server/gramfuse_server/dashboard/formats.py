@@ -27,15 +27,13 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 → 1 min 15 s."""
+    """75 → 1 min 15 s; 86400 → 24 h: days from two on, and no zero behind a larger unit."""
     whole = max(0, round(seconds))
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+    for length, unit, finer, rest in ((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min"), (_MINUTE, "min", 1, "s")):
+        if whole >= (2 * length if unit == "d" else length):
+            left = whole % length // finer
+            return f"{whole // length} {unit}" + (f" {left} {rest}" if left else "")
+    return f"{whole} s"
 
 
 def since(at: datetime, now: datetime) -> str:
@@ -48,14 +46,14 @@ def since(at: datetime, now: datetime) -> str:
 
 
 def until(at: datetime, now: datetime) -> str:
-    """How long something still takes, in one unit; `since` once it is over."""
+    """How long something still takes, rounded to one unit, of which it takes at least two; `since` once it is over."""
     seconds = (at - now) / timedelta(seconds=1)
     if seconds <= 0:
         return since(at, now)
     for length, unit in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
-        if seconds >= length:
-            return f"in {int(seconds // length)} {unit}"
-    return f"in {int(seconds)} s"
+        if seconds >= 2 * length:
+            return f"in {round(seconds / length)} {unit}"
+    return f"in {round(seconds)} s"
 
 
 def share(part: float, whole: float) -> str:

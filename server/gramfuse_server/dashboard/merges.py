@@ -17,6 +17,7 @@ from gramfuse_server.merging.model_files import receipt_text
 from gramfuse_server.tables import JobLogRow, JobRow, ModelRow
 from gramfuse_shared.contract.diagnostics import Layer
 from gramfuse_shared.contract.http_api import Job, Model
+from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.reporting.layers import EXPLANATION, note_of, numbers_of, quantile_rows, share
 
@@ -77,21 +78,30 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def receipt_file(model: ModelRow) -> Response:
-    """Answer a model's receipt as a file to be kept; a project's names are harmless in one."""
-    name = f"{model.project}.{model.id}.receipt.json"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', **NO_STORE}
+    """Answer a model's receipt as a file, called as verification wants it beside the model's other files."""
+    headers = {"Content-Disposition": f'attachment; filename="{RECEIPT_FILE_NAME}"', **NO_STORE}
     return Response(receipt_text(model), media_type="application/octet-stream", headers=headers)
 
 
 def _entry(layer: Layer) -> dict[str, Any]:
     method = layer.method if layer.fallback == "none" else f"{layer.method} → {layer.fallback}"
     rows = "" if layer.rows is None else f"{layer.rows:,}"
+    own = "" if layer.own is None else share(layer.own)
+    condition, gained, distances = numbers_of(layer)
+    told = (
+        (rows, f"{rows} rows"),
+        (condition, f"condition ≥ {condition}"),
+        (gained, f"gained {gained}"),
+        (distances, f"distances {distances}"),
+        (own, f"yours {own}"),
+    )
     return {
         "parameters": layer.parameters,
         "method": method,
         "fell_back": layer.fallback != "none",
         "rows": rows,
-        "numbers": numbers_of(layer),
-        "own": "" if layer.own is None else share(layer.own),
+        "numbers": (condition, gained, distances),
+        "own": own,
+        "in_short": ", ".join(words for figure, words in told if figure),
         "note": note_of(layer),
     }

@@ -10,8 +10,10 @@ from starlette.responses import HTMLResponse, Response
 from gramfuse_server.clock import Clock
 from gramfuse_server.dashboard import formats
 from gramfuse_server.dashboard.browser import NO_STORE, root_of
+from gramfuse_server.dashboard.cards import rendered
 from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.reporting.contributions import why_passed_over
+from gramfuse_shared.reporting.evaluations import score
 from gramfuse_shared.version import __version__
 
 WHOLE: Final = "page.html"
@@ -40,6 +42,8 @@ class Renderer:
             coded=formats.coded,
             fingerprint=fingerprint_of,
             why_passed_over=why_passed_over,
+            rendered=rendered,
+            score=lambda value, metric: score(metric, value),
         )
         self._templates.globals["version"] = __version__
 

@@ -43,6 +43,8 @@ _ALARM: Final = "#cf222e"
 # pixels
 _CHARACTER: Final = 6.2
 """Of the widest letters' average, for names beside the rows and in the title."""
+_TITLE_CHARACTER: Final = 10.0
+_PANEL_TITLE_CHARACTER: Final = 7.6
 _ROW: Final = 22.0
 _MARGIN: Final = 12.0
 _HEAD: Final = 34.0
@@ -115,8 +117,11 @@ def draw(layers: Sequence[Layer], title: str) -> bytes | None:
     cell = 46.0 if columns <= _MOST_WRITTEN else max(4.0, min(26.0, 800.0 / columns))
     left = _MARGIN + 8 + _CHARACTER * max(len(name) for panel in panels for name in panel.grid.rows)
     right = left + cell * columns + 12
-    titles = [title, *(panel.measure.title for panel in panels)]
-    width = max(right + _BAR + _BAR_NAMES, 2 * _MARGIN + 8.5 * max(map(len, titles)))
+    width = max(
+        right + _BAR + _BAR_NAMES,
+        2 * _MARGIN + _TITLE_CHARACTER * len(title),
+        left + max(_PANEL_TITLE_CHARACTER * len(panel.measure.title) for panel in panels) + _MARGIN,
+    )
     drawing = _Drawing()
     drawing.box(0, 0, width, _HEAD + sum(panel.height for panel in panels), "white")
     drawing.text(_MARGIN, _HEAD - 12, title, size=14, colour=_INK, bold=True)

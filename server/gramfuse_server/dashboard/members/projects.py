@@ -14,6 +14,7 @@ from gramfuse_server.intake.contributions import contribution_documents
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import job_documents, model_documents
 from gramfuse_server.requests.documents import request_documents
+from gramfuse_server.standing import standing_contributions
 from gramfuse_server.tables import ModelRow, ProjectRow
 
 
@@ -33,14 +34,19 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
         row = visible_project(session, caller, project_in(request))
         found = newest_of(session, row, ModelRow.deleted_at.is_(None))
         (membership,) = memberships(session, organization, [row], now)
+        policy = current_policy(session, row)
+        standing = len(standing_contributions(session, row.id))
+        summed = policy["policy"].policy.aggregation == "secure"
+        enough = standing >= policy["policy"].policy.minimum_cohort
         return {
             "membership": membership,
             "project": membership.project,
-            **current_policy(session, row),
+            **policy,
+            "standing": standing,
+            "may_merge": enough and not summed and caller.coordinates(row.coordinator),
             "contributions": contribution_documents(session, found.contributions, organization, now),
             "jobs": job_documents(session, found.jobs),
             "models": model_documents(session, found.models, now),
             "requests": request_documents(session, found.requests, organization, now),
-            "coordinates": caller.coordinates(row.coordinator),
             "more": found.more,
         }
