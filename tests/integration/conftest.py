@@ -23,6 +23,7 @@ from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import delete_spent_bytes
 from support.client_world import Site
 from support.postgres import CreateDatabase, postgres
+from support.s3 import Store, require_weed, s3
 from support.server_world import ManualClock, World
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
@@ -154,6 +155,14 @@ def acme(world, tmp_path) -> Site:
 @pytest.fixture
 def globex(world, tmp_path) -> Site:
     return Site(world, "globex", "participant", tmp_path)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Iterator[Store]:
+    """A real S3 store."""
+    require_weed()
+    with s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 Beginning = Callable[[World, Settings], None]

@@ -35,19 +35,12 @@ from gramfuse_shared.errors import ConflictError, TransportError
 from support.careless import careless
 from support.client_models import write_model
 from support.client_world import URL, Site, Wire
-from support.s3 import BUCKET, Store, require_weed, s3, variables_to
+from support.s3 import BUCKET, variables_to
 from support.server_world import World, make_contribution, problem
 
 PROJECT = "acme.tweets"
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # not its queries
 OPEN = Policy(embeddings="average", embedding_taps="send", heads="shared", minimum_cohort=2)
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory) -> Iterator[Store]:
-    require_weed()
-    with s3(tmp_path_factory.mktemp("s3")) as running:
-        yield running
 
 
 @pytest.fixture
