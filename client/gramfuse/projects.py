@@ -87,6 +87,15 @@ class Projects(Connection):
         path = f"{self._path(project)}/participants/{named('organization', organization, SLUG_PATTERN)}"
         return Project.parse(self._transport.call("PUT", path))
 
+    def uninvite(self, project: str, organization: str) -> Project:
+        """Take an invitation back that was not accepted; the coordinator's right.
+
+        Raises:
+            StateError: the organization has joined.
+        """
+        path = f"{self._path(project)}/participants/{named('organization', organization, SLUG_PATTERN)}"
+        return Project.parse(self._transport.call("DELETE", path))
+
     def policy(self, project: str, version: int | None = None) -> PolicyVersion:
         """Return a version of a project's policy; the current one by default.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gramfuse.identity import identity_path
+from gramfuse.units import format_bytes
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.identity import fingerprint_of
@@ -66,8 +67,16 @@ def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, po
     code, out, _ = globex("project", "list")
     assert code == 0
     assert PROJECT in out
+    acme.site.world.organization("globx")
+    assert acme("project", "invite", "tweets", "globx")[0] == 0
+    code, out, _ = acme("project", "uninvite", "tweets", "globx")
+    assert (code, out) == (0, f"globx: not invited to {PROJECT} any more\n")
+    code, _, err = acme("project", "uninvite", "tweets", "acme")
+    assert (code, "error[wrong-state]: acme has joined" in err) == (1, True)
     code, out, _ = globex("project", "show", "tweets")
     assert "globex: has not accepted the policy" in out
+    assert "globx" not in out
+    assert f"{format_bytes(created.bytes)} of {format_bytes(created.quota)}" in out
     assert created.policy.digest in out
 
 

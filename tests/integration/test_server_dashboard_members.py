@@ -65,6 +65,7 @@ def addresses(world):
         "job": "regmean-1",
         "request": "eval-1",
         "contribution": own_contribution(world, "acme"),
+        "organization": "globex",
     }
     identifier = world.token("acme", "participant").split("_")[1]
     return {at: at.format(**names, token=identifier) for at in MEMBERS_PAGES.pages}
@@ -153,6 +154,27 @@ def test_a_contribution_made_under_an_earlier_policy_is_told_everywhere_to_be_se
     assert {each["id"]: each["passed_over"] for each in again} == {item["id"]: "newer", newer: None}
     assert "push again" not in browser.get("/dashboard/").text
     assert "a newer one took its place" in browser.get(PAGE).text
+
+
+def test_a_coordinator_takes_an_invitation_back_after_a_question(merged):
+    merged.organization("globx")
+    merged.coordinator("acme").put(f"{API}/participants/globx")
+    at = f"{PAGE}/participants/globx/uninvite"
+    assert at not in links_of(enter(merged, "globex").get(PAGE))
+    assert enter(merged, "globex").get(at).status_code == 403
+    browser = enter(merged, "acme", "coordinator")
+    page = browser.get(PAGE)
+    assert [link for link in links_of(page) if link.endswith("/uninvite")] == [at]
+    question = browser.get(at)
+    require_well_made(question)
+    done = browser.post(at, data={"csrf": csrf_of(question)})
+    assert (done.status_code, done.headers["location"]) == (303, f"../../../../projects/{PROJECT}")
+    assert "globx" not in browser.get(PAGE).text
+    assert browser.get(at).status_code == 404
+    joined = f"{PAGE}/participants/globex/uninvite"
+    assert browser.post(joined, data={"csrf": csrf_of(browser.get(joined))}).status_code == 409
+    assert browser.post(joined, data={"csrf": "0" * 64}).status_code == 403
+    assert "globex" in browser.get(PAGE).text
 
 
 def test_a_members_project_page_is_what_the_api_tells_it(merged):

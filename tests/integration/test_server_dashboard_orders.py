@@ -140,7 +140,7 @@ def test_a_member_withdraws_its_own_contribution_after_a_question(world, browser
     (own,) = member.get(f"{API}/contributions?organization=globex").json()["items"]
     at = f"/dashboard/contributions/{PROJECT}/{own['id']}"
     globex = enter(world, "globex")
-    assert "deleted after 1 d 0 h" in globex.get(f"{at}/withdraw").text
+    assert "deleted after 24 h" in globex.get(f"{at}/withdraw").text
     done = answer_question(globex, f"{at}/withdraw")
     assert (done.status_code, done.headers["location"]) == (303, f"../../../contributions/{PROJECT}/{own['id']}")
     assert member.get(f"{API}/contributions/{own['id']}").json()["state"] == "withdrawn"

@@ -94,6 +94,41 @@ def test_an_invitation_twice_is_the_same_and_an_unknown_organization_is_not_foun
     problem(coordinator.put(f"{PATH}/participants/nobody"), 404, "not-found")
 
 
+def test_an_invitation_is_taken_back_until_it_is_accepted(world):
+    world.project("acme", "globex")
+    world.organization("globx")
+    coordinator = world.coordinator("acme")
+    assert coordinator.put(f"{PATH}/participants/globx").status_code == 201
+    assert world.participant("globx").get(PATH).status_code == 200
+    problem(world.participant("globx").delete(f"{PATH}/participants/globx"), 403, "role-required")
+    world.organization("umbrella")
+    problem(world.coordinator("umbrella").delete(f"{PATH}/participants/globx"), 404, "not-found")
+    for _ in range(2):
+        left = coordinator.delete(f"{PATH}/participants/globx")
+        assert left.status_code == 200
+        assert [member["organization"] for member in left.json()["participants"]] == ["acme", "globex"]
+    problem(world.participant("globx").get(PATH), 404, "not-found")
+    (entry,) = world.operator.get("/v1/admin/audit-log?action=project.uninvite").json()["items"]
+    assert (entry["organization"], entry["subject"], entry["details"]) == (
+        "acme",
+        "acme.tweets",
+        {"organization": "globx"},
+    )
+    for member in ("acme", "globex"):
+        problem(coordinator.delete(f"{PATH}/participants/{member}"), 409, "wrong-state")
+    assert coordinator.delete(f"{PATH}/participants/globex/identity").status_code == 200
+    problem(coordinator.delete(f"{PATH}/participants/globex"), 409, "wrong-state")  # what it signed stays
+    assert coordinator.put(f"{PATH}/participants/globx").status_code == 201
+
+
+def test_a_projects_members_are_told_what_it_holds_and_may_hold(world):
+    world.project("acme", "globex")
+    told = world.participant("globex").get(PATH).json()
+    admin = world.operator.get("/v1/admin/projects/acme.tweets").json()
+    assert (told["bytes"], told["quota"]) == (admin["bytes"], admin["quota"])
+    assert told["bytes"] > 0
+
+
 # --- downloads -------------------------------------------------------------------------------------------------------
 
 

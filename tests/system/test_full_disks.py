@@ -100,8 +100,9 @@ def test_full_disks_are_told_and_with_room_everything_goes_on(small, disks):
         for disk, code in (("scratch", "file-unwritable"), ("store", "storage-full")):
             disks[disk].fill()
             client.submit(collaboration.project, RECIPE, job=f"full-{disk}")
-            with pytest.raises(JobFailedError, match=f"(no space left|make room).*{code}"):
+            with pytest.raises(JobFailedError, match=f"(no space left|make room).*{code}") as failed:
                 client.wait(collaboration.project, f"full-{disk}", timeout=60)
+            assert str(disks[disk].folder) not in failed.value.message
             assert acme.get(collaboration.path(f"/models/full-{disk}")) is None
             disks[disk].empty()
             client.retry(collaboration.project, f"full-{disk}")

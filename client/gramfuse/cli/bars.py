@@ -81,7 +81,7 @@ def measurement(title: str = "Measuring") -> Iterator[Callable[["Measured"], Non
 
 @contextlib.contextmanager
 def job() -> Iterator[Callable[[Job], None]]:
-    """Show a job's bar: state, stage, tasks, the server's rate and estimate."""
+    """Show a job's bar: state, stage, shards, the server's rate and estimate."""
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
@@ -118,10 +118,10 @@ def steps(title: str) -> Iterator[Callable[[float, str], None]]:
 
 
 def describe_job(seen: Job) -> str:
-    """Write a job's state, tasks, rate and estimate in a few words."""
+    """Write a job's state, shards, rate and estimate in a few words."""
     words = [seen.state if seen.stage in {"", seen.state} else f"{seen.state}: {seen.stage}"]
     if seen.total_tasks:
-        words.append(f"{seen.done_tasks}/{seen.total_tasks} tasks")
+        words.append(f"{seen.done_tasks} of {seen.total_tasks} shard{'' if seen.total_tasks == 1 else 's'}")
     if seen.state == "running" and seen.rate:
         words.append(f"{format_bytes(seen.rate)}/s")
     if seen.state == "running" and seen.estimate_seconds is not None:

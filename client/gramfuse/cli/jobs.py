@@ -105,7 +105,7 @@ def report(project: ProjectArgument, job: JobArgument) -> None:
 
 @app.command()
 def cancel(project: ProjectArgument, job: JobArgument) -> None:
-    """Stop a job at its next task boundary (coordinator).
+    """Stop a job within its shard (coordinator).
 
     Example: gramfuse job cancel acme.tweets regmean-1
     """

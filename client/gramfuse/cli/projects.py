@@ -1,4 +1,4 @@
-"""Commands about projects: create, list, show, invite, join, policy, base pull, scales pull."""
+"""Commands about projects: create, list, show, invite, uninvite, join, policy, base pull, scales pull."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +96,24 @@ def invite(
             f"invited {names}; next, each of them: gramfuse project join {invited.id}", markup=False
         ),
     )
+
+
+@app.command()
+def uninvite(
+    project: ProjectArgument,
+    organizations: Annotated[
+        list[str], typer.Argument(metavar="ORGANIZATION...", help="Whose invitation is taken back.")
+    ],
+) -> None:
+    """Take invitations back that were not accepted (coordinator). Who has joined stays.
+
+    Example: gramfuse project uninvite acme.tweets initrode
+    """
+    with session.open_client() as client:
+        for organization in organizations:
+            left = client.uninvite(project, organization)
+    names = ", ".join(organizations)
+    output.show(left, lambda console: console.print(f"{names}: not invited to {left.id} any more", markup=False))
 
 
 @app.command()
@@ -246,6 +264,7 @@ def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
         ("coordinator", project.coordinator),
         ("base", f"{project.base} ({len(project.files)} files, {size})"),
         ("policy", f"version {project.policy.version}, digest {project.policy.digest}"),
+        ("holds", f"{format_bytes(project.bytes)} of {format_bytes(project.quota)}"),
     ]
     for number, participant in enumerate(project.participants):
         rows.append(("participants" if number == 0 else "", _progress_of(participant, project, contributions)))

@@ -14,7 +14,6 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
     declares,
 )
 from gramfuse_server.api.paging import PageOf
@@ -22,9 +21,9 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.contributions import find_contribution
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
-from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import diagnostics_document, find_job, find_model, log_entry
 from gramfuse_server.operations.merges import admin_models, find_card, job_with_attempts, with_card
+from gramfuse_server.operations.priorities import prioritize
 from gramfuse_server.operations.projects import contribution_documents, find_project, project_documents
 from gramfuse_server.operations.quotas import change_quota
 from gramfuse_server.tables import JobLogRow, ProjectRow
@@ -89,9 +88,7 @@ def set_priority(
 ) -> AdminJob:
     """Have a job go before or behind others of the server. What is being computed is not interrupted."""
     with transaction(services.database) as session:
-        row = find_job(session, project, job, lock=True)
-        if submission.set_priority(session, row, body.priority, services.clock()):
-            audit(session, services, caller, "job.prioritize", f"{project}/{job}", {"priority": body.priority})
+        row = prioritize(session, caller, project, job, body.priority, services.clock())
         return job_with_attempts(session, row)
 
 

@@ -33,6 +33,7 @@ from gramfuse_shared.errors import (
     PolicyViolationError,
     QuotaExceededError,
     SignatureInvalidError,
+    StateError,
 )
 from gramfuse_shared.identifiers import Digest
 
@@ -65,7 +66,7 @@ def list_projects(services: ServicesOf, caller: CallerOf, page: PageOf) -> Page[
     """List the projects in which the caller's organization takes part."""
     with reading(services.database) as session:
         rows, cursor = paginate(session, visible_projects(caller), page, by=[ProjectRow.id])
-        documents = projects.project_documents(session, rows, services.clock())
+        documents = projects.project_documents(session, rows, settings=services.settings, now=services.clock())
         return Page(items=tuple(documents), next_cursor=cursor)
 
 
@@ -89,6 +90,17 @@ def invite_participant(
         row = visible_project(session, caller, project)
         new = projects.invite(session, caller, row, organization, services.clock())
         response.status_code = 201 if new else 200
+        return project_document(session, services, row)
+
+
+@router.delete("/{project}/participants/{organization}", responses=declares(StateError))
+def uninvite_participant(
+    project: ProjectPath, organization: OrganizationPath, services: ServicesOf, caller: CallerOf
+) -> Project:
+    """Take an invitation back that nobody accepted (the project's coordinator)."""
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project, lock=True)
+        projects.uninvite(session, caller, row, organization, services.clock())
         return project_document(session, services, row)
 
 
@@ -157,7 +169,8 @@ def accept_policy(
 
 def project_document(session: Session, services: Services, row: ProjectRow) -> Project:
     """Return one project as it travels."""
-    return projects.project_documents(session, [row], services.clock())[0]
+    (document,) = projects.project_documents(session, [row], settings=services.settings, now=services.clock())
+    return document
 
 
 def _create(services: Services, caller: Caller, project: str, body: ProjectCreate) -> tuple[Project, bool]:

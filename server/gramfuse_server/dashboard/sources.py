@@ -15,7 +15,7 @@ from gramfuse_server.jobs import JobQueue
 from gramfuse_server.listing import MAX_CURSOR_CHARACTERS, PageRequest
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import NotFoundError, RequestMalformedError
-from gramfuse_shared.identifiers import DIGEST_PATTERN, FILE_PATTERN, JOB_PATTERN, PROJECT_PATTERN
+from gramfuse_shared.identifiers import DIGEST_PATTERN, FILE_PATTERN, JOB_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
 
 _ID_OF_TOKEN: Final = r"^[0-9a-f]{16}$"  # noqa: S105 - a form, no secret
 
@@ -65,6 +65,11 @@ def request_in(request: Request) -> str:
 def file_in(request: Request) -> str:
     """Return the file's name in an address; raises NotFoundError of what is none."""
     return _named(request, "file", FILE_PATTERN)
+
+
+def organization_in(request: Request) -> str:
+    """Return the organization in a page's address; raises NotFoundError of what is no such name."""
+    return _named(request, "organization", SLUG_PATTERN)
 
 
 def token_in(request: Request) -> str:

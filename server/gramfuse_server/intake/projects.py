@@ -10,7 +10,15 @@ from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller
 from gramfuse_server.database import insert_if_absent
 from gramfuse_server.intake.policies import add_policy, find_policy, require_scales
-from gramfuse_server.intake.uploads import create_upload, files_of, lock_project, scales_of, shown_state
+from gramfuse_server.intake.uploads import (
+    create_upload,
+    files_of,
+    lock_project,
+    quota_of,
+    scales_of,
+    shown_state,
+    used_bytes_of,
+)
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import (
     AcceptanceRow,
@@ -110,6 +118,35 @@ def invite(session: Session, caller: Caller, project: ProjectRow, organization: 
     return new
 
 
+def uninvite(session: Session, caller: Caller, project: ProjectRow, organization: str, now: datetime) -> None:
+    """Take an invitation back while it is not accepted; `project` is locked. Twice is the same as once.
+
+    Raises:
+        RoleRequiredError: the caller does not coordinate the project.
+        StateError: the organization has joined, or is the coordinator's: what it signed and sent stays.
+    """
+    caller.require_coordinator(project.coordinator)
+    participant = session.get(ParticipantRow, (project.id, organization))
+    if participant is None:
+        return
+    accepted = select(AcceptanceRow.version).where(
+        AcceptanceRow.project == project.id, AcceptanceRow.organization == organization
+    )
+    if organization == project.coordinator or session.scalars(accepted).first() is not None:
+        msg = f"{organization} has joined {project.id}; only an invitation that nobody accepted can be taken back"
+        raise StateError(msg, state="joined")
+    session.delete(participant)
+    session.flush()
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="project.uninvite",
+        subject=project.id,
+        details={"organization": organization},
+    )
+
+
 def require_ready(session: Session, project: ProjectRow, now: datetime) -> None:
     """Raises StateError unless the base model is uploaded and checked."""
     state = shown_state(session.get_one(UploadRow, project.base_upload), now)
@@ -123,7 +160,9 @@ def base_of(project: ProjectRow) -> BaseManifest:
     return BaseManifest.parse(project.base_manifest)
 
 
-def project_documents(session: Session, projects: Sequence[ProjectRow], now: datetime) -> list[Project]:
+def project_documents(
+    session: Session, projects: Sequence[ProjectRow], *, settings: Settings, now: datetime
+) -> list[Project]:
     """Return projects as their members see them."""
     ids = [project.id for project in projects]
     uploads = {
@@ -133,6 +172,7 @@ def project_documents(session: Session, projects: Sequence[ProjectRow], now: dat
         )
     }
     files = files_of(session, uploads)
+    used = used_bytes_of(session, ids)
     digests = {
         (row.project, row.version): row.digest
         for row in session.scalars(select(PolicyRow).where(PolicyRow.project.in_(ids)))
@@ -178,6 +218,8 @@ def project_documents(session: Session, projects: Sequence[ProjectRow], now: dat
                     "created_at": project.created_at,
                     "participants": tuple(participants[project.id]),
                     "files": files[upload.id],
+                    "bytes": used[project.id],
+                    "quota": quota_of(project, settings),
                 }
             )
         )

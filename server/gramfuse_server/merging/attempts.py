@@ -154,7 +154,7 @@ def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, no
         if size.layers is not None:
             job.solved_layers, job.averaged_layers = size.layers.solved, size.layers.averaged
             write_log(session, job, now, size.layers.message)
-        write_log(session, job, now, f"planned: {len(size.tasks)} tasks, {job.total_bytes} bytes to read")
+        write_log(session, job, now, f"planned: {_shards(len(size.tasks))}, {job.total_bytes:,} bytes to read")
     elif taken_over:
         write_log(session, job, now, "taken over by another worker")
     return True
@@ -278,3 +278,7 @@ def _add_up(session: Session, job: JobRow, now: datetime) -> None:
     job.done_tasks = session.scalar(select(func.count()).where(*mine, TaskRow.state == "succeeded")) or 0
     elapsed = (now - job.started_at).total_seconds() if job.started_at else 0.0
     job.rate = job.done_bytes / elapsed if elapsed > 0 else None
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"

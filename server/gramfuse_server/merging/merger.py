@@ -24,7 +24,7 @@ from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.patience import Patience
 from gramfuse_server.requests.kept_words import forget_words
 from gramfuse_shared.contract.operators import Priority
-from gramfuse_shared.errors import CancelledError, GramfuseError
+from gramfuse_shared.errors import CancelledError, FileUnwritableError, GramfuseError
 from gramfuse_shared.merging.execution import DeviceChoice, choose_device, execute_task
 
 LOOK_SECONDS: Final = 0.5
@@ -112,6 +112,11 @@ class Merger:
                 _log.info("task stopped")
                 self.metrics.shard_stopped()
                 return
+            except FileUnwritableError as error:
+                _log.warning("shard cannot be written", path=str(target), error=error.message)
+                # members read it: which file, and not where the worker keeps it
+                msg = error.message.replace(str(target), target.name)
+                raise FileUnwritableError(msg, **error.facts) from error
             self.patience(lambda: keep(self.database, self.blobs, {result.file.sha256: target}, clock=self.clock))
         seconds = time.monotonic() - began
         self._write(

@@ -6,7 +6,6 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from gramfuse_server.intake import contributions, projects
-from gramfuse_server.intake.uploads import quota_of, used_bytes_of
 from gramfuse_server.requests.documents import request_documents
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ContributionRow, ProjectRow, RequestRow
@@ -26,16 +25,11 @@ def find_project(session: Session, project: str) -> ProjectRow:
 def project_documents(
     session: Session, rows: Sequence[ProjectRow], *, settings: Settings, now: datetime
 ) -> list[AdminProject]:
-    """Describe projects, each with the bytes that it holds and may hold."""
-    used = used_bytes_of(session, [row.id for row in rows])
+    """Describe projects."""
+    documents = projects.project_documents(session, rows, settings=settings, now=now)
     return [
-        AdminProject(
-            **document.model_dump(),
-            bytes=used[row.id],
-            quota=quota_of(row, settings),
-            quota_is_default=row.quota_bytes is None,
-        )
-        for row, document in zip(rows, projects.project_documents(session, rows, now), strict=True)
+        AdminProject(**document.model_dump(), quota_is_default=row.quota_bytes is None)
+        for row, document in zip(rows, documents, strict=True)
     ]
 
 

@@ -242,7 +242,10 @@ class Participant(Document):
 
 
 class Project(Document):
-    """A project as its members see it. `ready` once the base model is uploaded and checked."""
+    """A project as its members see it. `ready` once the base model is uploaded and checked.
+
+    `bytes` is what it holds, of at most `quota`: base model, contributions, answers, models and those being merged.
+    """
 
     id: ProjectId
     coordinator: OrganizationName
@@ -253,6 +256,8 @@ class Project(Document):
     created_at: datetime
     participants: tuple[Participant, ...]
     files: tuple[FileUpload, ...]
+    bytes: int
+    quota: int
 
 
 class PolicyVersion(Document):

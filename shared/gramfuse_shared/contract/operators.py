@@ -31,10 +31,8 @@ class WorkerInfo(Document):
 
 
 class AdminProject(Project):
-    """A project with the bytes that it holds, of how many it may hold, and whether that is the server's default."""
+    """A project, and whether its quota is the server's default."""
 
-    bytes: int
-    quota: int
     quota_is_default: bool
 
 

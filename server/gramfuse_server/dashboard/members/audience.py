@@ -6,6 +6,7 @@ from gramfuse_server.dashboard.audience import Audience, View
 from gramfuse_server.dashboard.members import orders
 from gramfuse_server.dashboard.members.contributions import ask_withdrawal, read_contribution, withdraw
 from gramfuse_server.dashboard.members.home import read_home
+from gramfuse_server.dashboard.members.invitations import ask_uninviting, uninvite
 from gramfuse_server.dashboard.members.merges import read_job, read_model, send_file, send_receipt
 from gramfuse_server.dashboard.members.projects import read_project, read_projects
 from gramfuse_server.dashboard.members.requests import read_request
@@ -17,6 +18,7 @@ MEMBERS: Final = Audience(
         "/projects": View("members/projects.html", read_projects),
         "/projects/{project}": View("members/project.html", read_project),
         "/projects/{project}/merge": View("members/order.html", orders.read_order),
+        "/projects/{project}/participants/{organization}/uninvite": View("members/uninvite.html", ask_uninviting),
         "/contributions/{project}/{contribution}": View("members/contribution.html", read_contribution),
         "/contributions/{project}/{contribution}/withdraw": View("members/withdraw.html", ask_withdrawal),
         "/requests/{project}/{request}": View("members/request.html", read_request),
@@ -33,6 +35,7 @@ MEMBERS: Final = Audience(
     },
     acts={
         "/projects/{project}/merge": orders.order,
+        "/projects/{project}/participants/{organization}/uninvite": uninvite,
         "/contributions/{project}/{contribution}/withdraw": withdraw,
         "/jobs/{project}/{job}/cancel": orders.cancel,
         "/jobs/{project}/{job}/retry": orders.retry,

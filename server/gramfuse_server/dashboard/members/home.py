@@ -29,7 +29,9 @@ def read_home(sources: Sources, _: Request, caller: Caller) -> Mapping[str, Any]
     mine = visible_projects(caller).with_only_columns(ProjectRow.id)
     with reading(sources.database) as session:
         return {
-            "memberships": memberships(session, organization, session.scalars(newest).all(), now),
+            "memberships": memberships(
+                session, organization, session.scalars(newest).all(), settings=sources.settings, now=now
+            ),
             "awaited": _awaited(session, organization, now),
             "live_jobs": live_jobs(session, LIVE_JOBS, JobRow.project.in_(mine)),
         }

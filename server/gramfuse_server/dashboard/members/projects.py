@@ -23,7 +23,7 @@ def read_projects(sources: Sources, request: Request, caller: Caller) -> Mapping
     organization = caller.require_organization()
     with reading(sources.database) as session:
         rows, cursor = paginate(session, visible_projects(caller), part_asked(request), by=[ProjectRow.id])
-        found = memberships(session, organization, rows, sources.clock())
+        found = memberships(session, organization, rows, settings=sources.settings, now=sources.clock())
         return {"memberships": found, "next_cursor": cursor}
 
 
@@ -33,7 +33,7 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
     with reading(sources.database) as session:
         row = visible_project(session, caller, project_in(request))
         found = newest_of(session, row, ModelRow.deleted_at.is_(None))
-        (membership,) = memberships(session, organization, [row], now)
+        (membership,) = memberships(session, organization, [row], settings=sources.settings, now=now)
         policy = current_policy(session, row)
         standing = len(standing_contributions(session, row.id))
         summed = policy["policy"].policy.aggregation == "secure"
@@ -43,6 +43,7 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
             "project": membership.project,
             **policy,
             "standing": standing,
+            "coordinates": caller.coordinates(row.coordinator),
             "may_merge": enough and not summed and caller.coordinates(row.coordinator),
             "contributions": contribution_documents(session, found.contributions, organization, now),
             "jobs": job_documents(session, found.jobs),

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server.intake.contributions import contribution_documents
 from gramfuse_server.intake.projects import project_documents
+from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ContributionRow, ProjectRow
 from gramfuse_shared.contract.http_api import Contribution, Participant, Project
 from gramfuse_shared.reporting.contributions import spoken_of
@@ -40,7 +41,9 @@ class Membership:
         return self.contribution is not None and self.contribution.passed_over == "policy"
 
 
-def memberships(session: Session, organization: str, rows: Sequence[ProjectRow], now: datetime) -> list[Membership]:
+def memberships(
+    session: Session, organization: str, rows: Sequence[ProjectRow], *, settings: Settings, now: datetime
+) -> list[Membership]:
     """Tell how an organization stands in projects that it takes part in."""
     own = session.scalars(
         select(ContributionRow)
@@ -56,5 +59,5 @@ def memberships(session: Session, organization: str, rows: Sequence[ProjectRow],
             member=next(member for member in project.participants if member.organization == organization),
             contribution=spoken_of(sent.get(project.id, ()), project.policy.version),
         )
-        for project in project_documents(session, rows, now)
+        for project in project_documents(session, rows, settings=settings, now=now)
     ]

@@ -3,7 +3,7 @@
 from typing import Final
 
 from gramfuse_server.dashboard.audience import Audience, View
-from gramfuse_server.dashboard.operators import quotas
+from gramfuse_server.dashboard.operators import priorities, quotas
 from gramfuse_server.dashboard.operators.audit import read_audit
 from gramfuse_server.dashboard.operators.contributions import read_contribution
 from gramfuse_server.dashboard.operators.merges import read_job, read_model, send_receipt
@@ -19,6 +19,7 @@ OPERATORS: Final = Audience(
         "/projects/{project}/quota": View("operators/quota.html", quotas.read_quota),
         "/contributions/{project}/{contribution}": View("operators/contribution.html", read_contribution),
         "/jobs/{project}/{job}": View("job.html", read_job),
+        "/jobs/{project}/{job}/priority": View("operators/priority.html", priorities.read_priority),
         "/models/{project}/{job}": View("model.html", read_model),
         "/audit": View("operators/audit.html", read_audit),
         "/tokens": View("tokens.html", read_tokens),
@@ -27,6 +28,7 @@ OPERATORS: Final = Audience(
     answers={"/models/{project}/{job}/receipt.json": send_receipt, "/throughput.json": send_throughput},
     acts={
         "/projects/{project}/quota": quotas.change,
+        "/jobs/{project}/{job}/priority": priorities.change,
         "/tokens": create_token,
         "/tokens/{token}/revoke": revoke_token,
     },
