@@ -1,6 +1,6 @@
 """gramfuse: several organizations, one language model, and no shared data.
 
-    with gramfuse.Collector(model) as statistics:          # needs gramfuse[collect]
+    with gramfuse.Collector(model) as statistics:          # needs the extra `collect`
         for batch in loader:
             model(**batch)
     statistics.save("statistics.safetensors")

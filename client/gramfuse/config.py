@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ ALLOW_HTTP_VARIABLE: Final = "GRAMFUSE_ALLOW_HTTP"
 THROUGH_SERVER_VARIABLE: Final = "GRAMFUSE_THROUGH_SERVER"
 
 _CREDENTIALS: Final = "credentials.json"
+_PAGE: Final = re.compile(r"/(?:dashboard|v1|healthz|readyz|openapi\.json)(?:/.*)?$")
+"""What of an address is one of the server's own pages, copied from a browser."""
 _LOOPBACK: Final = frozenset({"localhost", "::1"})
 
 
@@ -123,6 +126,9 @@ class Home:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"default": None, "servers": {}}
+        except NotADirectoryError as error:
+            msg = f"the client's home {self.path} is no folder, or below a file; set {HOME_VARIABLE} to a folder"
+            raise ConfigurationError(msg) from error
         except (OSError, ValueError) as error:
             msg = f"{path} cannot be read: {type(error).__name__}; delete it and run `gramfuse login URL` again"
             raise ConfigurationError(msg) from error
@@ -200,7 +206,8 @@ def normalize_url(url: str, *, allow_http: bool) -> str:
         msg = f"http://{host} would send the token in the clear: use https://, or --allow-http on a network you trust"
         raise ConfigurationError(msg)
     authority = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{authority}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    path = _PAGE.sub("", parts.path).rstrip("/")
+    return f"{parts.scheme}://{authority}{f':{port}' if port else ''}{path}"
 
 
 def _is_set(environment: Mapping[str, str], variable: str) -> bool:

@@ -1,5 +1,6 @@
 """One organization's connection to one server: address, identity, names and pages."""
 
+import difflib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import Page, Project, ServerInfo, WhoAmI
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.errors import (
+    ConfigurationError,
     ConflictError,
     NotFoundError,
     ReceiptInvalidError,
@@ -96,9 +98,16 @@ class Connection:
             receipt_key: the key that the server must have, known by another way; it is pinned in the place of another.
 
         Raises:
+            ConfigurationError: there is no server of ours at the address.
             ReceiptInvalidError: the key is not the given one; or another one is pinned, and did not hand over to it.
         """
-        info = ServerInfo.parse(self._transport.call("GET", "v1/server"))
+        try:
+            info = ServerInfo.parse(self._transport.call("GET", "v1/server"))
+        except NotFoundError as error:
+            msg = (
+                f"there is no gramfuse server at {self.url}; give its address alone, such as https://merge.example.org"
+            )
+            raise ConfigurationError(msg) from error
         former: tuple[str, ...] = ()
         if info.handovers:
             from gramfuse_shared.succession import require_succession  # noqa: PLC0415 - cryptography, see below
@@ -167,9 +176,12 @@ class Connection:
         """Return a project's full name."""
         if "." in name:
             return named("project", name, PROJECT_PATTERN)
-        found = [project.id for project in self.projects() if project.id.partition(".")[2] == name]
+        names = [project.id for project in self.projects()]
+        found = [one for one in names if one.partition(".")[2] == name]
         if not found:
-            msg = f"no project of yours is called {name!r}"
+            alike = difflib.get_close_matches(name, [one.partition(".")[2] for one in names], n=1)
+            meant = f"; did you mean {alike[0]}?" if alike else ""
+            msg = f"no project of yours is called {name!r}{meant} (`gramfuse project list` names them all)"
             raise NotFoundError(msg)
         if len(found) > 1:
             msg = f"several projects are called {name!r}: {', '.join(found)}; give the full name"

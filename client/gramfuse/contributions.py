@@ -145,6 +145,21 @@ class Contributions(Projects):
             self._transport.call("GET", f"{self._path(project)}/contributions/{identifier}")
         )
 
+    def own_contribution(self, project: str, contribution: str) -> Contribution:
+        """Return a contribution of the caller's organization, by its id or a unique beginning of it.
+
+        Raises:
+            NotFoundError: it has none that begins so, or several.
+        """
+        mine = self.contributions(project, organization=self.organization)
+        found = [one for one in mine if one.id.startswith(contribution)]
+        if len(found) != 1:
+            many = "no contribution" if not found else f"{len(found)} contributions"
+            listing = f"gramfuse contribution list {project} --organization {self.organization}"
+            msg = f"{many} of yours begins with {contribution!r}; `{listing}` shows the ids"
+            raise NotFoundError(msg)
+        return found[0]
+
     def contributions(
         self, project: str, *, organization: str | None = None, state: str | None = None
     ) -> list[Contribution]:
@@ -204,10 +219,4 @@ class Contributions(Projects):
     def _resolve_contribution(self, project: str, beginning: str) -> str:
         if len(beginning) == 64:  # noqa: PLR2004 - a whole digest
             return beginning
-        mine = self.contributions(project, organization=self.organization)
-        found = [contribution.id for contribution in mine if contribution.id.startswith(beginning)]
-        if len(found) != 1:
-            many = "no contribution" if not found else f"{len(found)} contributions"
-            msg = f"{many} of yours begins with {beginning!r}; `gramfuse contribution list` shows the ids"
-            raise NotFoundError(msg)
-        return found[0]
+        return self.own_contribution(project, beginning).id

@@ -13,7 +13,7 @@ from gramfuse.transfer import pulling
 from gramfuse.transfer.watching import Deadline, watch_job
 from gramfuse.verification import require_statements
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
-from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page, SubmittedJob
+from gramfuse_shared.contract.http_api import Job, JobCreate, JobLogEntry, Model, Page, PolicyVersion, SubmittedJob
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.releases import explain_candidate
 from gramfuse_shared.errors import ModelNotReleasedError, ReceiptInvalidError
@@ -102,7 +102,10 @@ class Merges(Rounds):
             for request in self.requests(project)
             if request.kind == "evaluate" and request.state == "complete" and model in request.models
         ]
-        return ModelReport(found, diagnostics, tuple(reversed(about)))
+        owner = self._project(self._resolve(project))
+        rules = self._transport.call("GET", f"v1/projects/{owner.id}/policies/{owner.policy.version}")
+        may_be_evaluated = "evaluate" in PolicyVersion.parse(rules).policy.requests
+        return ModelReport(found, diagnostics, tuple(reversed(about)), may_be_evaluated=may_be_evaluated)
 
     def pull(
         self,

@@ -25,6 +25,8 @@ class ModelReport:
     model: Model
     diagnostics: JobDiagnostics
     evaluations: tuple[RequestInfo, ...]
+    may_be_evaluated: bool = True
+    """Whether the policy allows that one is asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values of all of it."""
@@ -78,6 +80,8 @@ class ModelReport:
 
     def _scores(self) -> list[str]:
         if not self.evaluations:
+            if not self.may_be_evaluated:
+                return ["No evaluation of it is complete, and the policy's `requests` allow none."]
             ask = f"gramfuse request create {self.model.project} evaluate {self.model.id}"
             return [f"No evaluation of it is complete. The coordinator asks for one: `{ask}`."]
         lines = [

@@ -16,7 +16,7 @@ from gramfuse_shared.contract.http_api import Acceptance, PolicyVersion, Project
 from gramfuse_shared.contract.identity import PolicyAcceptance, SignedAcceptance
 from gramfuse_shared.contract.manifest import PolicyReference
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.errors import DigestMismatchError
+from gramfuse_shared.errors import ConfigurationError, DigestMismatchError, IdentityChangedError, PolicyNotAcceptedError
 from gramfuse_shared.identifiers import DIGEST_PATTERN, PROJECT_PATTERN, SLUG_PATTERN
 
 if TYPE_CHECKING:
@@ -142,6 +142,14 @@ class Projects(Connection):
         recorded = Acceptance.parse(self._transport.call("PUT", path, json=body.model_dump(mode="json")))
         self._trust(found).remember_accepted(found.policy.version)
         return recorded
+
+    def has_accepted(self, project: Project) -> bool:
+        """Tell whether the home's identity key signed for the current policy; the server's word is not enough."""
+        try:
+            self._trust(project).require_accepted(project, self.organization)
+        except (PolicyNotAcceptedError, IdentityChangedError, ConfigurationError):
+            return False
+        return True
 
     def roster(self, project: str) -> "tuple[RosterEntry, ...]":
         """Return every member's identity key, and how it stands here: verified, changed, or not compared yet."""

@@ -82,7 +82,10 @@ def authenticate(session: Session, authorization: str | None, *, now: datetime) 
     scheme, _, credentials = (authorization or "").partition(" ")
     match = _TOKEN.fullmatch(credentials.strip()) if scheme.lower() == "bearer" else None
     if match is None:
-        msg = "send 'Authorization: Bearer gf_…'; `gramfuse login URL` stores a token"
+        msg = (
+            "a whole token is needed, as it was shown once: gf_<id>_<secret>; `gramfuse login URL` keeps it, programs "
+            "send it as 'Authorization: Bearer gf_…'"
+        )
         raise UnauthenticatedError(msg)
     identifier, secret = match.groups()
     row = session.get(TokenRow, identifier)
@@ -122,7 +125,7 @@ def visible_project(session: Session, caller: Caller, project: str, *, lock: boo
     query = visible_projects(caller).where(ProjectRow.id == project)
     row = session.scalars(query.with_for_update(of=ProjectRow) if lock else query).one_or_none()
     if row is None:
-        msg = f"there is no project {project} that this token may see"
+        msg = f"there is no project {project} that this token may see; its coordinator invites organizations"
         raise NotFoundError(msg)
     return row
 

@@ -15,6 +15,7 @@ from gramfuse_server.database import transaction
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import ModelRow, WorkerRow
 from gramfuse_shared.errors import NotConfirmedError, StateError
+from gramfuse_shared.shell import printing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,10 @@ key_commands: Final = typer.Typer(help="The key that signs receipts.", no_args_i
 
 @key_commands.command("show")
 def show_key() -> None:
-    """Show the receipt key, which people compare, and those that it took over from."""
+    """Show the receipt key, which people compare, and those that it took over from.
+
+    Example: gramfuse-server key show
+    """
     from gramfuse_server import receipt_key  # noqa: PLC0415 - cryptography takes its time to load
 
     _tell(receipt_key.load_public_keys(load_settings().receipt_key))
@@ -40,6 +44,8 @@ def rotate_key() -> None:
 
     Stop API and workers before, start them afterwards. Only where nobody else had the old key: who had it can hand over
     to a key of its own as well; `key replace` is for that. Killed in between, run it again.
+
+    Example: gramfuse-server key rotate
     """
     from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
     from gramfuse_shared.signatures import public_key  # noqa: PLC0415
@@ -50,7 +56,7 @@ def rotate_key() -> None:
     with _stopped_server(settings) as session:
         _audit(session, "receipt-key.rotate", former, public_key(successor))
     _tell(receipt_key.rotate(settings.receipt_key, now=system_clock()))
-    typer.echo("Delete the old key from backups, and save the new one with its hand-overs.", err=True)
+    printing.note("Delete the old key from backups, and save the new one with its hand-overs.")
 
 
 @key_commands.command("replace")
@@ -61,6 +67,8 @@ def replace_key(
 
     Receipts of all models are signed anew. Every client refuses the server until its people have compared the new key
     and run `gramfuse login URL --receipt-key KEY`. Stop API and workers before. Killed in between, run it again.
+
+    Example: gramfuse-server key replace --yes
     """
     from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
     from gramfuse_shared.signatures import public_key  # noqa: PLC0415
@@ -76,10 +84,9 @@ def replace_key(
     with _stopped_server(settings) as session:
         signed, left = sign_anew(session, successor, trusted={former.present, *former.former})
         _audit(session, "receipt-key.replace", former.present, public_key(successor))
-    _tell(receipt_key.replace(settings.receipt_key))
-    typer.echo(f"receipts     {signed} signed anew")
+    _tell(receipt_key.replace(settings.receipt_key), signed_anew=signed, left_as_they_were=left)
     for model in left:
-        typer.echo(f"{model}: its receipt was not signed by this server's keys and is left as it was", err=True)
+        printing.note(f"{model}: its receipt was not signed by this server's keys and is left as it was")
 
 
 def sign_anew(session: Session, key: "Ed25519PrivateKey", *, trusted: Collection[str]) -> tuple[int, list[str]]:
@@ -125,7 +132,10 @@ def _audit(session: Session, action: str, former: str, successor: str) -> None:
     audit_log.append_by_shell(session, at=system_clock(), action=action, subject="server", details=details)
 
 
-def _tell(keys: "ReceiptKeys") -> None:
-    typer.echo(f"receipt key  {keys.present}")
-    for former in reversed(keys.former):
-        typer.echo(f"took over    {former}")
+def _tell(keys: "ReceiptKeys", *, signed_anew: int | None = None, left_as_they_were: Collection[str] = ()) -> None:
+    lines = [f"receipt key  {keys.present}", *(f"took over    {former}" for former in reversed(keys.former))]
+    told: dict[str, object] = {"receipt_key": keys.present, "former": list(keys.former)}
+    if signed_anew is not None:
+        lines.append(f"receipts     {signed_anew} signed anew")
+        told |= {"receipts_signed_anew": signed_anew, "receipts_left": list(left_as_they_were)}
+    printing.show(told, lambda _: typer.echo("\n".join(lines)))

@@ -6,6 +6,11 @@ from contextlib import contextmanager
 from gramfuse_shared.errors import ExtraMissingError
 
 
+def how_to_install(extra: str) -> str:
+    """Say how a part of the distribution is added: from a clone, since an index may have another's under the name."""
+    return f'add gramfuse\'s extra `{extra}`: in a clone of its repository, pip install ".[{extra}]"'
+
+
 @contextmanager
 def requiring_extras(what: str, extras: Mapping[str, str]) -> Iterator[None]:
     """Import within: a package that an extra would have brought is told so.
@@ -25,5 +30,5 @@ def requiring_extras(what: str, extras: Mapping[str, str]) -> Iterator[None]:
         extra = extras.get(package)
         if extra is None:
             raise
-        msg = f'{what} needs {package}, which is not installed: pip install "gramfuse[{extra}]"'
+        msg = f"{what} needs {package}, which is not installed; {how_to_install(extra)}"
         raise ExtraMissingError(msg, extra=extra, module=package) from error

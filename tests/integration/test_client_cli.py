@@ -1,16 +1,17 @@
 """The commands against the real API: what they print, as text and as JSON, and how they exit."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from gramfuse.identity import identity_path
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.diagnostics import JobDiagnostics
 from gramfuse_shared.contract.http_api import Acceptance, Contribution, Job, Model, Project
 from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.units import format_bytes
 from support.client_models import tap, write_model, write_statistics
 from support.client_world import URL, Site
 from support.secure_sessions import public_identity
@@ -97,8 +98,18 @@ def test_joining_prints_the_policy_in_words_and_needs_its_digest_where_nobody_ca
     acceptance = Acceptance.model_validate(globex.json("project", "join", PROJECT, "--accept-policy", digest))
     assert (acceptance.organization, acceptance.policy.digest) == ("globex", digest)
     assert acceptance.identity == public_identity("globex")
-    code, out, _ = globex("project", "join", PROJECT, "--accept-policy", digest)
+    code, out, err = globex("project", "join", PROJECT)  # nobody is asked again
     assert (code, fingerprint_of(public_identity("globex")) in out) == (0, True)
+    assert "your organization has accepted version 1 already" in err
+
+
+def test_what_is_refused_or_misspelt_is_one_json_value_and_names_what_there_is(acme, globex, base, policy_file):
+    acme("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
+    acme("project", "invite", PROJECT, "globex")
+    code, _, err = globex("project", "join", PROJECT, "--format", "json")
+    assert (code, json.loads(err)["code"]) == (3, "not-confirmed")
+    code, _, err = globex("project", "show", "twets")
+    assert (code, "did you mean tweets? (`gramfuse project list` names them all)" in err) == (1, True)
 
 
 def test_joining_makes_the_identity_key_on_first_use(acme, globex, base):
@@ -222,7 +233,7 @@ def test_without_torch_a_push_says_that_nothing_was_attacked(globex, joined, tmp
     (tmp_path / "mine.txt").write_text("a text\n")
     push = ("contribution", "push", joined, "--model", tuned, "--dry-run", "--texts", str(tmp_path / "mine.txt"))
     code, _, err = globex(*push)
-    assert (code, "gramfuse[collect]" in err) == (1, True)
+    assert (code, "extra `collect`" in err) == (1, True)
 
 
 def test_a_push_names_the_labels_that_were_trained_and_the_plan_says_so(globex, joined, tmp_path):
@@ -299,6 +310,17 @@ def test_a_submitted_job_that_is_cancelled_exits_with_five_and_can_be_retried(ac
     assert code == 5
     assert "error[cancelled]: job linear-1 was cancelled" in err
     assert acme.json("job", "retry", PROJECT, "linear-1")["attempt"] == 2
+
+
+def test_a_withdrawal_asks_of_one_that_is_there_and_ones_own_and_says_what_goes_with_it(acme, globex, merged):
+    (theirs,) = acme.json("contribution", "list", PROJECT, "--organization", "acme")
+    for wrong in ("abcdef", theirs["id"]):
+        code, _, err = globex("contribution", "withdraw", PROJECT, wrong)
+        assert (code, "no contribution of yours begins with" in err) == (1, True)
+    (mine,) = globex.json("contribution", "list", PROJECT, "--organization", "globex")
+    code, _, err = globex("contribution", "withdraw", PROJECT, mine["id"][:8])
+    assert (code, f"Withdraw contribution {mine['id'][:16]} (accepted, of " in err) == (3, True)
+    assert "the files of your answers" in err
 
 
 def test_a_merge_of_old_contributions_says_so_before_it_is_waited_for(acme, globex, merged):

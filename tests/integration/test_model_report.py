@@ -32,6 +32,13 @@ def evaluate(world, request, scores, *, models=("regmean-1",)):
         assert put.status_code == 201, put.text
 
 
+def test_where_the_policy_allows_no_evaluation_the_report_advises_none(acme, world, settings):
+    merged = merge_everybody(world, settings)
+    code, out, _ = acme("model", "report", PROJECT, merged)
+    assert (code, "request create" in out) == (0, False)
+    assert "the policy's `requests` allow none" in out
+
+
 def test_before_anybody_evaluated_it_the_report_says_how_to_ask(acme, merged):
     code, out, _ = acme("model", "report", PROJECT, merged)
     assert code == 0

@@ -9,11 +9,15 @@ import stat
 import subprocess
 import sys
 import urllib.request
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
-from gramfuse_server import commands, receipt_key
+from gramfuse_server import access_commands, commands, receipt_key
+from gramfuse_server.cli import main
+from gramfuse_server.clock import system_clock
 from gramfuse_shared.errors import (
     AuditChainBrokenError,
     ConfigurationError,
@@ -22,6 +26,7 @@ from gramfuse_shared.errors import (
     NotFoundError,
     RequestMalformedError,
 )
+from gramfuse_shared.shell import printing
 from support.collecting import collector
 from support.scraping import free_port, scrape
 
@@ -41,8 +46,21 @@ def command(home, capsys):
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
-        commands.cli(list(arguments), standalone_mode=False)
+        printing.reset_format()
+        commands.command().main(list(arguments), standalone_mode=False)
         return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def in_json(home, capsys):
+    """Runs a command as a program would, and returns what it printed."""
+
+    def run(*arguments: str):
+        capsys.readouterr()
+        assert main([*arguments, "--format", "json"]) == 0
+        return json.loads(capsys.readouterr().out)
 
     return run
 
@@ -86,18 +104,62 @@ def test_a_lost_operator_token_is_recovered_at_the_shell(command):
     assert TOKEN.fullmatch(command("token", "create", "--operator").strip())
 
 
-def test_organizations_and_tokens_are_made_listed_and_revoked_at_the_shell(command):
+def test_organizations_and_tokens_are_made_listed_and_revoked_at_the_shell(command, in_json):
     command("init")
     assert command("org", "create", "acme") == command("org", "create", "acme") == "acme\n"
     token = command("token", "create", "--org", "acme", "--role", "coordinator", "--days", "3").strip()
     identifier = TOKEN.fullmatch(token)[0].split("_")[1]
-    listed = [json.loads(line) for line in command("token", "list").splitlines()]
-    (row,) = [row for row in listed if row["id"] == identifier]
+    (row,) = [row for row in in_json("token", "list") if row["id"] == identifier]
     assert (row["role"], row["organization"], row["revoked_at"]) == ("coordinator", "acme", None)
+    assert row["state"] == "valid"
     assert token.split("_")[2] not in command("token", "list")
-    command("token", "revoke", identifier)
-    listed = {row["id"]: row for row in map(json.loads, command("token", "list").splitlines())}
-    assert listed[identifier]["revoked_at"] is not None
+    assert in_json("org", "list") == [{"name": "acme", "created_at": ANY, "valid_tokens": 1}]
+    assert in_json("token", "revoke", identifier)["state"] == "revoked"
+    (row,) = [row for row in in_json("token", "list") if row["id"] == identifier]
+    assert (row["state"], row["revoked_at"]) == ("revoked", ANY)
+    assert in_json("org", "list")[0]["valid_tokens"] == 0
+
+
+def test_a_token_that_has_expired_is_not_listed_as_a_valid_one(command, in_json, monkeypatch):
+    command("init")
+    made = in_json("token", "create", "--operator", "--days", "1")
+    assert TOKEN.fullmatch(made["token"])
+    monkeypatch.setattr(access_commands, "system_clock", lambda: system_clock() + timedelta(days=2))
+    states = {row["id"]: row["state"] for row in in_json("token", "list")}
+    assert states.pop(made["id"]) == "expired"
+    assert list(states.values()) == ["valid"]
+    assert "expired" in command("token", "list")
+
+
+def test_what_is_shown_once_says_so_on_standard_error(command, capsys):
+    command("init")
+    capsys.readouterr()
+    assert main(["token", "create", "--operator"]) == 0
+    printed = capsys.readouterr()
+    assert TOKEN.fullmatch(printed.out.strip())
+    assert "shown once" in printed.err
+
+
+def test_an_error_is_one_line_with_its_code_in_front_or_one_json_value(command, capsys):
+    command("init")
+    assert main(["org", "create", "Ac Me"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error[request-malformed]: 'Ac Me' cannot be the name of an organization;"
+    )
+    assert main(["org", "create", "Ac Me", "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().err)["code"] == "request-malformed"
+
+
+def test_every_command_that_makes_or_tells_something_does_so_in_json(in_json):
+    first = in_json("init")
+    assert TOKEN.fullmatch(first["operator_token"])
+    assert in_json("init") == first | {"operator_token": None}
+    assert in_json("db", "upgrade") == {"database": first["database"]}
+    assert in_json("org", "create", "acme", "globex") == [{"name": name, "new": True} for name in ("acme", "globex")]
+    assert in_json("org", "create", "acme") == [{"name": "acme", "new": False}]
+    head = in_json("audit", "head")
+    assert in_json("audit", "verify") == head | {"since": None}
+    assert in_json("key", "show") == {"receipt_key": first["receipt_key"], "former": []}
 
 
 def test_organizations_are_created_together_or_not_at_all(command):
@@ -193,12 +255,12 @@ def test_a_database_server_that_is_away_is_told_without_its_password(command, mo
     assert "secret" not in str(told.value)
 
 
-def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command, home, tmp_path, monkeypatch):
-    command("init")
+def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(home, tmp_path, monkeypatch):
+    program = Path(sys.executable).with_name("gramfuse-server")
+    subprocess.run([program, "init"], check=True, capture_output=True)
     metrics_port = free_port()
     monkeypatch.setenv("GRAMFUSE_METRICS_PORT", str(metrics_port))
     port_file = tmp_path / "port"
-    program = Path(sys.executable).with_name("gramfuse-server")
     arguments = [str(program), "serve", "--port", "0", "--port-file", str(port_file)]
     with (
         collector() as (endpoint, spans),
@@ -221,6 +283,7 @@ def test_the_server_starts_on_a_free_port_answers_and_stops_on_a_signal(command,
         process.stdout.read()
         process.stderr.read()
         assert process.wait(timeout=20) in {0, -signal.SIGTERM}
+    assert [path for path in (home, *home.rglob("*")) if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
     assert {(span.service, span.name) for span in spans} == {("gramfuse-api", "GET /readyz")}
 
 

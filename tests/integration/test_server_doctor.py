@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from gramfuse_server import commands, heartbeats, receipt_key, schema
+from gramfuse_server import heartbeats, receipt_key, schema
+from gramfuse_server.cli import main
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import open_database, transaction
 from gramfuse_server.doctor.configuration import describe_database
@@ -34,7 +35,7 @@ def doctor(home, capsys):
 
     def run() -> tuple[int, dict[str, dict[str, str]]]:
         capsys.readouterr()
-        code = commands.cli(["doctor", "--format", "json"], standalone_mode=False)
+        code = main(["doctor", "--format", "json"])
         printed = json.loads(capsys.readouterr().out)
         assert (printed["format"], printed["version"]) == ("gramfuse/doctor/1", __version__)
         return code or 0, {check["name"]: check for check in printed["checks"]}
@@ -126,7 +127,7 @@ def test_a_database_of_no_kind_and_one_that_is_not_there_are_told(doctor, monkey
 
 def test_people_see_a_table_with_what_to_do_and_the_exit_code_says_that_something_failed(home, capsys):
     (home / "receipt-key.pem").chmod(0o644)
-    assert commands.cli(["doctor"], standalone_mode=False) == 1
+    assert main(["doctor"]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("failed   receipt key ")]
     assert [line for line in printed if line.endswith(f"→ run `chmod 600 {home / 'receipt-key.pem'}`")]

@@ -14,6 +14,7 @@ from gramfuse_server.database import reading, transaction
 from gramfuse_server.tables import AuditRow, ModelRow
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.errors import NotConfirmedError, ReceiptInvalidError, StateError
+from gramfuse_shared.shell import printing
 from support.client_world import URL, Site
 from support.server_world import World
 from support.worker_world import InProcessWorker, be_ready
@@ -56,7 +57,8 @@ def server(begun, portal, monkeypatch, capsys):
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
-        commands.cli([*arguments], standalone_mode=False)
+        printing.reset_format()
+        commands.command().main([*arguments], standalone_mode=False)
         return capsys.readouterr().out
 
     operated = Operated(world, settings, portal, run)

@@ -11,6 +11,7 @@ from gramfuse_server.database import open_database, reading
 from gramfuse_server.jobs import worker_configuration
 from gramfuse_server.tables import ModelRow
 from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.shell import printing
 from support.client_world import Site
 from support.server_world import World
 from support.worker_world import InProcessWorker, be_ready, contribute
@@ -47,7 +48,8 @@ def at_shell(monkeypatch):
     def run(settings, *arguments: str) -> None:
         monkeypatch.setenv("GRAMFUSE_SERVER_HOME", str(settings.server_home))
         monkeypatch.setenv("GRAMFUSE_DATABASE_URL", settings.database_url.get_secret_value())
-        assert not commands.cli([*arguments], standalone_mode=False)
+        printing.reset_format()
+        assert not commands.command().main([*arguments], standalone_mode=False)
 
     return run
 

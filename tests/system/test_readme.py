@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gramfuse.cli.main import main
-from gramfuse_server.commands import cli
+from gramfuse_server.cli import main as server_main
 from support.checkout import REPOSITORY, clone, make_environment
 
 DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md")
@@ -82,9 +82,7 @@ def _help(path: tuple[str, ...]) -> int:
     """Run `COMMAND --help` in this process: a new one for each would take half a minute."""
     if path[0] == "gramfuse":
         return main([*path[1:], "--help"])
-    with pytest.raises(SystemExit) as ended:
-        cli([*path[1:], "--help"])
-    return int(ended.value.code or 0)
+    return server_main([*path[1:], "--help"])
 
 
 def _command_path(words: list[str]) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def server(light) -> Installation:
     """The light client's environment, checked to be light, with the server added."""
     assert light.modules(*HEAVY) == set()
     said = light.run("gramfuse-server", "init", exit_code=1)
-    assert 'pip install "gramfuse[server]"' in said
+    assert 'pip install ".[server]"' in said
     assert "Traceback" not in said
     light.install("[server]")
     return light
@@ -95,10 +95,10 @@ def test_the_server_needs_no_torch_and_its_database_is_set_up_from_the_wheel(ser
 @pytest.mark.parametrize(
     ("program", "arguments", "extra"),
     [
-        ("gramfuse", ["stats", "collect", "--model", "x", "--texts", "y"], "gramfuse[collect]"),
-        ("gramfuse", ["merge", "recipe.yaml", "out"], "gramfuse[collect]"),
-        ("gramfuse", ["audit", "--model", "x"], "gramfuse[collect]"),
-        ("gramfuse-server", ["worker"], "gramfuse[worker]"),
+        ("gramfuse", ["stats", "collect", "--model", "x", "--texts", "y"], ".[collect]"),
+        ("gramfuse", ["merge", "recipe.yaml", "out"], ".[collect]"),
+        ("gramfuse", ["audit", "--model", "x"], ".[collect]"),
+        ("gramfuse-server", ["worker"], ".[worker]"),
     ],
 )
 def test_a_command_whose_extra_is_missing_says_what_to_install(server, tmp_path, program, arguments, extra):

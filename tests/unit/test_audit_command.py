@@ -123,7 +123,7 @@ def test_without_matplotlib_the_page_says_what_to_install(audit, tmp_path, monke
     for name in ("gramfuse.auditing.page", "gramfuse.auditing.plots"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     code, _, error = audit("--html", tmp_path / "audit.html")
-    assert (code, "gramfuse[report]" in error) == (1, True)
+    assert (code, "extra `report`" in error) == (1, True)
     assert not (tmp_path / "audit.html").exists()
 
 

@@ -116,3 +116,16 @@ def test_credentials_are_plain_json_for_whoever_has_to_repair_them(home):
         "default": URL,
         "servers": {URL: {"token": SECRET, "allow_http": True}},
     }
+
+
+@pytest.mark.parametrize("page", ["/dashboard", "/dashboard/projects/acme.tweets", "/v1/server", "/healthz"])
+def test_the_address_of_a_page_of_the_server_stands_for_the_server(page):
+    assert (
+        normalize_url(f"https://merge.example.org/fusion{page}", allow_http=False) == "https://merge.example.org/fusion"
+    )
+
+
+def test_a_home_that_is_a_file_is_told_as_that(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="is no folder, or below a file; set GRAMFUSE_HOME"):
+        Home(tmp_path / "file").endpoint("http://127.0.0.1:8080")

@@ -1,6 +1,8 @@
 """One connection: which failures are tried again, which class a problem becomes, and what never leaves the process."""
 
 import json
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -199,6 +201,32 @@ def test_a_range_that_was_not_asked_for_is_refused():
     server = Server(httpx.Response(206, content=b"bcd", headers={"Content-Range": "bytes 1-3/4"}))
     with pytest.raises(errors.TransportError, match="Content-Range"), transport_to(server).download("v1/f", start=2):
         pass
+
+
+def test_a_server_that_is_not_there_is_named_by_its_address():
+    endpoint = Endpoint("http://127.0.0.1:9", Token("gf_a_b"), allow_http=False)
+    transport = Transport(endpoint, retry=RetryRule(attempts=1))
+    with pytest.raises(errors.TransportError, match=r"the server at http://127\.0\.0\.1:9 could not be reached: "):
+        transport.call("GET", "v1/server")
+
+
+def test_a_server_that_speaks_no_tls_is_told_in_words():
+    with socketserver.TCPServer(("127.0.0.1", 0), PlainAnswer) as plain:
+        threading.Thread(target=plain.serve_forever, daemon=True).start()
+        address = f"https://127.0.0.1:{plain.server_address[1]}"
+        transport = Transport(Endpoint(address, Token("gf_a_b"), allow_http=False))
+        with pytest.raises(errors.TransportError, match="speaks no TLS there: is it http://") as told:
+            transport.call("GET", "v1/server")
+        plain.shutdown()
+    assert told.value.facts["retryable"] is False
+
+
+class PlainAnswer(socketserver.BaseRequestHandler):
+    """Answers whatever it hears as an HTTP server without TLS does."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

@@ -179,6 +179,21 @@ def test_an_unknown_key_of_a_policy_is_refused_by_name():
         Policy.parse('{"embedings": "average"}')
 
 
+@pytest.mark.parametrize(
+    ("read", "text", "told"),
+    [
+        (Policy.parse, '{"minimum_cohrt": 3}', "did you mean minimum_cohort?"),
+        (Policy.parse, '{"release": {"metric": "f1", "maen": 0.5}}', "release.maen .*did you mean mean?"),
+        (Policy.parse, '{"zzz": 1}', r"known are advised_rows_per_dimension, aggregation, .*, scales\)"),
+        (parse_recipe, "merge_method: regmean\nparameters: {alfa: 0.5}", "parameters.alfa .*did you mean alpha?"),
+        (parse_recipe, "merge_method: regmean\nmodels: [{modell: acme}]", r"models.0.modell .*did you mean model\?"),
+    ],
+)
+def test_a_key_that_is_not_known_is_told_with_the_likely_one_or_all(read, text, told):
+    with pytest.raises(GramfuseError, match=told):
+        read(text)
+
+
 # --- recipes -------------------------------------------------------------------------------------------------------
 
 

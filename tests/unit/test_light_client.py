@@ -70,4 +70,4 @@ def test_without_torch_every_name_that_needs_it_says_what_to_install():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = run.stdout.splitlines()
     assert len(lines) == 5
-    assert all('pip install "gramfuse[collect]"' in line for line in lines)
+    assert all('pip install ".[collect]"' in line for line in lines)

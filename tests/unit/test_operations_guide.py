@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from gramfuse.cli.main import app
-from gramfuse_server.commands import cli
+from gramfuse_server.commands import command
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import TensorInfo
@@ -19,7 +19,7 @@ from gramfuse_shared.contract.statistics_file import packed_length
 
 ROOT = Path(__file__).parents[2]
 GUIDES = {name: (ROOT / "docs" / name).read_text() for name in ("operations.md", "deployment.md")}
-PROGRAMS = {"gramfuse": get_command(app), "gramfuse-server": get_command(cli)}
+PROGRAMS = {"gramfuse": get_command(app), "gramfuse-server": command()}
 SPOKEN = re.compile(r"`((?:gramfuse|gramfuse-server) [^`]+)`")
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -123,5 +123,5 @@ def test_an_endpoint_that_is_none_is_told(monkeypatch):
 
 def test_without_botocore_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "botocore.session", None)
-    with pytest.raises(ExtraMissingError, match=r'pip install "gramfuse\[direct\]"'):
+    with pytest.raises(ExtraMissingError, match=r'pip install "\.\[direct\]"'):
         direct_to()

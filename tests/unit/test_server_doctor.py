@@ -195,7 +195,7 @@ def fake_torch(monkeypatch):
 def test_without_torch_the_device_is_nobodys_business(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     found = check_device("cuda")
-    assert (found.verdict, "gramfuse[worker]" in found.found) == ("ok", True)
+    assert (found.verdict, "extra `worker`" in found.found) == ("ok", True)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def read_participation(path: Path) -> Participation:
         msg = f"{path} is not YAML: {error}"
         raise ConfigurationError(msg) from error
     except ValidationError as error:
-        raise ConfigurationError(describe_validation(str(path), error.errors())) from error
+        raise ConfigurationError(describe_validation(str(path), error.errors(), Participation)) from error
     return _resolved(parsed, path.parent)
 
 

@@ -11,7 +11,6 @@ from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.contributing.virtual_files import VirtualFile
 from gramfuse.naming import name_patterns
 from gramfuse.securing.describing import describe_stage
-from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.calibration import BINS, CalibrationHistograms
 from gramfuse_shared.contract.manifest import BaseManifest, FileEntry, StatisticsSection, TapInfo
@@ -23,6 +22,7 @@ from gramfuse_shared.contract.rules import weights_that_may_leave, why_tap_stays
 from gramfuse_shared.contract.secure_session import SessionManifest
 from gramfuse_shared.contract.withholding import IN_SHORT, Obstacle, explain_obstacle, find_obstacle
 from gramfuse_shared.errors import ArchitectureMismatchError, PolicyViolationError
+from gramfuse_shared.units import format_bytes
 
 if TYPE_CHECKING:
     from gramfuse.measuring.head import HeadStatistics

@@ -8,6 +8,7 @@ from gramfuse.contributing.draft import Draft
 from gramfuse.contributing.plan import TapDecision
 from gramfuse_shared.contract.manifest import BaseManifest, TensorInfo
 from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.extras import how_to_install
 from gramfuse_shared.version import __version__
 
 
@@ -26,7 +27,7 @@ def draft_report(draft: Draft, subject: Subject, base: BaseManifest, policy: Pol
 
 def headers_alone(draft: Draft, subject: Subject, base: BaseManifest, policy: Policy, because: str) -> AuditReport:
     """Return a report on which nothing was looked at or attacked, and that says why; not judged yet."""
-    remedy = 'pip install "gramfuse[collect]"'
+    remedy = how_to_install("collect")
     unrun = tuple(
         NotRun(what=what, because=because, remedy=remedy)
         for what in ("effective rank", "token counts, membership", "embeddings")

@@ -116,4 +116,4 @@ def read_thresholds(path: Path) -> Thresholds:
         msg = f"{path} is not YAML: {error}"
         raise ConfigurationError(msg) from error
     except ValidationError as error:
-        raise ConfigurationError(describe_validation(str(path), error.errors())) from error
+        raise ConfigurationError(describe_validation(str(path), error.errors(), Thresholds)) from error

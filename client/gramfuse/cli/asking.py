@@ -2,6 +2,7 @@
 
 import sys
 
+from gramfuse.cli import output
 from gramfuse_shared.errors import NotConfirmedError
 
 
@@ -30,3 +31,8 @@ def is_confirmed(question: str, *, yes: bool, option: str = "--yes") -> bool:
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def tell_before_asking(text: str, *, yes: bool) -> None:
+    """Show what a question is about: to people always, to a program only where a person sits before it and is asked."""
+    output.note(text, always=not yes and sys.stdin.isatty())

@@ -29,17 +29,14 @@ from gramfuse_shared.extras import requiring_extras
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse audit --project acme.tweets --model tuned --statistics statistics.safetensors
+    gramfuse audit --project acme.tweets --model tuned --statistics statistics.safetensors
+    gramfuse audit --policy policy.yaml --base base --model tuned --statistics statistics.safetensors --out audit.json
+    gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --html audit.html
+    gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --refuse-above 0.8
 
-gramfuse audit --policy policy.yaml --base base --model tuned --statistics statistics.safetensors --out audit.json
-
-gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --html audit.html
-
-gramfuse audit --project acme.tweets --model tuned --statistics s.safetensors --texts mine.jsonl --refuse-above 0.8
-
-[b]Exit codes[/b] 0 nothing refuses, warnings or not · 3 a threshold refuses
+Exit codes: 0 nothing refuses, warnings or not · 3 a threshold refuses
 """
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from gramfuse.cli import output
 from gramfuse.progress import OnProgress, Progress, Stage
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.http_api import Job, JobLayers
+from gramfuse_shared.units import format_bytes
 
 if TYPE_CHECKING:
     from gramfuse.measuring.inference import Progress as Measured
@@ -131,12 +131,13 @@ def describe_job(seen: Job) -> str:
     return " · ".join(words)
 
 
-def describe_layers(layers: JobLayers) -> str:
-    """Write how many linear layers are solved, and where to read why the others are not."""
+def describe_layers(seen: Job, layers: JobLayers) -> str:
+    """Write how many linear layers of a job are solved, and where to read why the others are not."""
     counts = f"{layers.solved} of {layers.solved + layers.averaged} linear layers solved"
     if not layers.averaged:
         return counts
-    return f"{counts}, {layers.averaged} averaged for want of statistics (`gramfuse job logs` says whose)"
+    where = f"gramfuse job logs {seen.project} {seen.id}"
+    return f"{counts}, {layers.averaged} averaged for want of statistics (`{where}` says whose)"
 
 
 class _TokenRate(rich_progress.ProgressColumn):

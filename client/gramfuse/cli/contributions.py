@@ -9,16 +9,16 @@ import typer
 
 from gramfuse.auditing.telling import told_in_push
 from gramfuse.cli import output, session
-from gramfuse.cli.asking import is_confirmed, require_confirmed
+from gramfuse.cli.asking import is_confirmed, require_confirmed, tell_before_asking
 from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption, chosen_auditing
 from gramfuse.cli.measuring import DeviceOption, PairFieldOption, TextFieldOption, TokensOption
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
 from gramfuse.measuring.texts import Fields
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.extras import requiring_extras
 from gramfuse_shared.reporting.contributions import why_passed_over
+from gramfuse_shared.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,8 +108,8 @@ def push(
         with bars.transfer() as on_progress:
 
             def confirm(plan: "ContributionPlan") -> bool:
-                output.note(str(plan), always=not yes)
-                output.note(told_in_push(reports[-1]), always=not yes)
+                tell_before_asking(str(plan), yes=yes)
+                tell_before_asking(told_in_push(reports[-1]), yes=yes)
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
             sent = client.push(project, **sources, auditing=auditing, confirm=confirm, on_progress=on_progress)
@@ -214,11 +214,17 @@ def withdraw(
 ) -> None:
     """Withdraw a contribution: no new merge takes it, its bytes are deleted after 24 hours; published models stay.
 
-    An older contribution of yours does not come back in its place: push again to take part.
+    The files and histograms of your answers to requests go with it; scores that others have seen stay. An older
+    contribution of yours does not come back in its place: push again to take part.
 
     Example: gramfuse contribution withdraw acme.tweets 5f2c01
     """
-    require_confirmed(f"Withdraw {contribution} from {project}?", yes=yes)
     with session.open_client() as client:
-        withdrawn = client.withdraw(project, contribution)
+        found = client.own_contribution(project, contribution)
+        require_confirmed(
+            f"Withdraw contribution {found.id[:16]} ({found.state}, of {found.created_at:%Y-%m-%d %H:%M} UTC) from "
+            f"{project}, and with it the files of your answers to requests?",
+            yes=yes,
+        )
+        withdrawn = client.withdraw(project, found.id)
     output.show(withdrawn, lambda console: console.print(f"{withdrawn.state}: {withdrawn.id}", markup=False))

@@ -31,26 +31,25 @@ from gramfuse.privacy.collecting import collect_privately
 from gramfuse.privacy.curve import EPSILONS, measure_member, privacy_curve
 from gramfuse.privacy.gaussian import epsilon_of, mu_of
 from gramfuse.privacy.ledger import Ledger, Release, spent
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.privacy import COVERS, Noised, PrivacyBudget
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.merging.scales import load_scales
+from gramfuse_shared.units import format_bytes
 
-app = typer.Typer(no_args_is_help=True, help=f"Differential privacy of Gram matrices. {COVERS}.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=f"Differential privacy of Gram matrices. {COVERS}.")
 
 DEFAULT_DELTA = 1e-5
 
-_COLLECT_EXAMPLES = """[b]Examples[/b]
+_COLLECT_EXAMPLES = """Examples:
 
-gramfuse dp collect --project acme.tweets --model tuned --texts mine.jsonl
-
-gramfuse dp collect --scales scales.safetensors --epsilon 8 --delta 1e-6 --model tuned --texts mine.jsonl
+    gramfuse dp collect --project acme.tweets --model tuned --texts mine.jsonl
+    gramfuse dp collect --scales scales.safetensors --epsilon 8 --delta 1e-6 --model tuned --texts mine.jsonl
 """
 
-_CURVE_EXAMPLES = """[b]Example[/b]: your own model and texts beside the base model and public ones
+_CURVE_EXAMPLES = """Example: your own model and texts beside the base model and public ones
 
-gramfuse dp curve scales.safetensors --model tuned --texts mine.jsonl --model base --texts public.jsonl
+    gramfuse dp curve scales.safetensors --model tuned --texts mine.jsonl --model base --texts public.jsonl
 """
 
 

@@ -25,15 +25,13 @@ from gramfuse.evaluating.labelled_texts import LabelFields, read_texts_of_task
 from gramfuse.evaluating.tasks import task_of
 from gramfuse.measuring.texts import Fields
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse evaluate --model merged --texts held-out.jsonl
-
-gramfuse evaluate --model merged --texts ner.jsonl --tokens tokens --tags tags
-
-gramfuse evaluate --model nli --texts folder --split test --text-field premise --pair-field hypothesis
+    gramfuse evaluate --model merged --texts held-out.jsonl
+    gramfuse evaluate --model merged --texts ner.jsonl --tokens tokens --tags tags
+    gramfuse evaluate --model nli --texts folder --split test --text-field premise --pair-field hypothesis
 """
 
 

@@ -35,18 +35,16 @@ from gramfuse.evaluating.tasks import task_of
 from gramfuse.measuring.fisher_collection import collect_fisher
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import FisherMetadata
 from gramfuse_shared.contract.manifest import FisherParameter, Labels
 from gramfuse_shared.errors import ConfigurationError
+from gramfuse_shared.units import format_bytes
 
-EXAMPLES = """[b]Examples[/b]
+EXAMPLES = """Examples:
 
-gramfuse stats fisher --model tuned --texts mine.jsonl --out fisher.safetensors
-
-gramfuse stats fisher --model tuned --texts ner.jsonl --tokens tokens --examples 5000 --base base
-
-gramfuse stats fisher --model tuned --texts labelled.jsonl --labels given --label-field sentiment
+    gramfuse stats fisher --model tuned --texts mine.jsonl --out fisher.safetensors
+    gramfuse stats fisher --model tuned --texts ner.jsonl --tokens tokens --examples 5000 --base base
+    gramfuse stats fisher --model tuned --texts labelled.jsonl --labels given --label-field sentiment
 """
 
 

@@ -214,7 +214,7 @@ def _show(job: Job) -> None:
         ("job", f"{job.id} ({job.recipe.merge_method})"),
         ("state", describe_job(job)),
         ("progress", f"{job.progress:.0%}"),
-        *([("layers", describe_layers(job.layers))] if job.layers else []),
+        *([("layers", describe_layers(job, job.layers))] if job.layers else []),
         ("cohort", ", ".join(member.organization for member in job.cohort)),
     ]
     if job.error is not None:

@@ -17,6 +17,7 @@ from gramfuse.extras import EXTRAS
 from gramfuse_shared.errors import GramfuseError
 from gramfuse_shared.extras import requiring_extras
 from gramfuse_shared.imports import imports_kept
+from gramfuse_shared.shell.commands import declare_format, finish, run_command
 from gramfuse_shared.version import __version__
 
 
@@ -87,27 +88,7 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - click moved between Typer'
     if lazy.command is not None:
         command = command.commands[lazy.command]
     command.name = name
-    _add_format_option(command)
-    return command
-
-
-def _add_format_option(command: Any) -> None:  # noqa: ANN401 - click moved between Typer's versions
-    """Let every command take --format, so that each need not declare it."""
-    if isinstance(command, typer.core.TyperGroup):
-        for child in command.commands.values():
-            _add_format_option(child)
-    elif not any("--format" in parameter.opts for parameter in command.params):
-        command.params.append(_format_option())
-
-
-def _format_option() -> Any:  # noqa: ANN401 - click moved between Typer's versions
-    app = typer.Typer(add_completion=False)
-
-    @app.command()
-    def _declaration(_format: output.FormatOption = None) -> None:
-        """Declare the option once, by the same means as any other."""
-
-    return next(parameter for parameter in typer.main.get_command(app).params if "--format" in parameter.opts)
+    return finish(command, declare_format, declare_connection)
 
 
 app = typer.Typer(
@@ -126,11 +107,46 @@ def _print_version(*, wanted: bool) -> None:
         raise typer.Exit
 
 
+def _choose_url(value: str | None) -> str | None:
+    from gramfuse.cli import session  # noqa: PLC0415 - the option matters only where a command runs
+
+    session.choose(url=value)
+    return value
+
+
+def _choose_http(value: bool | None) -> bool | None:
+    from gramfuse.cli import session  # noqa: PLC0415 - as above
+
+    session.choose(allow_http=value)
+    return value
+
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="The server, if not the one signed in to.", callback=_choose_url, expose_value=False, hidden=True
+    ),
+]
+AllowHttpOption = Annotated[
+    bool | None,
+    typer.Option("--allow-http", help="As before the command.", callback=_choose_http, expose_value=False, hidden=True),
+]
+
+
+def declare_connection(_url: UrlOption = None, _allow_http: AllowHttpOption = None) -> None:
+    """Declare the options of the connection, so that they may stand behind a command, too."""
+
+
 @app.callback()
 def root(
     _format: output.FormatOption = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="The server, if not the one signed in to.", envvar="GRAMFUSE_URL")
+        str | None,
+        typer.Option(
+            "--url",
+            help="The server, if not the one signed in to. Like the next one, before the command or behind it.",
+            envvar="GRAMFUSE_URL",
+        ),
     ] = None,
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Permit http:// to other machines: the token travels in the clear.")
@@ -143,47 +159,32 @@ def root(
 
     A first round, step by step:
 
-    gramfuse login https://merge.example.org
-
-    gramfuse project join acme.tweets
-
-    gramfuse project base pull acme.tweets base
-
-    gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
-
-    gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors
-
-    gramfuse job wait acme.tweets regmean-1
-
-    gramfuse model pull acme.tweets regmean-1 merged
+        gramfuse login https://merge.example.org
+        gramfuse project join acme.tweets
+        gramfuse project base pull acme.tweets base
+        gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
+        gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors
+        gramfuse job wait acme.tweets regmean-1
+        gramfuse model pull acme.tweets regmean-1 merged
     """
     from gramfuse.cli import session  # noqa: PLC0415 - the options matter only where a command runs
 
+    session.begin()
     session.choose(url=url, allow_http=allow_http)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
-    output.reset_format()
+    command = finish(typer.main.get_command(app))
     try:
-        typer.main.get_command(app).main(args=list(sys.argv[1:] if arguments is None else arguments))
+        code = run_command(command, list(sys.argv[1:] if arguments is None else arguments))
     except GramfuseError as error:
         return output.report_error(error)
     except KeyboardInterrupt:
-        return output.EXIT_INTERRUPTED
-    except SystemExit as request:
-        return _exit_code(request)
-    return output.EXIT_OK
-
-
-def _exit_code(request: SystemExit) -> int:
-    if request.code is None:
-        return output.EXIT_OK
-    if not isinstance(request.code, int):
-        return output.EXIT_ERROR
-    if request.code == output.EXIT_INTERRUPTED:
+        code = output.EXIT_INTERRUPTED
+    if code == output.EXIT_INTERRUPTED:
         output.note("interrupted; running the same command again resumes")
-    return request.code
+    return code
 
 
 def run() -> None:

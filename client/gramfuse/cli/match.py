@@ -25,15 +25,13 @@ from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
 from gramfuse_shared.errors import ConfigurationError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse match tuned base
-
-gramfuse match tuned base --texts mine.jsonl --examples 500
-
-gramfuse match tuned merged --out aligned
+    gramfuse match tuned base
+    gramfuse match tuned base --texts mine.jsonl --examples 500
+    gramfuse match tuned merged --out aligned
 """
 
 

@@ -11,24 +11,21 @@ from gramfuse.cli import bars, output
 from gramfuse.cli.devices import Device
 from gramfuse.local_merging import MergedModel, merge
 from gramfuse.merge_report import describe_merge
-from gramfuse.units import format_bytes
 from gramfuse.whole_files import written_whole
+from gramfuse_shared.units import format_bytes
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLE = """[b]Example[/b]
+_EXAMPLE = """Example:
 
-gramfuse merge recipe.yaml merged
+    gramfuse merge recipe.yaml merged
 
 with this recipe.yaml, whose paths start from its own folder:
 
-merge_method: regmean
-
-base_model: base
-
-models: \\[{model: tuned-a}, {model: tuned-b, parameters: {weight: 0.5}}]
-
-parameters: {alpha: 0.9}
+    merge_method: regmean
+    base_model: base
+    models: [{model: tuned-a}, {model: tuned-b, parameters: {weight: 0.5}}]
+    parameters: {alpha: 0.9}
 """
 
 

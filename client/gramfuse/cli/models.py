@@ -11,8 +11,8 @@ from gramfuse.cli.devices import Device
 from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
 from gramfuse.naming import name_patterns
-from gramfuse.units import format_bytes
 from gramfuse_shared.extras import requiring_extras
+from gramfuse_shared.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

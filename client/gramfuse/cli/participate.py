@@ -10,32 +10,26 @@ from gramfuse.answering.configuration import Participation, read_participation
 from gramfuse.answering.participating import Handled, participate
 from gramfuse.answering.prepared import PreparedAnswer
 from gramfuse.cli import bars, output, session
-from gramfuse.cli.asking import is_confirmed
+from gramfuse.cli.asking import is_confirmed, tell_before_asking
 from gramfuse.cli.measuring import first_interrupt
 from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.errors import CancelledError, GramfuseError
 
 app = typer.Typer(add_completion=False)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse participate participate.yaml
-
-gramfuse participate participate.yaml --watch --every 60
+    gramfuse participate participate.yaml
+    gramfuse participate participate.yaml --watch --every 60
 
 A configuration, whose paths start from its own folder:
 
-project: acme.tweets
-
-model: tuned
-
-held_out: {texts: test.jsonl, tokens: tokens, tags: tags}
-
-measured: {texts: mine.jsonl, tokens: tokens}
-
-calibrated: {texts: dev.jsonl, tokens: tokens, tags: tags}
-
-allow: [evaluate]
+    project: acme.tweets
+    model: tuned
+    held_out: {texts: test.jsonl, tokens: tokens, tags: tags}
+    measured: {texts: mine.jsonl, tokens: tokens}
+    calibrated: {texts: dev.jsonl, tokens: tokens, tags: tags}
+    allow: [evaluate]
 """
 
 
@@ -99,7 +93,7 @@ def _answer(
     skip: Collection[str] = (),
 ) -> list[Handled]:
     def confirm(prepared: PreparedAnswer) -> bool:
-        output.note(str(prepared), always=not yes)
+        tell_before_asking(str(prepared), yes=yes)
         return is_confirmed(f"Send this answer to {prepared.answer.request} of {prepared.answer.project}?", yes=yes)
 
     with session.open_client() as client:

@@ -26,4 +26,4 @@ def read_policy(path: Path) -> Policy:
         msg = f"{path} is not YAML: {error}"
         raise DocumentMalformedError(msg) from error
     except ValidationError as error:
-        raise DocumentMalformedError(describe_validation(str(path), error.errors())) from error
+        raise DocumentMalformedError(describe_validation(str(path), error.errors(), Policy)) from error

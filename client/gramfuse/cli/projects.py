@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from gramfuse.cli import output, session
-from gramfuse.cli.asking import require_confirmed
-from gramfuse.units import format_bytes
+from gramfuse.cli.asking import require_confirmed, tell_before_asking
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.http_api import Contribution, Participant, PolicyVersion, Project
 from gramfuse_shared.contract.identity import fingerprint_of
 from gramfuse_shared.errors import NotConfirmedError
 from gramfuse_shared.reporting.contributions import progress_told, spoken_of, why_passed_over
 from gramfuse_shared.reporting.policies import policy_differences, policy_text
+from gramfuse_shared.units import format_bytes
 
 ProjectArgument = Annotated[
     str, typer.Argument(metavar="PROJECT", help="acme.tweets, or tweets where only one project is called so.")
@@ -137,24 +137,29 @@ def join(
     with session.open_client() as client:
         found = client.project(project)
         current = client.policy(found.id)
-        output.note(policy_text(current), always=accept_policy is None)
+        is_accepted = client.has_accepted(found)
+        if not is_accepted:
+            tell_before_asking(policy_text(current), yes=accept_policy is not None)
         accepted = next(
             (one.accepted_policy for one in found.participants if one.organization == client.organization), None
         )
         if accepted is not None and accepted.version != current.version:
             before = client.policy(found.id, accepted.version)
-            output.note(_differences(before, current), always=accept_policy is None)
+            tell_before_asking(_differences(before, current), yes=accept_policy is not None)
         if accept_policy is not None and accept_policy != current.digest:
             msg = (
                 f"the current policy is version {current.version} with digest {current.digest}, not "
                 f"{accept_policy}; read it before you accept it"
             )
             raise NotConfirmedError(msg, version=current.version, digest=current.digest)
-        require_confirmed(
-            f"Accept version {current.version} of the policy of {project} for your organization?",
-            yes=accept_policy is not None,
-            option=f"--accept-policy {current.digest}",
-        )
+        if is_accepted:
+            output.note(f"your organization has accepted version {current.version} already")
+        else:
+            require_confirmed(
+                f"Accept version {current.version} of the policy of {project} for your organization?",
+                yes=accept_policy is not None,
+                option=f"--accept-policy {current.digest}",
+            )
         acceptance = client.accept_policy(found.id, current.digest)
         sent = client.contributions(found.id, organization=client.organization) if accepted is not None else ()
     output.show(

@@ -28,13 +28,14 @@ from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.merging.scales import Scales, load_scales
 
-app = typer.Typer(no_args_is_help=True, help="How large a base model's features are on public text.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="How large a base model's features are on public text."
+)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse scales collect base public.jsonl -o scales.safetensors
-
-gramfuse project create tweets --base base --policy policy.yaml --scales scales.safetensors
+    gramfuse scales collect base public.jsonl -o scales.safetensors
+    gramfuse project create tweets --base base --policy policy.yaml --scales scales.safetensors
 """
 
 

@@ -25,10 +25,16 @@ class Options:
 _options = Options()
 
 
-def choose(*, url: str | None, allow_http: bool) -> None:
-    """Remember the global options of this command line."""
+def begin() -> None:
+    """Begin a command line anew."""
     global _options  # noqa: PLW0603 - one process runs one command line
-    _options = Options(url=url, allow_http=allow_http)
+    _options = Options()
+
+
+def choose(*, url: str | None = None, allow_http: bool | None = None) -> None:
+    """Remember options of this command line; one that was not given changes nothing."""
+    global _options  # noqa: PLW0603 - as above
+    _options = Options(url=url or _options.url, allow_http=bool(allow_http) or _options.allow_http)
 
 
 def options() -> Options:

@@ -34,22 +34,20 @@ from gramfuse.contributing.loading import open_fisher_file, open_statistics_file
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.naming import folded, name_pattern
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.manifest import TapInfo, Weighting
 from gramfuse_shared.contract.privacy import COVERS
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
+from gramfuse_shared.units import format_bytes
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model on your own texts.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure a model on your own texts.")
 app.command("fisher", epilog=EXAMPLES)(fisher_command)
 
-_EXAMPLES = """[b]Examples[/b]
+_EXAMPLES = """Examples:
 
-gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
-
-gramfuse stats collect --model tuned --texts ner.jsonl --tokens tokens --examples 5000
-
-gramfuse stats collect --model nli --texts folder-of-datasets --split train --text-field premise --pair-field hypothesis
+    gramfuse stats collect --model tuned --texts mine.jsonl --out statistics.safetensors
+    gramfuse stats collect --model tuned --texts ner.jsonl --tokens tokens --examples 5000
+    gramfuse stats collect --model nli --texts folder --split train --text-field premise --pair-field hypothesis
 """
 
 

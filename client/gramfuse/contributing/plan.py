@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns, number_ranges
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.manifest import (
     FisherParameter,
     LeftOut,
@@ -19,6 +18,7 @@ from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.privacy import COVERS, Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
+from gramfuse_shared.units import format_bytes
 
 WEIGHTS_FILE_NAME: Final = "weights.safetensors"
 STATISTICS_FILE_NAME: Final = "statistics.safetensors"

@@ -3,9 +3,9 @@
 from typing import Final
 
 from gramfuse.naming import name_patterns
-from gramfuse.units import format_bytes
 from gramfuse_shared.contract.secure import Masked, Message, SurvivorsMessage
 from gramfuse_shared.contract.secure_session import SessionManifest, weighted_name
+from gramfuse_shared.units import format_bytes
 
 _WORD_BYTES: Final = 8
 

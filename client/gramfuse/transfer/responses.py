@@ -17,6 +17,8 @@ MAX_ANSWER_BYTES: Final = 4 * limits.MAX_DOCUMENT_BYTES
 GATEWAY_STATUSES: Final = frozenset({429, 502, 503, 504})
 """What carries no problem document, and comes from a proxy on the way or from a store that is busy."""
 SERVER: Final = "the server"
+_PLAIN_ANSWER: Final = "WRONG_VERSION_NUMBER"
+"""What OpenSSL says of an answer in plain HTTP."""
 
 
 @contextlib.contextmanager
@@ -32,6 +34,9 @@ def translated(peer: str = SERVER) -> Iterator[None]:
                 f"signed it, set {CERTIFICATES_VARIABLE} to a file with that authority's certificate"
             )
             raise TransportError(msg, cause=type(untrusted).__name__, retryable=False) from error
+        if _PLAIN_ANSWER in str(error):
+            msg = f"{peer} speaks no TLS there: is it http:// (--allow-http), or another port?"
+            raise TransportError(msg, cause=type(error).__name__, retryable=False) from error
         msg = f"{peer} could not be reached: {str(error) or type(error).__name__}"
         raise TransportError(msg, cause=type(error).__name__) from error
     except httpx.InvalidURL as error:

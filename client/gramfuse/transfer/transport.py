@@ -14,7 +14,7 @@ from gramfuse.config import Endpoint, is_loopback
 from gramfuse.transfer.certificates import trusted_certificates
 from gramfuse.transfer.events import Event, parse_events
 from gramfuse.transfer.refusals import raise_problem
-from gramfuse.transfer.responses import POOL, USER_AGENT, chunks, first_byte, read_bounded, translated
+from gramfuse.transfer.responses import POOL, SERVER, USER_AGENT, chunks, first_byte, read_bounded, translated
 from gramfuse.transfer.retrying import PATIENT, RetryRule, is_retryable
 from gramfuse.transfer.store import Store, StoreUnreachableError, named
 from gramfuse_shared.contract.http_api import (
@@ -255,7 +255,7 @@ class Transport:
 
     @contextlib.contextmanager
     def _sent(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:  # noqa: ANN401 - httpx's own
-        with translated():
+        with translated(f"{SERVER} at {self.endpoint.url}"):
             response = self._client.send(self._client.build_request(method, path.lstrip("/"), **request), stream=True)
         try:
             if not response.is_success:

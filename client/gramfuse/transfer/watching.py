@@ -163,6 +163,6 @@ def _require_succeeded(job: Job) -> Job:
         raise CancelledError(msg, job=job.id)
     if job.state == "failed":
         cause = f": {job.error.message} [{job.error.code}]" if job.error is not None else ""
-        msg = f"job {job.id} failed in attempt {job.attempt}{cause}; see `gramfuse job logs`"
+        msg = f"job {job.id} failed in attempt {job.attempt}{cause}; see `gramfuse job logs {job.project} {job.id}`"
         raise JobFailedError(msg, job=job.id, error=job.error.model_dump() if job.error else None)
     return job

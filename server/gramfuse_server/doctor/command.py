@@ -7,51 +7,41 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from gramfuse_server.settings import load_settings
+from gramfuse_shared.shell import printing
 from gramfuse_shared.version import __version__
 
 if TYPE_CHECKING:
     from gramfuse_server.doctor.findings import Finding, Verdict
 
 
-class OutputFormat(StrEnum):
-    """How findings are printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 FORMAT: Final = "gramfuse/doctor/1"
 _COLORS: Final[Mapping[str, str]] = MappingProxyType({"ok": "green", "warning": "yellow", "failed": "red"})
 
 
-def doctor(
-    output: Annotated[OutputFormat, typer.Option("--format", help="text for people, json for programs.")] = (
-        OutputFormat.TEXT
-    ),
-) -> None:
+def doctor() -> None:
     """Check settings, database, migrations, blob store, receipt key, clocks, device, disks and workers.
 
     Says what to do about what it finds. Run it as the server's user, in its environment. Nothing is changed: one small
     blob is written and removed. Exit code 1 if something failed; a warning is none.
+
+    Examples: gramfuse-server doctor · gramfuse-server doctor --format json
     """
     from gramfuse_server.doctor.examination import examine  # noqa: PLC0415 - the job engine, for this command alone
 
-    tell(examine(load_settings, os.environ), output, FORMAT)
+    tell(examine(load_settings, os.environ), FORMAT)
 
 
-def tell(findings: "Sequence[Finding]", output: OutputFormat, name: str, more: Mapping[str, Any] | None = None) -> None:
+def tell(findings: "Sequence[Finding]", name: str, more: Mapping[str, Any] | None = None) -> None:
     """Print findings as a table with a count of each verdict, or as JSON.
 
     Args:
         findings: masked.
-        output: for whom.
         name: the JSON document's format.
         more: what else the document says.
 
@@ -61,7 +51,7 @@ def tell(findings: "Sequence[Finding]", output: OutputFormat, name: str, more: M
     from gramfuse_server.doctor.findings import worst  # noqa: PLC0415 - as above
 
     verdict = worst(findings)
-    if output is OutputFormat.JSON:
+    if printing.is_json():
         said = {"format": name, "version": __version__, "verdict": verdict, **(more or {})}
         typer.echo(json.dumps(said | {"checks": [asdict(finding) for finding in findings]}, indent=2))
     else:

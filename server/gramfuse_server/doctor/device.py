@@ -18,7 +18,7 @@ def check_device(choice: str, *, drivers: tuple[Path, ...] = NVIDIA) -> Finding:
     try:
         import torch  # noqa: PLC0415 - the API's installation has none
     except ModuleNotFoundError:
-        return ok(_NAME, "torch is not installed: the API needs none; a worker needs `gramfuse[worker]`")
+        return ok(_NAME, "torch is not installed: the API needs none; a worker needs the extra `worker`")
     except (ImportError, OSError) as error:
         reason = str(error).partition("\n")[0]
         return failed(

@@ -13,6 +13,7 @@ from gramfuse_server.clock import system_clock
 from gramfuse_server.database import open_database, reading
 from gramfuse_server.settings import load_settings
 from gramfuse_server.tables import WorkerRow
+from gramfuse_shared.shell import printing
 
 PATIENCE: Final = 6
 """Leases without a sign of life after which the worker is told ill: others took its work over after one."""
@@ -22,6 +23,8 @@ def worker_health() -> None:
     """Tell whether a worker on this host is alive, as the other workers see it: by its heartbeat in the database.
 
     Exit code 1 if none is, or if the database does not answer. Meant for a container, which holds one worker.
+
+    Example: gramfuse-server worker-health
     """
     settings = load_settings()
     database = open_database(settings.database_url)
@@ -33,7 +36,7 @@ def worker_health() -> None:
     if not alive:
         typer.echo(f"no worker on {socket.gethostname()} gave a sign of life", err=True)
         raise typer.Exit(1)
-    typer.echo("\n".join(alive))
+    printing.show(alive, lambda _: typer.echo("\n".join(alive)))
 
 
 def find_alive(session: Session, host: str, now: datetime, lease: timedelta) -> list[str]:

@@ -243,7 +243,7 @@ def _require_same(session: Session, project: ProjectRow, request: ProjectCreate)
         msg = f"{project.id} exists with another base model; choose another name"
         raise ConflictError(msg)
     if first.digest != request.policy.content_digest():
-        msg = f"{project.id} exists with another first policy; publish a new version instead"
+        msg = f"{project.id} exists with another first policy; its next one: `gramfuse project publish {project.id}`"
         raise ConflictError(msg)
 
 

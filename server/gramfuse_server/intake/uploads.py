@@ -17,8 +17,10 @@ from gramfuse_shared.contract.http_api import FileUpload
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.scales_file import SCALES_FILE_NAME
 from gramfuse_shared.errors import QuotaExceededError, StateError, TooLargeError
+from gramfuse_shared.units import format_bytes
 
 _ID_BYTES: Final = 16
+ROOM: Final = "Delete models or withdraw what is not needed, or ask the server's operator to raise the project's quota"
 
 
 def create_upload(
@@ -33,7 +35,8 @@ def create_upload(
     size = sum(file.bytes for file in files)
     used, quota = used_bytes(session, project), quota_of(session.get(ProjectRow, project), settings)
     if used + size > quota:
-        msg = f"{project} holds {used} bytes and may hold {quota}; {size} more do not fit"
+        held = f"{project} holds {format_bytes(used)} and may hold {format_bytes(quota)}"
+        msg = f"{held}: {format_bytes(size)} more do not fit. {ROOM}"
         raise QuotaExceededError(msg, used=used, quota=quota, requested=size)
     upload = UploadRow(
         id=secrets.token_hex(_ID_BYTES),

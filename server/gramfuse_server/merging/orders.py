@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
-from gramfuse_server.intake.uploads import quota_of, used_bytes
+from gramfuse_server.intake.uploads import ROOM, quota_of, used_bytes
 from gramfuse_server.jobs import UNFINISHED, JobQueue
 from gramfuse_server.merging import submission
 from gramfuse_server.merging.documents import find_job
@@ -15,6 +15,7 @@ from gramfuse_server.settings import Settings
 from gramfuse_server.tables import JobRow, ProjectRow, UploadRow
 from gramfuse_shared.contract.http_api import JobCreate
 from gramfuse_shared.errors import QuotaExceededError, StateError
+from gramfuse_shared.units import format_bytes
 
 
 def submit(
@@ -97,5 +98,6 @@ def _require_room(session: Session, project: ProjectRow, settings: Settings) -> 
     size = session.get_one(UploadRow, project.base_upload).bytes
     used, quota = used_bytes(session, project.id) - size, quota_of(project, settings)
     if used + size > quota:
-        msg = f"{project.id} holds {used} bytes and may hold {quota}; a model of {size} does not fit. Delete another"
+        held = f"{project.id} holds {format_bytes(used)} and may hold {format_bytes(quota)}"
+        msg = f"{held}: a model of {format_bytes(size)} does not fit. {ROOM}"
         raise QuotaExceededError(msg, used=used, quota=quota, requested=size)

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from gramfuse_server.doctor.command import OutputFormat, tell
+from gramfuse_server.doctor.command import tell
 from gramfuse_server.settings import load_settings
 
 FORMAT: Final = "gramfuse/verify/1"
@@ -20,14 +20,13 @@ def verify(
     head: Annotated[
         Path | None, typer.Option(help="A file of `audit head`: the audit log has to go on from there.")
     ] = None,
-    output: Annotated[OutputFormat, typer.Option("--format", help="text for people, json for programs.")] = (
-        OutputFormat.TEXT
-    ),
 ) -> None:
     """Check that database, blob store and receipt key belong together, as after a restore. Nothing is changed.
 
     The audit log's chain, the signature of every receipt, and every file that the database names: that it is there,
     with its length, and with --digests its bytes. Exit code 1 if something is missing or other.
+
+    Examples: gramfuse-server verify --digests · gramfuse-server verify --head head-2026-11-27.txt
     """
     from gramfuse_server import audit_log  # noqa: PLC0415 - for this command alone, as all below
     from gramfuse_server.database import open_database  # noqa: PLC0415
@@ -43,4 +42,4 @@ def verify(
         database.close()
     findings = masked(verified.findings, secrets_of(os.environ, settings))
     losses = [asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found} for loss in verified.losses]
-    tell(findings, output, FORMAT, {"digests": digests, "losses": losses})
+    tell(findings, FORMAT, {"digests": digests, "losses": losses})

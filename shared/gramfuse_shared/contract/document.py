@@ -1,7 +1,8 @@
 """The base of every document that travels: frozen, closed, and with one canonical digest."""
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -56,7 +57,7 @@ class Document(BaseModel):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise DocumentMalformedError(describe_validation(cls.__name__, error.errors())) from error
+            raise DocumentMalformedError(describe_validation(cls.__name__, error.errors(), cls)) from error
 
     def canonical(self) -> bytes:
         """Return the document's canonical JSON (RFC 8785)."""
@@ -67,11 +68,47 @@ class Document(BaseModel):
         return sha256_hex(self.canonical())
 
 
-def describe_validation(what: str, errors: Sequence[Any], *, most: int = 5) -> str:
-    """Turn pydantic's list of errors into one sentence a person can act on; values are left out on purpose."""
-    places = [f"{_place(error['loc'])}{_fault(error)}" for error in errors[:most]]
+def describe_validation(
+    what: str, errors: Sequence[Any], model: type[BaseModel] | None = None, *, most: int = 5
+) -> str:
+    """Turn pydantic's list of errors into one sentence a person can act on; values are left out on purpose.
+
+    Args:
+        what: what was read.
+        errors: pydantic's.
+        model: what it was read as: of a key that it does not have, the likely one or all that there are is told.
+        most: errors that are told.
+    """
+    places = [f"{_place(error['loc'])}{_fault(error)}{_keys_instead(error, model)}" for error in errors[:most]]
     more = f" (and {len(errors) - most} more)" if len(errors) > most else ""
     return f"{what}: {'; '.join(places)}{more}"
+
+
+def _keys_instead(error: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    if error["type"] != "extra_forbidden" or model is None:
+        return ""
+    *before, wrong = error["loc"]
+    keys = _keys_at(model, before)
+    likely = difflib.get_close_matches(str(wrong), keys, n=1)
+    if likely:
+        return f" (did you mean {likely[0]}?)"
+    return f" (known are {', '.join(keys)})" if keys else ""
+
+
+def _keys_at(model: type[BaseModel], steps: Sequence[str | int]) -> list[str]:
+    """Return the keys of the mapping at a place of a document; steps that name no field are of lists and unions."""
+    models = [model]
+    for step in steps:
+        fields = [one.model_fields[str(step)] for one in models if str(step) in one.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 def _place(steps: Sequence[str | int]) -> str:

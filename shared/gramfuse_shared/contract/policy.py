@@ -92,13 +92,17 @@ class Policy(Document):
         "not hidden, nor is a member from all others together. Allows what sums are enough for: linear, regmean (which "
         "needs scales), fisher, head and calibration, and requests of the kinds evaluate, head and calibration",
     )
-    methods: tuple[MergeMethod, ...] = Field(default=("linear", "regmean"), min_length=1)
+    methods: tuple[MergeMethod, ...] = Field(
+        default=("linear", "regmean"), min_length=1, description="the merge methods that a job's recipe may name"
+    )
     embeddings: Literal["base", "average"] = Field(
         default="base",
         description="base: embeddings, and output weights tied to or shaped like them, are the base model's and none "
         "leave. average: they leave and reveal which tokens the private text holds",
     )
-    embedding_parameters: Patterns = DEFAULT_EMBEDDING_PARAMETERS
+    embedding_parameters: Patterns = Field(
+        default=DEFAULT_EMBEDDING_PARAMETERS, description="which parameters are embeddings, by patterns on whole names"
+    )
     embedding_taps: Literal["withhold", "send"] = Field(
         default="withhold",
         description="withhold: statistics of taps that embeddings feed directly stay at home, their linears are "

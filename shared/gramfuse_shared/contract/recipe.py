@@ -260,7 +260,7 @@ def parse_recipe(text: str) -> Recipe:
     try:
         return Recipe.model_validate(_with_mergekit_synonyms(document))
     except ValidationError as error:
-        raise RecipeInvalidError(describe_validation("recipe", error.errors())) from error
+        raise RecipeInvalidError(describe_validation("recipe", error.errors(), Recipe)) from error
 
 
 def _with_mergekit_synonyms(document: Mapping[str, Any]) -> dict[str, Any]:
