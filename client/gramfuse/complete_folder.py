@@ -9,8 +9,10 @@ from gramfuse_shared.errors import FileUnwritableError
 
 
 @contextmanager
-def complete_folder(target: Path) -> Iterator[Path]:
+def complete_folder(target: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a folder beside the target, which takes the target's place on a clean exit and vanishes on any other.
+
+    A `private` one is for its owner only (0700).
 
     Raises:
         FileUnwritableError: the disk is full or not writable.
@@ -20,7 +22,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
     try:
         if beside.exists():  # an earlier run was killed
             shutil.rmtree(beside)
-        beside.mkdir(parents=True)
+        beside.mkdir(0o700 if private else 0o777, parents=True)
     except OSError as error:
         msg = f"{beside} cannot be made: {error.strerror}; choose another folder"
         raise FileUnwritableError(msg) from error

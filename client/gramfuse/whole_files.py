@@ -11,15 +11,17 @@ from gramfuse_shared.errors import FileUnwritableError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def written_whole(path: Path, *, private: bool = True) -> Iterator[IO[bytes]]:
     """Write a file beside its place and rename it on a clean exit; on any other, nothing is left behind.
+
+    It is for its owner only (0600), whatever it replaces; or, where it is not `private`, as the umask says.
 
     Raises:
         FileUnwritableError: the folder cannot be written.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with beside.open("xb") as stream:
+        with open(beside, "xb", opener=_opener_for_owner if private else None) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -29,6 +31,15 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise FileUnwritableError(msg) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def open_for_owner(path: Path) -> IO[bytes]:
+    """Open a file to be written anew, for its owner only."""
+    return open(path, "wb", opener=_opener_for_owner)
+
+
+def _opener_for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def private_folder(folder: Path) -> Path:

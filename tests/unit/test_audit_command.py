@@ -1,14 +1,21 @@
 """`gramfuse audit` on a tiny model: what it prints, keeps, refuses, and says that it did not do."""
 
 import json
+import re
 import stat
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from gramfuse.cli.main import main
+from gramfuse.contributing.loading import read_header
+from gramfuse.contributing.origin import ORIGIN_KEY
+from gramfuse_shared.contract.statistics_file import METADATA_KEY
 from support.adapters import save_adapter
 from support.tiny_models import tiny_bert
 from support.tokenizing import save_word_tokenizer
@@ -244,7 +251,69 @@ def test_the_report_is_kept_for_its_owner_alone_and_the_next_audit_takes_it(audi
     assert audit(*texts, "--refuse-above", "0.5")[0] == 3
 
 
-@pytest.mark.parametrize("change", ["policy", "statistics", "weights", "texts", "effort", "version", "torn"])
+def test_a_kept_report_says_when_it_was_made_and_of_which_texts(audit, place):
+    texts = place / "texts.txt"
+    _, first, _ = audit("--texts", texts, policy="open.yaml")
+    assert "kept report" not in first
+    _, again, _ = audit("--attacks", "bounded", policy="open.yaml")
+    told = " ".join(again.split())
+    assert re.search(rf"kept report of {datetime.now(UTC):%Y-%m-%d} \d\d:\d\d UTC, made with 36 texts of {texts}", told)
+    _, without, _ = audit("--attacks", "bounded")
+    assert "kept report" not in without
+    _, without, _ = audit("--attacks", "bounded")
+    assert "UTC, made without texts;" in " ".join(without.split())
+
+
+def test_what_it_writes_is_for_its_owner_alone_whatever_lay_there(audit, place, tmp_path):
+    out, html = tmp_path / "audit.json", tmp_path / "audit.html"
+    out.write_text("public")
+    out.chmod(0o644)
+    audit("--out", out, "--html", html)
+    for file in (out, html, place / "s.safetensors"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "wherever --out or --html wrote one: each readable by you alone (0600)" in html.read_text(encoding="utf-8")
+
+
+def with_another_last_bit(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    return bytes(content)
+
+
+def test_statistics_of_a_model_with_other_weights_are_refused(audit, place, tmp_path):
+    trained_on = copytree(place / "model", tmp_path / "trained-on")
+    (trained_on / "model.safetensors").write_bytes(with_another_last_bit(place / "model" / "model.safetensors"))
+    code, printed, error = audit("--model", trained_on)
+    assert (code, printed) == (1, "")
+    assert f"error[architecture-mismatch]: {place}/s.safetensors was measured on a model with other weights" in error
+
+
+def test_a_statistics_file_that_does_not_say_of_which_model_it_is_stays_readable(audit, place, tmp_path):
+    (tmp_path / "old").mkdir()
+    old, header = tmp_path / "old" / "s.safetensors", read_header(place / "s.safetensors")
+    assert set(header.metadata) == {METADATA_KEY, ORIGIN_KEY}
+    save_file(load_file(place / "s.safetensors"), old, {METADATA_KEY: header.metadata[METADATA_KEY]})
+    trained_on = copytree(place / "model", tmp_path / "trained-on")
+    (trained_on / "model.safetensors").write_bytes(with_another_last_bit(place / "model" / "model.safetensors"))
+    assert audit("--model", trained_on, "--statistics", old)[0] == 0
+
+
+def test_texts_that_are_others_than_those_measured_are_told_by_their_number(audit, place, tmp_path):
+    lines = (place / "texts.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "some.txt").write_text("\n".join(lines[:20]), encoding="utf-8")
+    (tmp_path / "more.txt").write_text("\n".join([*lines, "a new text"]), encoding="utf-8")
+    code, _, error = audit("--texts", tmp_path / "some.txt")
+    assert code == 1
+    assert "were not measured on these texts, all of them and no others: tap " in error
+    assert "holds 216 distinct rows, and these texts have 120, one a token" in error
+    code, _, error = audit("--texts", tmp_path / "more.txt")
+    assert code == 1
+    assert "not measured on these texts" in error
+    (tmp_path / "twice.txt").write_text("\n".join(lines * 2), encoding="utf-8")
+    assert audit("--texts", tmp_path / "twice.txt")[0] == 3  # the same texts: their membership refuses, as it should
+
+
+@pytest.mark.parametrize("change", ["policy", "statistics", "tokenizer", "texts", "effort", "version", "torn"])
 def test_a_kept_report_of_something_else_is_not_taken(audit, place, home, tmp_path, monkeypatch, change):
     options = ["--attacks", "quick" if change == "effort" else "bounded"]
     assert audit(*options)[0] == 0
@@ -263,15 +332,12 @@ def test_a_kept_report_of_something_else_is_not_taken(audit, place, home, tmp_pa
     else:
         copy = tmp_path / "copy"
         copy.mkdir()
-        source = place / ("s.safetensors" if change == "statistics" else "model/model.safetensors")
-        content = bytearray(source.read_bytes())
-        content[-1] ^= 1
         if change == "statistics":
-            (copy / "s.safetensors").write_bytes(content)
+            (copy / "s.safetensors").write_bytes(with_another_last_bit(place / "s.safetensors"))
             again += ["--statistics", copy / "s.safetensors"]
         else:
-            for file in (place / "model").iterdir():
-                (copy / file.name).write_bytes(content if file == source else file.read_bytes())
+            copytree(place / "model", copy, dirs_exist_ok=True)
+            (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text(encoding="utf-8") + " ")
             again += ["--model", copy]
     ran = []
     from gramfuse.privacy import audit as module  # noqa: PLC0415

@@ -7,20 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from gramfuse.auditing.page import page
-from gramfuse.auditing.report import (
-    Attacks,
-    AuditReport,
-    Cohort,
-    MembershipTold,
-    NotRun,
-    Subject,
-    TapReport,
-    TokensFound,
-    VocabularyTold,
-)
+from gramfuse.auditing.report import Attacks, NotRun
 from gramfuse.auditing.thresholds import Thresholds
+from support.audited import report_of
 
-DIGEST = "ab" * 32
 HOSTILE = "<script>alert(1)</script>$x & \"'"
 VOID = {"meta", "br", "wbr", "link", "img"}
 
@@ -46,52 +36,6 @@ class Tags(HTMLParser):
         self.ids += [value for name, value in attributes if name == "id"]
 
 
-def made(name="encoder.layer.1.query", *, auc=0.7):
-    tap = TapReport(
-        tap=name,
-        layers=("w",),
-        width=10,
-        outputs=30,
-        rows=900,
-        distinct_rows=800,
-        rows_per_dimension=80,
-        source="mixed",
-        effective_rank=7.5,
-        dead_features=0,
-        rank_bound=10,
-        leaves=True,
-        separates_up_to=6,
-    )
-    return AuditReport(
-        gramfuse="1",
-        subject=Subject(weights=DIGEST, policy=DIGEST, base=DIGEST),
-        plan={},
-        plan_told=f"Leaves: {name}",
-        taps=(tap, tap.model_copy(update={"leaves": False, "stays_because": name})),
-        cohort=Cohort(aggregation="plain", cohorts="open", minimum_cohort=3),
-        attacks=Attacks(
-            tokens=(
-                TokensFound(
-                    tap=name,
-                    leaves=False,
-                    explained=0.9,
-                    named=5,
-                    named_once=1,
-                    right=4,
-                    present=6,
-                    singletons=2,
-                    singletons_named=1,
-                    auc=0.99,
-                ),
-            ),
-            membership=(MembershipTold(tap=name, leaves=True, texts=9, auc=auc, alone=0.0, sums={3: 0.6, 5: 0.55}),),
-            vocabulary=(VocabularyTold(tensor=name, leaves=False, moved=12),),
-            not_run=(NotRun(what=name, because=name, remedy=name),),
-            reference="shipped",
-        ),
-    ).judged(Thresholds())
-
-
 def read(text):
     tags = Tags()
     tags.feed(text)
@@ -99,14 +43,14 @@ def read(text):
 
 
 def test_it_is_well_formed_and_no_name_stands_twice():
-    tags = read(page(made()))
+    tags = read(page(report_of()))
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids))
     assert tags.seen.count("svg") == tags.seen.count("figure") == 4
 
 
 def test_it_has_no_script_and_asks_for_nothing():
-    text = page(made())
+    text = page(report_of())
     tags = read(text)
     assert {"script", "link", "img", "iframe", "object", "style"} & set(tags.seen) == {"style"}
     assert "default-src 'none'" in text
@@ -117,7 +61,7 @@ def test_it_has_no_script_and_asks_for_nothing():
 
 
 def test_names_from_files_are_text_and_nothing_else():
-    text = page(made(HOSTILE))
+    text = page(report_of(HOSTILE))
     assert "script" not in read(text).seen
     assert "<script>" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 5
@@ -127,7 +71,7 @@ def test_names_from_files_are_text_and_nothing_else():
     ("auc", "verdict", "title"), [(0.55, "warn", "warnings"), (0.7, "warn", "warnings"), (0.99, "refuse", "Refused")]
 )
 def test_it_shows_the_verdict_the_findings_and_that_it_is_no_guarantee(auc, verdict, title):
-    report = made(auc=auc)
+    report = report_of(auc=auc)
     text = page(report)
     assert f'class="verdict {verdict}"' in text
     assert title in text
@@ -139,7 +83,9 @@ def test_it_shows_the_verdict_the_findings_and_that_it_is_no_guarantee(auc, verd
 
 
 def test_a_report_without_attacks_does_not_look_like_one_that_found_nothing():
-    report = made().model_copy(update={"attacks": Attacks(not_run=(NotRun(what="membership", because="no texts"),))})
+    report = report_of().model_copy(
+        update={"attacks": Attacks(not_run=(NotRun(what="membership", because="no texts"),))}
+    )
     text = page(report.judged(Thresholds()))
     assert "no sign that there is nothing to find" in text
     assert "No attack was run." in text
@@ -147,7 +93,7 @@ def test_a_report_without_attacks_does_not_look_like_one_that_found_nothing():
 
 
 def test_every_color_follows_the_color_scheme():
-    style, _, body = page(made()).partition("</style>")
+    style, _, body = page(report_of()).partition("</style>")
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     names = re.compile(r"(--[\w-]+):")
     assert set(names.findall(light)) == set(names.findall(dark))
@@ -155,4 +101,4 @@ def test_every_color_follows_the_color_scheme():
 
 
 def test_the_same_report_is_the_same_page():
-    assert page(made()) == page(made())
+    assert page(report_of()) == page(report_of())

@@ -1,10 +1,13 @@
 """A compressed contribution: half the bytes, the loss stated, refused where it does not fit."""
 
+import stat
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import gramfuse
+from gramfuse.auditing.subject import subject_of
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import draft_contribution
 from gramfuse.contributing.loading import open_statistics_file
@@ -98,6 +101,28 @@ def test_the_plan_and_the_manifest_of_a_compressed_contribution_say_so(site):
     assert sum(file.length for file in files) < 0.6 * sum(
         (site / "one" / name).stat().st_size for name in ("model.safetensors", "statistics.safetensors")
     )
+
+
+def test_compressed_statistics_are_those_of_the_differences_and_stay_their_owners(site, tmp_path):
+    base = build_base_manifest(site / "base")
+
+    def audited(statistics, model):
+        draft = draft_contribution(model, statistics, base, POLICY, base_folder=site / "base")
+        return subject_of(draft, base, POLICY, site / "base")
+
+    small, exact = (site / f"one{kind}" / "statistics.safetensors" for kind in ("-small", ""))
+    audited(small, site / "one-small")
+    audited(exact, site / "one")
+    assert stat.S_IMODE(small.stat().st_mode) == 0o600
+    assert stat.S_IMODE(small.parent.stat().st_mode) == 0o700
+    for statistics, model in ((small, site / "one"), (exact, site / "one-small"), (exact, site / "two")):
+        with pytest.raises(ArchitectureMismatchError, match="other weights"):
+            audited(statistics, model)
+    with pytest.raises(ArchitectureMismatchError, match="other weights"):
+        gramfuse.compress(site / "two", site / "base", tmp_path / "out", statistics=exact)
+    both = gramfuse.Statistics.load(site / "one" / "statistics.safetensors")
+    assert (both + gramfuse.Statistics.load(site / "two" / "statistics.safetensors")).measured_on is None
+    assert (both + both).measured_on == both.measured_on == (both + gramfuse.Statistics()).measured_on
 
 
 def test_differences_from_another_base_are_refused(site, tmp_path):

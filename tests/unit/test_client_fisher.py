@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,7 @@ def test_stats_fisher_writes_a_file_and_show_and_audit_tell_what_it_says(tiny, t
     assert result["bytes"] == out.stat().st_size
     assert Fisher.load(out).base == build_base_manifest(tiny / "base").content_digest()
     assert [path.name for path in tmp_path.iterdir()] == ["fisher.safetensors"]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
 
     code, printed, error = measure(capsys, tiny, 1, "--out", out)
     assert code == 1

@@ -9,6 +9,7 @@ import pytest
 from gramfuse.contributing.base_model import build_base_manifest, open_base_folder
 from gramfuse.contributing.draft import changed_tensors, draft_contribution
 from gramfuse.contributing.loading import open_model_folder, open_statistics_file
+from gramfuse.contributing.origin import ORIGIN_KEY, read_origin
 from gramfuse.contributing.packaging import build_package, leaving_files, statistics_file, weights_file
 from gramfuse.contributing.planning import embedding_names, plan_contribution
 from gramfuse.contributing.virtual_files import CHUNK_BYTES, Source, Span, VirtualFile
@@ -16,7 +17,12 @@ from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.rules import require_architecture, require_policy
 from gramfuse_shared.contract.safetensors_header import parse_header
-from gramfuse_shared.contract.statistics_file import parse_statistics_metadata
+from gramfuse_shared.contract.statistics_file import (
+    METADATA_KEY,
+    gram_tensor_name,
+    packed_length,
+    parse_statistics_metadata,
+)
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -33,6 +39,7 @@ from support.client_models import (
     statistics_metadata,
     tap,
     write_model,
+    write_safetensors,
     write_statistics,
 )
 
@@ -189,6 +196,29 @@ def test_a_private_head_of_another_shape_is_nobodys_business(base):
 def test_statistics_of_another_base_are_refused(base):
     with pytest.raises(ArchitectureMismatchError, match="measured for the base model abab"):
         plan_contribution(base.tensors, statistics_metadata(base="ab" * 32), base, Policy())
+
+
+def test_statistics_most_of_whose_layers_are_not_in_the_model_are_refused(base):
+    foreign = [tap(f"distil.layer.{number}.q", f"distil.layer.{number}.q.weight") for number in range(3)]
+    plan = plan_contribution(base.tensors, statistics_metadata((foreign[0], *TAPS)), base, OPEN)
+    assert len(plan.leaving_taps) == 3
+    with pytest.raises(
+        ArchitectureMismatchError, match=r"of another model: 3 of their 4 layers .* as distil\.layer\.0"
+    ):
+        plan_contribution(base.tensors, statistics_metadata((*foreign, TAPS[-1])), base, OPEN)
+
+
+def test_what_leaves_does_not_say_on_which_weights_it_was_measured(tmp_path, base):
+    described = statistics_metadata().canonical().decode()
+    shapes = {gram_tensor_name(one.name): ("F32", (packed_length(one.width),)) for one in TAPS}
+    notes = {METADATA_KEY: described, ORIGIN_KEY: "5" * 64}
+    source = write_safetensors(tmp_path / "s.safetensors", shapes, 1, notes)
+    assert read_origin(source) == "5" * 64
+    package = package_of(write_model(tmp_path / "m", 1), source, base, OPEN)
+    for file in package.files:
+        assert "5" * 64 not in file.header.decode(errors="replace")
+    assert set(parse_header(package.files[1].header, package.files[1].length).metadata) == {METADATA_KEY}
+    assert "5" * 64 not in package.manifest.model_dump_json()
 
 
 def test_a_tap_whose_width_does_not_fit_its_layer_is_refused(base):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
+from gramfuse.contributing.origin import digest_of_weights
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.forward_pass import ForwardPass
 from gramfuse.measuring.forwarding import collect
@@ -65,6 +67,8 @@ def test_collect_writes_a_statistics_file_and_show_tells_what_it_says(folder, te
     assert (result["examples"], result["rows"], result["distinct_rows"]) == (len(SENTENCES), tokens, tokens)
     assert result["bytes"] == out.stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["statistics.safetensors", "texts.txt"]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert Statistics.load(out).measured_on == digest_of_weights(folder)
 
     code, printed, _ = run(capsys, "stats", "show", out, "--format", "json")
     assert code == 0

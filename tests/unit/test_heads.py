@@ -1,6 +1,7 @@
 """A personal model: whose values each parameter has, what is refused, and that nothing half-done is ever there."""
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_the_note_says_what_is_ones_own_and_describes_the_files(merged, tuned, t
     assert note["own"] == ["classifier.dense.weight", "classifier.out_proj.weight"]
     for entry in note["files"]:
         path = tmp_path / "mine" / entry["name"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert (path.stat().st_size, VirtualFile.of_path(path).digest()) == (entry["bytes"], entry["sha256"])
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gramfuse.answering.configuration import LocalTexts, Participation
-from gramfuse.contributing.virtual_files import VirtualFile, digest_of_folder
+from gramfuse.contributing.virtual_files import VirtualFile, digests_of_folder
 from gramfuse_shared.contract.requests import RequestInfo
 from gramfuse_shared.digest import document_digest
 from gramfuse_shared.identifiers import Digest
@@ -38,4 +38,6 @@ def _of_texts(texts: LocalTexts) -> dict[str, str | int | None]:
 
 
 def _of_path(path: Path, *, recursively: bool = False) -> Digest:
-    return digest_of_folder(path, recursively=recursively) if path.is_dir() else VirtualFile.of_path(path).digest()
+    if path.is_dir():
+        return document_digest(digests_of_folder(path, recursively=recursively))
+    return VirtualFile.of_path(path).digest()

@@ -14,7 +14,7 @@ from gramfuse.whole_files import written_whole
 
 _TEMPLATE: Final = Path(__file__).parent / "page.html.template"
 _TITLES: Final = {
-    "pass": "No threshold is passed",
+    "pass": "Nothing is beyond a threshold",
     "warn": "Read the warnings before you send this",
     "refuse": "Refused: this would give too much away",
 }
@@ -51,8 +51,13 @@ def page(report: AuditReport) -> str:
         notice=html.escape(report.notice),
         private=html.escape(KEPT_PRIVATE),
         subject=_definitions(report.subject.model_dump(mode="json")),
-        made=html.escape(f"gramfuse {report.gramfuse}, attacks: {report.effort}, {report.seconds:g} s"),
+        made=html.escape(_made(report)),
     )
+
+
+def _made(report: AuditReport) -> str:
+    when = "" if report.made_at is None else f", {report.made_at:%Y-%m-%d %H:%M} UTC"
+    return f"gramfuse {report.gramfuse}, attacks: {report.effort}, {report.seconds:g} s{when}"
 
 
 def _worst(report: AuditReport) -> str:

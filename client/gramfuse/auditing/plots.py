@@ -83,15 +83,14 @@ def _attacks(report: AuditReport) -> Plot | None:
     for place, one in enumerate(shown):
         axis.plot([_CHANCE, one.auc], [place, place], color=_LINE, linewidth=3, solid_capstyle="round", zorder=1)
         _mark(axis, one.auc, place, leaves=one.leaves)
-        # on the page's own ground, so that no line runs through the letters
-        ground = {"facecolor": _CARD, "edgecolor": "none", "pad": 0.8}
-        name = _shortened(one.name)
-        axis.text(0.4, place - 0.36, name, fontsize=8, color=_SOFT, va="center", bbox=ground, zorder=4)
+        axis.text(0.4, place - 0.36, _shortened(one.name), fontsize=8, color=_SOFT, va="center")
     axis.set_xlim(0.4, 1.02)
     axis.set_ylim(len(shown) - 0.5, -0.75)
     axis.set_yticks([])
-    _limits(axis, report.thresholds.membership_auc, vertical=True)
-    axis.axvline(_CHANCE, color=_SOFT, linewidth=0.8)
+    for value, colour, dashes in (*_told(report.thresholds.membership_auc), (_CHANCE, _SOFT, "solid")):
+        # beside each mark alone, so that no line runs through the letters above it
+        below, above = zip(*((place - 0.16, place + 0.46) for place in range(len(shown))), strict=True)
+        axis.vlines([value] * len(shown), below, above, colors=colour, linewidth=1.1, linestyles=dashes, zorder=0)
     axis.set_xlabel("AUC; ½ is chance, 1 tells all")
     told = "; ".join(f"{one.name}: {one.auc:.2f}, {'leaves' if one.leaves else 'stays'}" for one in shown)
     return _plot(figure, "attacks", "What the attacks found", told)
@@ -110,9 +109,9 @@ def _sums(report: AuditReport) -> Plot | None:
     axis.set_xticks(range(len(members)), [str(number) for number in members])
     axis.set_ylim(min(0.45, *(min(one.sums.values()) for one in told_apart)), 1.02)
     axis.axhline(_CHANCE, color=_SOFT, linewidth=0.8)
-    _limits(axis, report.thresholds.membership_auc, vertical=False)
+    _limits(axis, report.thresholds.membership_auc)
     axis.grid(axis="y", linewidth=0.5)
-    axis.set_xlabel("members of the cohort that are summed (1: your own matrix)")
+    axis.set_xlabel("members that are summed (1: you alone)")
     axis.set_ylabel("AUC of membership")
     told = "; ".join(
         f"{one.tap}: alone {one.auc:.2f}, " + ", ".join(f"of {n} {auc:.2f}" for n, auc in one.sums.items())
@@ -130,7 +129,7 @@ def _rows(report: AuditReport) -> Plot | None:
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.minorticks_off()
     _by_tap(axis, report.taps, [max(tap.rows_per_dimension, 1e-3) for tap in report.taps])
-    _limits(axis, report.thresholds.rows_per_dimension, vertical=False)
+    _limits(axis, report.thresholds.rows_per_dimension)
     axis.set_ylabel("distinct rows per dimension")
     told = "; ".join(f"{tap.tap}: {tap.rows_per_dimension:.3g}" for tap in report.taps)
     return _plot(figure, "rows", "Rows per dimension, tap by tap", told)
@@ -164,11 +163,15 @@ def _mark(axis: Axes, x: float, y: float, *, leaves: bool) -> None:
     axis.plot([x], [y], "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=1.4, zorder=3)
 
 
-def _limits(axis: Axes, limits: Above | Below, *, vertical: bool) -> None:
-    line = axis.axvline if vertical else axis.axhline
-    for value, colour, dashes in ((limits.warn, _WARN, (4, 3)), (limits.refuse, _REFUSE, (1, 0))):
-        if value is not None:
-            line(value, color=colour, linewidth=1.1, dashes=dashes, zorder=0)
+def _limits(axis: Axes, limits: Above | Below) -> None:
+    for value, colour, dashes in _told(limits):
+        axis.axhline(value, color=colour, linewidth=1.1, linestyle=dashes, zorder=0)
+
+
+def _told(limits: Above | Below) -> list[tuple[float, str, Any]]:
+    """Return where a line is drawn, its colour, and how it is dashed."""
+    found = ((limits.warn, _WARN, (0, (4, 3))), (limits.refuse, _REFUSE, "solid"))
+    return [(value, colour, dashes) for value, colour, dashes in found if value is not None]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -3,6 +3,7 @@
 Numbers, not a guarantee: how much statistics reveal depends on texts and attackers that no report knows.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
@@ -20,8 +21,8 @@ NO_GUARANTEE: Final = (
 )
 
 KEPT_PRIVATE: Final = (
-    "The report itself tells of your texts: it stays in this machine's home, readable by you alone (0600), is never "
-    "sent, and wants to be kept from others like the texts."
+    "The report itself tells of your texts. It is kept in this machine's home, and a copy wherever --out or --html "
+    "wrote one: each readable by you alone (0600), none ever sent. Keep them from others like the texts."
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -130,6 +131,13 @@ class NotRun(Document):
     remedy: str | None = None
 
 
+class TextsGiven(Document):
+    """The texts that the attacks were given: how many, and the name of their file where it is known."""
+
+    count: Count
+    file: str | None = None
+
+
 class Attacks(Document):
     """What was found, and what was not attacked and why."""
 
@@ -139,6 +147,7 @@ class Attacks(Document):
     not_run: tuple[NotRun, ...] = ()
     reference: Reference = "none"
     texts: Digest | None = Field(default=None, description="of the private texts, where they were given")
+    texts_given: TextsGiven | None = None
     public: Digest | None = Field(default=None, description="of the public texts, where they were used")
 
     @property
@@ -156,7 +165,10 @@ class Cohort(Document):
 
 
 class AuditReport(Document):
-    """What would leave, what stays and why, how each measured tap looks, what attacks found, and how that is judged."""
+    """What would leave, what stays and why, how each measured tap looks, what attacks found, and how that is judged.
+
+    `is_kept` says of one that was made before, at `made_at`, that it was taken again; it is not written.
+    """
 
     format: Literal["gramfuse/audit/2"] = "gramfuse/audit/2"
     gramfuse: str
@@ -172,6 +184,8 @@ class AuditReport(Document):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     thresholds: Thresholds = Thresholds()
     findings: tuple[Finding, ...] = ()
+    made_at: datetime | None = None
+    is_kept: bool = Field(default=False, exclude=True)
 
     @property
     def verdict(self) -> Verdict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ class Auditing:
 
     Attributes:
         texts: the texts that were measured, all of them, for the attacks that need them; None: not given.
+        texts_file: what the report calls them.
         public: others' texts of a like kind; None: those that come with gramfuse.
         effort: "quick" loads no model, "bounded" leaves out what takes many minutes or stays at home, "all" nothing.
         thresholds: what warns and what refuses.
@@ -35,6 +37,7 @@ class Auditing:
     """
 
     texts: Sequence[Text] | None = None
+    texts_file: str | None = None
     public: Sequence[Text] | None = None
     effort: Effort = "bounded"
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -48,7 +51,14 @@ USUAL: Final = Auditing()
 
 
 def current_report(
-    home: Home, draft: Draft, base: BaseManifest, policy: Policy, base_folder: Path | None, auditing: Auditing
+    home: Home,
+    draft: Draft,
+    base: BaseManifest,
+    policy: Policy,
+    base_folder: Path | None,
+    auditing: Auditing,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AuditReport:
     """Return the report of a contribution as it lies on the disk, judged by the thresholds that are given.
 
@@ -71,7 +81,7 @@ def current_report(
     found = kept.find(subject, wanted)
     if found is not None:
         # What the plan warns of hangs on more than the bytes, so it is told anew.
-        told = {"plan": draft.plan.to_json(), "plan_told": str(draft.plan)}
+        told = {"plan": draft.plan.to_json(), "plan_told": str(draft.plan), "is_kept": True}
         return found.model_copy(update=told).judged(auditing.thresholds)
     try:
         with requiring_extras("attacking one's own statistics", EXTRAS):
@@ -81,6 +91,7 @@ def current_report(
             raise
         return headers_alone(draft, subject, base, policy, error.message).judged(auditing.thresholds)
     report = audit_draft(draft, subject, base=base, policy=policy, base_folder=base_folder, auditing=auditing)
+    report = report.model_copy(update={"made_at": clock()})
     kept.keep(report)
     return report
 

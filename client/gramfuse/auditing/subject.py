@@ -8,7 +8,8 @@ from gramfuse.auditing.report import Subject
 from gramfuse.contributing.draft import Draft
 from gramfuse.contributing.finiteness import FiniteStream
 from gramfuse.contributing.loading import ADAPTER_FILE, FisherFile, StatisticsFile, is_adapter, read_header
-from gramfuse.contributing.virtual_files import Source, VirtualFile, digest_of_folder
+from gramfuse.contributing.origin import digest_of_weights, require_same_model
+from gramfuse.contributing.virtual_files import Source, VirtualFile, digests_of_folder
 from gramfuse_shared.contract.faults import fisher_fault, gram_fault, weights_fault
 from gramfuse_shared.contract.manifest import BaseManifest
 from gramfuse_shared.contract.policy import Policy
@@ -18,19 +19,24 @@ from gramfuse_shared.digest import document_digest
 
 
 def subject_of(draft: Draft, base: BaseManifest, policy: Policy, base_folder: Path | None) -> Subject:
-    """Read the files of a draft once, for their digests, and see whether what leaves of them is finite.
+    """Read the files of a draft once, for their digests, and see whether what leaves of them is finite, and whether
+    the statistics are this model's.
 
     Raises:
         FileUnreadableError: one cannot be read.
         WeightsInvalidError, StatisticsInvalidError: what would leave holds NaN or infinity.
+        ArchitectureMismatchError: the statistics were measured on another model.
     """
     see = _seen(draft)
 
     def digest(file: StatisticsFile | FisherFile | None) -> str | None:
         return None if file is None else VirtualFile.of_path(file.path).digest(see=see.get(file.path, lambda _: None))
 
+    files = digests_of_folder(draft.model.path, see=see)  # config and tokenizer are run, too
+    if draft.statistics is not None:
+        require_same_model(draft.statistics.path, draft.model.path, digest_of_weights(draft.model.path, files))
     return Subject(
-        weights=digest_of_folder(draft.model.path, see=see),  # config and tokenizer are run, too
+        weights=document_digest(files),
         statistics=digest(draft.statistics),
         fisher=digest(draft.fisher),
         policy=policy.content_digest(),

@@ -22,9 +22,9 @@ SUMS_NOTE: Final = (
     "members' weights; –: in none."
 )
 _WORDS: Final = {
-    "pass": "Nothing that would leave passes a threshold.",
-    "warn": "What would leave passes thresholds that warn.",
-    "refuse": "What would leave passes a threshold that refuses.",
+    "pass": "Nothing that would leave is beyond a threshold.",
+    "warn": "What would leave is beyond thresholds that warn: read these before you send it.",
+    "refuse": "Refused: what would leave is beyond a threshold.",
 }
 _REFERENCES: Final = {
     "none": "Membership was not calibrated by public texts: an attacker who has texts like yours finds more.",
@@ -69,6 +69,8 @@ def not_run_told(what: NotRun) -> str:
 def summary(report: AuditReport) -> Iterator[str]:
     """Tell the findings and what was not attacked in a few lines, as a push shows them before it asks."""
     yield f"Audit: {verdict_told(report)}"
+    if report.is_kept:
+        yield f"  {origin_told(report)}"
     for finding in report.findings:
         yield f"  {'REFUSED' if finding.verdict == 'refuse' else 'Warning'}: {finding.told}"
     worst = report.worst_leaving()
@@ -77,6 +79,19 @@ def summary(report: AuditReport) -> Iterator[str]:
     for unrun in report.attacks.not_run:
         yield f"  Not attacked: {not_run_told(unrun)}"
     yield "  This is no guarantee of privacy: better attacks find more."
+
+
+def origin_told(report: AuditReport) -> str:
+    """Say when a report was made that is taken again, and of which texts."""
+    made = "of an unknown time" if report.made_at is None else f"of {report.made_at:%Y-%m-%d %H:%M} UTC"
+    given = report.attacks.texts_given
+    if report.attacks.texts is None:
+        texts = "without texts"
+    elif given is None:
+        texts = "with texts"
+    else:
+        texts = f"with {given.count:,} texts" + ("" if given.file is None else f" of {given.file}")
+    return f"This is the kept report {made}, made {texts}; nothing that it hangs on has changed since."
 
 
 def told_in_push(report: AuditReport) -> str:
@@ -107,11 +122,13 @@ def attack_rows(report: AuditReport) -> list[tuple[str, str, str, str, str]]:
 
 def tokens_told(found: TokensFound) -> str:
     """Say what a fit of token counts names."""
-    once = f"{found.explained:.0%} of the matrix are {found.named:,} tokens, {found.named_once:,} of them found once"
+    counts = (
+        f"{found.named:,} tokens account for {found.explained:.0%} of the matrix, {found.named_once:,} of them once"
+    )
     if found.right is None:
-        return f"{once}; how many rightly, your texts would tell"
+        return f"{counts}; whether they occur in your texts can be told with --texts"
     return (
-        f"{once}; {found.right:,} of the {found.present:,} that occur are named, and {found.singletons_named:,} of "
+        f"{counts}; {found.right:,} of the {found.present:,} that occur are named, and {found.singletons_named:,} of "
         f"{found.singletons:,} that one text alone holds"
     )
 

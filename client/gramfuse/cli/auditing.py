@@ -61,6 +61,7 @@ def chosen_auditing(
     """
     return Auditing(
         texts=None if texts is None else read_texts(texts, fields),
+        texts_file=None if texts is None else str(texts),
         public=None if public is None else read_texts(public, fields),
         effort=attacks.value,
         thresholds=Thresholds() if thresholds is None else read_thresholds(thresholds),

@@ -4,6 +4,7 @@ A bar begins with the first step, not before: what is refused at once leaves no 
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -59,9 +60,9 @@ def reading(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def measurement(title: str = "Measuring") -> Iterator[Callable[["Measured"], None]]:
     """Show the bar of a pass over texts: share of all tokens, tokens per second, time left. transformers shows none."""
-    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - who measures has it
+    import transformers  # noqa: F401, PLC0415 - who measures has it
 
-    disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own
+    _without_bars_of_transformers()
     columns = (
         rich_progress.TextColumn(title),
         rich_progress.BarColumn(),
@@ -111,10 +112,19 @@ def steps(title: str) -> Iterator[Callable[[float, str], None]]:
         task = bars.add_task("", total=1.0, detail="")
 
         def show(share: float, detail: str) -> None:
+            _without_bars_of_transformers()
             bars.start()
             bars.update(task, completed=share, detail=detail)
 
         yield show
+
+
+def _without_bars_of_transformers() -> None:
+    """Have transformers, where it is loaded, show no bars of its own among these."""
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 - it is loaded already
+
+        disable_progress_bar()  # type: ignore[no-untyped-call] # transformers' own
 
 
 def describe_job(seen: Job) -> str:

@@ -59,7 +59,7 @@ def merge_command(
         )
     seconds = time.monotonic() - start
     if report is not None:
-        with written_whole(report) as stream:
+        with written_whole(report, private=False) as stream:
             stream.write(describe_merge(model).encode())
     result = {
         "path": str(model.path),

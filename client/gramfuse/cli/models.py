@@ -115,7 +115,7 @@ def report(
     if out is not None:
         from gramfuse.whole_files import written_whole  # noqa: PLC0415 - only where a file is written
 
-        with written_whole(out) as stream:
+        with written_whole(out, private=False) as stream:
             stream.write(found.to_markdown().encode())
     text = found.to_markdown().rstrip() if out is None else f"{model}: reported in {out}"
     output.show(found.to_json(), lambda console: console.print(text, markup=False))

@@ -251,7 +251,7 @@ def pull_scales(
 
     with session.open_client() as client, bars.transfer() as on_progress:
         kept = client.scales(project, on_progress=on_progress)
-    with written_whole(file) as stream:
+    with written_whole(file, private=False) as stream:
         stream.write(kept.read_bytes())
     output.show({"file": str(file)}, lambda console: console.print(f"the project's scales in {file}", markup=False))
 

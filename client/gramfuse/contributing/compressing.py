@@ -19,6 +19,7 @@ from gramfuse.contributing.loading import (
     open_statistics_file,
     weight_file_names,
 )
+from gramfuse.contributing.origin import digest_of_weights, note_of, read_origin, require_same_model
 from gramfuse.contributing.plan import STATISTICS_FILE_NAME
 from gramfuse.progress import ReadCount
 from gramfuse_shared.contract.manifest import TensorInfo
@@ -33,6 +34,7 @@ from gramfuse_shared.contract.statistics_file import (
 from gramfuse_shared.errors import ConflictError, StatisticsMalformedError
 from gramfuse_shared.fusion import packing
 from gramfuse_shared.fusion.rounding import encode_int16, rounding_error
+from gramfuse_shared.identifiers import Digest
 from gramfuse_shared.merging.schedule import element_ranges
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile, TensorFiles
 from gramfuse_shared.merging.writing import ShardWriter
@@ -84,6 +86,7 @@ def compress(
     Raises:
         ConflictError: `out` is there already.
         FileUnreadableError, HeaderMalformedError, StatisticsMalformedError: an input.
+        ArchitectureMismatchError: the statistics were measured on another model.
         FileUnwritableError: the disk is full or not writable.
     """
     target = Path(out)
@@ -95,15 +98,19 @@ def compress(
     if measured is not None and measured.metadata.encoding != "float32":
         msg = f"{measured.path} is rounded already; give the file that `gramfuse stats collect` wrote"
         raise StatisticsMalformedError(msg)
+    if measured is not None and read_origin(measured.path) is not None:
+        require_same_model(measured.path, tuned.path, digest_of_weights(tuned.path))
     shared = _shared_tensors(tuned, open_model_folder(Path(base)))
     before = sum(tuned.tensors[name].length for name in shared)
     grams = 0 if measured is None else sum(entry.length for entry in measured.tensors.values())
     count = ReadCount(before + 2 * grams, on_progress)
-    with complete_folder(target) as beside:
+    with complete_folder(target, private=True) as beside:
         weights_error = _write_differences(tuned, Path(base), shared, beside / DIFFERENCES_FILE, count)
         statistics_error = None
         if measured is not None:
-            statistics_error = _write_rounded(measured, beside / STATISTICS_FILE_NAME, count)
+            measured_on = None if read_origin(measured.path) is None else digest_of_weights(beside)
+            statistics_error = _write_rounded(measured, beside / STATISTICS_FILE_NAME, measured_on, count)
+            (beside / STATISTICS_FILE_NAME).chmod(0o600)  # as what was measured is
         after = sum(path.stat().st_size for path in beside.iterdir())
     return Compression(target, before + grams, after, weights_error, statistics_error)
 
@@ -137,8 +144,8 @@ def _write_differences(tuned: ModelFolder, base: Path, names: list[str], target:
     return float((lost / size).sqrt()) if float(size) else 0.0
 
 
-def _write_rounded(measured: StatisticsFile, target: Path, count: ReadCount) -> float:
-    """Write the statistics rounded; each matrix is read twice, since the diagonals stand first."""
+def _write_rounded(measured: StatisticsFile, target: Path, measured_on: Digest | None, count: ReadCount) -> float:
+    """Write the statistics rounded, as those of the differences; each matrix is read twice: diagonals stand first."""
     metadata = measured.metadata.model_copy(update={"encoding": "int16"})
     layout = [
         TensorInfo.model_validate({"name": name, "dtype": dtype, "shape": shape})
@@ -147,7 +154,7 @@ def _write_rounded(measured: StatisticsFile, target: Path, count: ReadCount) -> 
     worst = 0.0
     with (
         LocalFile(measured.path) as source,
-        ShardWriter(target, layout, {METADATA_KEY: metadata.canonical().decode()}) as writer,
+        ShardWriter(target, layout, {METADATA_KEY: metadata.canonical().decode(), **note_of(measured_on)}) as writer,
     ):
         file = TensorFile.open(source)
         for tap in metadata.taps:

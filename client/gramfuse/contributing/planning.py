@@ -72,6 +72,7 @@ def plan_contribution(
     noised = None if statistics is None else statistics.collector.noised
     if statistics is not None:
         _require_same_base("the statistics were measured for", statistics.base, base)
+        _require_layers_of_model(statistics, expected.keys() | {weight.info.name for weight in weights})
         ordered = sorted(statistics.taps, key=lambda tap: tap.name)
         decisions = (_decide_tap(tap, leaving, expected, policy, noised) for tap in ordered)
         taps = tuple(replace(decision, encoding=statistics.encoding) for decision in decisions)
@@ -189,6 +190,18 @@ def _require_same_base(what: str, noted: str | None, base: BaseManifest) -> None
             "from this project's base"
         )
         raise ArchitectureMismatchError(msg)
+
+
+def _require_layers_of_model(statistics: StatisticsMetadata, known: Collection[str]) -> None:
+    """Require that most of what was measured is a layer of this model; names of heads agree between architectures."""
+    layers = [layer.weight for tap in statistics.taps for layer in tap.layers]
+    unknown = [layer for layer in layers if layer not in known]
+    if 2 * len(unknown) > len(layers):
+        msg = (
+            f"the statistics are of another model: {len(unknown)} of their {len(layers)} layers are not in this one, "
+            f"nor in the project's base, as {unknown[0]}; give those that were measured on this model"
+        )
+        raise ArchitectureMismatchError(msg, tensor=unknown[0])
 
 
 def _require_layer_reads_tap(layer: LayerInfo, tap: TapInfo, expected: Mapping[str, TensorInfo]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Final, Protocol
 
-from gramfuse_shared.digest import document_digest, sha256_hex_of_chunks
+from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import FileUnreadableError
 from gramfuse_shared.limits import MIB
 
@@ -156,10 +156,10 @@ class VirtualFile:
         return self._part_digests.get((start, end)) or sha256_hex_of_chunks(self.chunks(start, end))
 
 
-def digest_of_folder(
+def digests_of_folder(
     folder: Path, *, recursively: bool = False, see: Mapping[Path, Callable[[bytes], None]] = MappingProxyType({})
-) -> str:
-    """Return a digest of the names and the bytes of a folder's files; `recursively` also of those of folders in it.
+) -> dict[str, str]:
+    """Return the SHA-256 of a folder's files by their names; `recursively` also of those of folders in it.
 
     What `see` has for a file is shown its pieces.
 
@@ -171,12 +171,10 @@ def digest_of_folder(
     except OSError as error:
         msg = f"{folder} cannot be read: {error.strerror}"
         raise FileUnreadableError(msg) from error
-    return document_digest(
-        {
-            str(file.relative_to(folder)): VirtualFile.of_path(file).digest(see=see.get(file, lambda _: None))
-            for file in found
-        }
-    )
+    return {
+        str(file.relative_to(folder)): VirtualFile.of_path(file).digest(see=see.get(file, lambda _: None))
+        for file in found
+    }
 
 
 def _digest_with_parts(chunks: Iterator[bytes], part_bytes: int) -> tuple[str, list[str]]:

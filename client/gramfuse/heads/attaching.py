@@ -22,6 +22,7 @@ from gramfuse.contributing.virtual_files import Source, Span, VirtualFile
 from gramfuse.heads.planning import HeadPlan, plan_head, require_same_computation
 from gramfuse.progress import ReadCount
 from gramfuse.verification import verify
+from gramfuse.whole_files import open_for_owner
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import FileEntry, TensorInfo
@@ -227,9 +228,9 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(path: Path, chunks: Iterable[bytes], on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """Write a file to the disk itself, not only to its cache; return the SHA-256."""
+    """Write a file, for its owner only, to the disk itself, not only to its cache; return the SHA-256."""
     digest = hashlib.sha256()
-    with path.open("wb") as stream:
+    with open_for_owner(path) as stream:
         for chunk in chunks:
             stream.write(chunk)
             digest.update(chunk)

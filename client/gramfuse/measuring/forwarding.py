@@ -11,6 +11,7 @@ from torch import nn
 
 from gramfuse.adapters.adding import add_adapter
 from gramfuse.contributing.loading import is_adapter
+from gramfuse.contributing.origin import digest_of_weights
 from gramfuse.measuring.batching import batch_inputs, tokenize
 from gramfuse.measuring.collection import Collector
 from gramfuse.measuring.inference import OpenModel, Progress, open_model, ready_to_run
@@ -83,6 +84,7 @@ def collect(
     # Sorted, so that a batch holds little padding; longest first, so that too large a batch fails at once.
     examples = sorted((text for text in examples if text.ids), key=lambda text: text.length, reverse=True)
     folders = [path for path in (folder, adapter) if path is not None]
+    measured_on = digest_of_weights(folders[-1]) if folders else None  # before the run: a change meanwhile is seen
     gradients = weighting != "none"
     seed = seed_of_run(seed, checkpoint) if gradients else None
     settings = ["statistics", batch_size, base, padding, share_inputs, weighting, seed]
@@ -122,6 +124,7 @@ def collect(
                 drawn = torch.Generator(opened.device).manual_seed(seed_of(f"{seed} {number}"))
                 problem = getattr(loaded.config, "problem_type", None)
                 sampled_loss(predicted, inputs, drawn, problem=problem).backward()  # type: ignore[no-untyped-call] # torch's own
+    statistics.measured_on = measured_on
     return statistics
 
 

@@ -108,7 +108,7 @@ def save_scales(scales: Scales, path: str | Path) -> None:
     """
     metadata = scales.metadata
     header = format_header(tensors_of_scales(metadata.taps), {METADATA_KEY: metadata.canonical().decode()})
-    write_values(Path(path), header, (scales.mean_squares[tap.name] for tap in metadata.taps))
+    write_values(Path(path), header, (scales.mean_squares[tap.name] for tap in metadata.taps), private=False)
 
 
 def _mean_square(tap: Tap) -> torch.Tensor:

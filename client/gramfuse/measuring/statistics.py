@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 import torch
 
+from gramfuse.contributing.origin import read_origin
 from gramfuse.measuring.distinct import DistinctRows, Readers
 from gramfuse.measuring.examples import PassCounts
 from gramfuse.measuring.statistics_io import read_statistics, write_statistics
@@ -46,6 +47,9 @@ class Statistics:
     `one + other` is as if both had been measured in one run; the zero is `Statistics()`. Rows of the same example are
     counted once in `distinct_rows`, also across a sum, as long as neither part was loaded from a file: files hold no
     trace of single examples, so texts measured into two files count twice.
+
+    `measured_on` is a digest of the model's weights, where they came from a folder. It is noted in the file for this
+    machine alone: nothing that leaves has it.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class Statistics:
         distinct: DistinctRows | None = None,
         settings: CollectorSettings | None = None,
         base: str | None = None,
+        measured_on: str | None = None,
     ) -> None:
         self.streams: dict[Readers, Stream] = dict(streams or {})
         self.layouts: dict[str, Layout] = dict(layouts or {})
         self.distinct = distinct or DistinctRows()
         self.settings = settings
         self.base = base
+        self.measured_on = measured_on
         self.broken: str | None = None
         self._uncounted: deque[PassCounts] = deque()
 
@@ -115,7 +121,13 @@ class Statistics:
             distinct=self.distinct + other.distinct,
             settings=self.settings or other.settings,
             base=self.base or other.base,
+            measured_on=self._measured_like(other),
         )
+
+    def _measured_like(self, other: Self) -> str | None:
+        """Return which model both were measured on; None where they say different ones, or none."""
+        noted = {self.measured_on, other.measured_on} - {None}
+        return noted.pop() if len(noted) == 1 else None
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both say the same of every tap, to the last bit."""
@@ -168,7 +180,8 @@ class Statistics:
         layers_of_taps = self._layers_of_taps()
         metadata = self._metadata(tuple(self._info(layers, distinct) for layers in layers_of_taps))
         # One tap at a time: the packed matrices of a large model do not fit into memory twice.
-        write_statistics(Path(path), metadata, (_finite(self._tap(layers, distinct)) for layers in layers_of_taps))
+        taps = (_finite(self._tap(layers, distinct)) for layers in layers_of_taps)
+        write_statistics(Path(path), metadata, taps, measured_on=self.measured_on)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -189,6 +202,7 @@ class Statistics:
             distinct=DistinctRows(anonymous={readers_of[tap.name]: tap.distinct_rows for tap in metadata.taps}),
             settings=metadata.collector,
             base=metadata.base,
+            measured_on=read_origin(Path(path)),
         )
 
     # --- from streams to taps ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gramfuse.contributing.loading import read_header
+from gramfuse.contributing.origin import note_of
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.safetensors_header import format_header
 from gramfuse_shared.contract.statistics_file import (
@@ -16,6 +17,7 @@ from gramfuse_shared.contract.statistics_file import (
     parse_statistics_metadata,
     tensors_of_taps,
 )
+from gramfuse_shared.identifiers import Digest
 from gramfuse_shared.merging.decoding import decode_statistics
 from gramfuse_shared.merging.streaming import LocalFile, TensorFile
 
@@ -23,22 +25,26 @@ if TYPE_CHECKING:
     from gramfuse.measuring.statistics import Tap
 
 
-def write_statistics(path: Path, metadata: StatisticsMetadata, taps: Iterable["Tap"]) -> None:
+def write_statistics(
+    path: Path, metadata: StatisticsMetadata, taps: Iterable["Tap"], *, measured_on: Digest | None = None
+) -> None:
     """Write the header for `metadata`, then the packed matrices of `taps`, which come in the same order."""
     header = format_header(
         tensors_of_taps(metadata.taps, metadata.encoding),
-        {METADATA_KEY: metadata.model_dump_json()},
+        {METADATA_KEY: metadata.model_dump_json(), **note_of(measured_on)},
     )
     write_values(path, header, (tap.gram for tap in taps))
 
 
-def write_values(path: Path, header: bytes, values: Iterable[torch.Tensor]) -> None:
+def write_values(path: Path, header: bytes, values: Iterable[torch.Tensor], *, private: bool = True) -> None:
     """Write a safetensors file of F32 tensors on the CPU, in the header's order: beside, then renamed.
+
+    For its owner only, unless nothing in it comes from `private` texts.
 
     Raises:
         FileUnwritableError: the folder cannot be written.
     """
-    with written_whole(path) as stream:
+    with written_whole(path, private=private) as stream:
         stream.write(header)
         for value in values:
             stream.write(value.contiguous().numpy().astype("<f4", copy=False).data)

@@ -10,6 +10,7 @@ import torch
 from gramfuse.auditing.report import MembershipTold, NotRun, TokensFound
 from gramfuse.measuring.batching import TokenizedText
 from gramfuse.measuring.inference import OpenModel
+from gramfuse.privacy.counting_rows import RowsRead, compare_rows
 from gramfuse.privacy.membership import LeverageMeter, TextLeverage, auc, membership_auc
 from gramfuse.privacy.reading_rows import rows_of_texts
 from gramfuse.privacy.token_counts import find_tokens, token_dictionary
@@ -87,8 +88,12 @@ def tell_members(
         for layer, own in rows.items():
             calibration[layer] = calibration[layer].addmm_(own.T, own) if layer in calibration else own.T @ own
     meters = {tap.layers[0].weight: LeverageMeter(gram, calibration.get(tap.layers[0].weight)) for tap, gram in grams}
-    measured = _measure(opened, meters, mine[:: max(1, len(mine) // MOST_TEXTS)][:MOST_TEXTS])
-    foreign = _measure(opened, meters, public[1::2])
+    read = {layer: RowsRead() for layer in layers}
+    measured = _measure(opened, meters, mine[:: max(1, len(mine) // MOST_TEXTS)][:MOST_TEXTS], read)
+    others_perhaps = compare_rows(layers, {layer: read[layer] for layer in measured}, mine)
+    if others_perhaps is not None:
+        not_run.append(others_perhaps)
+    foreign = _measure(opened, meters, public[1::2], {})
     for layer, tap in layers.items():
         texts = measured[layer]
         if not texts:
@@ -117,11 +122,13 @@ def tell_members(
 
 
 def _measure(
-    opened: OpenModel, meters: dict[str, LeverageMeter], texts: Sequence[TokenizedText]
+    opened: OpenModel, meters: dict[str, LeverageMeter], texts: Sequence[TokenizedText], read: dict[str, RowsRead]
 ) -> defaultdict[str, list[TextLeverage]]:
     measured: defaultdict[str, list[TextLeverage]] = defaultdict(list)
-    for _, rows in rows_of_texts(opened, texts, tuple(meters)):
+    for place, rows in rows_of_texts(opened, texts, tuple(meters)):
         for layer, own in rows.items():
+            if layer in read:
+                read[layer].add(len(own), texts[place])
             measured[layer].append(meters[layer].measure(own))
     return measured
 

@@ -8,7 +8,7 @@ import torch
 
 from gramfuse.auditing.drafting import draft_report
 from gramfuse.auditing.reference_texts import reference_texts
-from gramfuse.auditing.report import Attacks, AuditReport, Effort, Subject, TapReport
+from gramfuse.auditing.report import Attacks, AuditReport, Effort, Subject, TapReport, TextsGiven
 from gramfuse.auditing.running import Auditing
 from gramfuse.auditing.subject import digest_of_texts, subject_of
 from gramfuse.auditing.thresholds import Thresholds
@@ -112,6 +112,7 @@ def audit_draft(
         not_run=found.not_run,
         reference="none" if not used else "shipped" if public is None else "given",
         texts=None if texts is None else digest_of_texts(texts),
+        texts_given=None if texts is None else TextsGiven(count=len(texts), file=auditing.texts_file),
         public=digest_of_texts(known.public) if used else None,
     )
     seconds = round(time.monotonic() - begin, 1)
