@@ -65,6 +65,7 @@ def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, po
     assert (created.id, created.state) == (PROJECT, "ready")
     code, out, _ = acme("project", "invite", "tweets", "acme", "globex")
     assert (code, out) == (0, f"invited acme, globex; next, each of them: gramfuse project join {PROJECT}\n")
+    assert globex("request", "list", "tweets")[1] == "nothing to list\n"
     code, out, _ = globex("project", "list")
     assert code == 0
     assert PROJECT in out
@@ -340,7 +341,14 @@ def test_a_participant_may_not_submit_and_an_unknown_job_is_not_found(globex, me
 
 
 def test_a_model_is_listed_pulled_verified_offline_and_deleted(acme, globex, merged, tmp_path):
-    assert merged in globex("model", "list", PROJECT)[1]
+    listed = globex("model", "list", PROJECT)[1]
+    assert merged in listed
+    assert "published" in listed
+    code, out, _ = globex("model", "show", PROJECT, merged)
+    assert code == 0
+    for told in (f"{merged} of {PROJECT}", "published", "regmean of 3", "globex", "model.safetensors"):
+        assert told in out
+    assert Model.model_validate(globex.json("model", "show", PROJECT, merged)).id == merged
     folder = tmp_path / "merged"
     code, out, _ = globex("model", "pull", "tweets", merged, str(folder))
     assert code == 0

@@ -22,6 +22,7 @@ OPERATORS_PAGES = {
     "contribution": "contributions/{project}/{contribution}",
     "job": "jobs/{project}/{merged}",
     "failed job": "jobs/{project}/{failed}",
+    "priority": "jobs/{project}/{failed}/priority",
     "model": "models/{project}/{merged}",
     "audit log": "audit",
     "tokens": "tokens",

@@ -52,7 +52,7 @@ def test_quantiles_are_interpolated_in_order():
 def test_a_section_names_the_worst_conditioned_and_those_that_gained_least():
     lines = describe_layers(encoder())
     text = "\n".join(lines)
-    assert lines[0] == "25 × regmean, fallback none, 1 × regmean, fallback average."
+    assert lines[0] == "26 entries, weights that are solved together being one: 25 × regmean, 1 × regmean → average."
     assert "| condition, at least (24 entries) | 10 | " in text
     worst, least = (text.split(f"### {title}")[1].split("###")[0] for title in ("Worst conditioned", "Gained least"))
     assert re.findall(r"layer\.(\d+)\.output", worst) == ["11", "10", "9", "8", "7"]

@@ -1,4 +1,4 @@
-"""Commands about merged models: list, pull, report, attach a head, export an adapter, verify, delete."""
+"""Commands about merged models: list, show, pull, report, attach a head, export an adapter, verify, delete."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,6 +15,8 @@ from gramfuse_shared.extras import requiring_extras
 from gramfuse_shared.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from gramfuse.adapters.exported import ExportedAdapter
@@ -38,7 +40,7 @@ HeadOption = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id, which is its job's.")]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, pull, verify and delete merged models.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, pull, verify and delete merged models.")
 
 
 @app.command(name="list")
@@ -62,6 +64,28 @@ def list_(project: ProjectArgument) -> None:
     ]
     columns = ("model", "method", "size", "created", "state", "withdrawn since")
     output.show(models, output.table(columns, rows, right=(2,)))
+
+
+@app.command()
+def show(project: ProjectArgument, model: ModelArgument) -> None:
+    """Show a merged model: state, how and of whose contributions it was merged, its files.
+
+    Example: gramfuse model show acme.tweets regmean-1
+    """
+    with session.open_client() as client:
+        found = client.model(project, model)
+    signed = found.receipt.receipt
+    rows = [
+        ("model", f"{found.id} of {found.project}"),
+        ("state", _state(found) + (f": {found.release.reason}" if found.release and found.release.reason else "")),
+        ("merge", f"{signed.recipe.merge_method} of {len(signed.contributions)}"),
+        ("created", f"{found.created_at:%Y-%m-%d %H:%M}"),
+        ("policy", f"version {signed.policy.version}"),
+        *_list("contributions", [f"{one.organization} {one.manifest[:16]}" for one in signed.contributions]),
+        *_list("withdrawn since", found.withdrawn_members),
+        *_list("files", [f"{file.name} {format_bytes(file.bytes)}" for file in found.files]),
+    ]
+    output.show(found, output.table(("", ""), rows))
 
 
 @app.command()
@@ -259,10 +283,14 @@ def _policy_of(client: "Client", merged: Path) -> "Policy":
     return policy
 
 
+def _list(name: str, items: "Sequence[str]") -> list[tuple[str, str]]:
+    return [(name if number == 0 else "", item) for number, item in enumerate(items)]
+
+
 def _state(model: "Model") -> str:
     if model.deleted_at is not None:
         return "deleted"
-    return "" if model.release is None else model.release.state
+    return "published" if model.release is None else model.release.state
 
 
 def _attach(merged: Path, head_from: Path, out: Path, policy: "Policy | None", *, overwrite: bool) -> "PersonalModel":

@@ -160,7 +160,7 @@ def _render(metadata: StatisticsMetadata, console: Console) -> None:
         )
         for members in alike.values()
     ]
-    columns = ("statistics of", "read by", "width", "rows", "distinct/dim.", "fed by")
+    columns = ("statistics of", "read by", "width", "rows", "per dim.", "fed by")
     output.table(columns, rows, right=(2, 3, 4))(console)
     settings = metadata.collector
     console.print(

@@ -19,7 +19,7 @@ from gramfuse_shared.contract.diagnostics import Layer
 from gramfuse_shared.contract.http_api import Job, Model
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME
 from gramfuse_shared.contract.recipe import Recipe
-from gramfuse_shared.reporting.layers import EXPLANATION, note_of, numbers_of, quantile_rows, share
+from gramfuse_shared.reporting.layers import EXPLANATION, note_of, numbers_of, quantile_rows, share, way_of
 
 MAX_ENTRIES: Final = 400
 """Rows of the table of layers; the JSON has them all."""
@@ -84,7 +84,6 @@ def receipt_file(model: ModelRow) -> Response:
 
 
 def _entry(layer: Layer) -> dict[str, Any]:
-    method = layer.method if layer.fallback == "none" else f"{layer.method} → {layer.fallback}"
     rows = "" if layer.rows is None else f"{layer.rows:,}"
     own = "" if layer.own is None else share(layer.own)
     condition, gained, distances = numbers_of(layer)
@@ -97,7 +96,7 @@ def _entry(layer: Layer) -> dict[str, Any]:
     )
     return {
         "parameters": layer.parameters,
-        "method": method,
+        "method": way_of(layer),
         "fell_back": layer.fallback != "none",
         "rows": rows,
         "numbers": (condition, gained, distances),

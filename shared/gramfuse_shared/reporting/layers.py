@@ -25,8 +25,9 @@ def describe_layers(layers: Sequence[Layer]) -> list[str]:
     """Write the lines of a section on layers."""
     if not layers:
         return ["Every parameter was merged as the method says."]
-    counts = Counter(f"{layer.method}, fallback {layer.fallback}" for layer in layers)
-    lines = [f"{', '.join(f'{count} × {kind}' for kind, count in counts.most_common())}."]
+    counts = Counter(way_of(layer) for layer in layers)
+    told = ", ".join(f"{count} × {way}" for way, count in counts.most_common())
+    lines = [f"{len(layers)} entries, weights that are solved together being one: {told}."]
     summary = quantile_rows(layers)
     if summary:
         heads = ["", *(name for name, _ in _LEVELS)]
@@ -72,6 +73,11 @@ def title_of(layer: Layer) -> str:
     """Name an entry by its first parameter, as code."""
     more = f" and {len(layer.parameters) - 1} more" if len(layer.parameters) > 1 else ""
     return f"`{layer.parameters[0]}`{more}"
+
+
+def way_of(layer: Layer) -> str:
+    """Say how an entry was merged: by the method, or by what took its place."""
+    return layer.method if layer.fallback == "none" else f"{layer.method} → {layer.fallback}"
 
 
 def numbers_of(layer: Layer) -> list[str]:
@@ -132,6 +138,5 @@ def _exceptions(layers: Sequence[Layer]) -> list[str]:
 
 def _exception(layer: Layer) -> list[str]:
     rows = "" if layer.rows is None else f"{layer.rows:,} ({layer.fewest_rows:,})"
-    method = layer.method if layer.fallback == "none" else f"{layer.method} → {layer.fallback}"
     dead = "" if layer.dead_features is None else str(layer.dead_features)
-    return [title_of(layer), method, rows, dead, note_of(layer)]
+    return [title_of(layer), way_of(layer), rows, dead, note_of(layer)]

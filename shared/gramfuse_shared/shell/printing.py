@@ -76,12 +76,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
     """Return a renderer of a plain table; columns whose number is in `right` are aligned right.
 
     Where the terminal is too narrow for it, each row becomes two lines: its first cell, and what the columns say of it.
-    A file or a pipe has no width.
+    A file or a pipe has no width. A list of nothing is a line that says so.
     """
 
     def render(target: "Console") -> None:
         from rich.table import Table  # noqa: PLC0415 - only where something is printed
 
+        if not rows and any(columns):
+            target.print("nothing to list", markup=False)
+            return
         grid = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for number, column in enumerate(columns):
             grid.add_column(column, justify="right" if number in right else "left", overflow="fold")
