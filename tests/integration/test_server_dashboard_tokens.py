@@ -104,6 +104,21 @@ def test_what_a_form_said_stands_in_it_again_with_what_is_wrong(world, browser):
     assert "<option selected>acme</option>" in answer.text
 
 
+def test_the_form_as_it_comes_makes_no_token_and_says_what_is_to_be_chosen(world, browser):
+    page = browser.get(TOKENS).text
+    roles, organizations = re.findall(r"<select[^>]*>(.*?)</select>", page, re.DOTALL)
+    assert re.findall(r">(\w+)</option>", roles) == ["participant", "coordinator", "operator"]
+    assert "selected" not in page
+    assert organizations.startswith('<option value="">none')
+    before = world.operator.get("/v1/tokens").json()
+    answer = create(browser, organization="", days="90")
+    assert (answer.status_code, "choose the organization that the participant&#39;s token is for" in answer.text) == (
+        422,
+        True,
+    )
+    assert world.operator.get("/v1/tokens").json() == before
+
+
 def test_an_operators_token_is_created_for_no_organization(world, browser):
     token = re.search(r">(gf_[0-9a-f]+_[0-9a-f]+)<", create(browser, role="operator", organization="").text)[1]
     assert world.client(token).get("/v1/whoami").json()["role"] == "operator"

@@ -1,7 +1,7 @@
 """The pages of tokens: listed, created, revoked. Operators see all tokens, others those of their organization."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Final
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -18,6 +18,9 @@ from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import Role, TokenCreate
 from gramfuse_shared.errors import GramfuseError, RequestMalformedError
 
+_ROLES: Final[tuple[Role, ...]] = ("participant", "coordinator", "operator")
+"""The one that may least comes first: it is chosen unless somebody chooses."""
+
 
 def read_tokens(sources: Sources, request: Request, caller: Caller) -> Mapping[str, Any]:
     """Read the tokens that the caller may see, the newest first, and the organizations that may be given one."""
@@ -33,7 +36,7 @@ def _listed(sources: Sources, caller: Caller, part: PageRequest) -> dict[str, An
             "tokens": [tokens.token_document(row) for row in rows],
             "next_cursor": cursor,
             "organizations": session.scalars(names).all() if caller.role == "operator" else None,
-            "roles": get_args(Role),
+            "roles": _ROLES,
             "may_revoke": caller.role != "participant",
         }
 
