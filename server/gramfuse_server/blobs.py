@@ -1,4 +1,4 @@
-"""Bytes by SHA-256, local or S3, through obstore. Nothing is ever overwritten by other bytes.
+"""Bytes by SHA-256, local or S3, through obstore. Nothing is overwritten but what is not the bytes of its name.
 
 Keys: `sha256/<digest>` for complete files, `uploads/<upload>/<file>/<number>.<digest>` for parts. Both names contain
 the digest of what they hold, so that writing one twice writes the same.
@@ -18,9 +18,11 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from gramfuse_shared import limits
+from gramfuse_shared.digest import sha256_hex_of_chunks
 from gramfuse_shared.errors import ConfigurationError, StorageFullError
 
 CHUNK_BYTES: Final = 4 * limits.MIB
+PIECE_BYTES: Final = 4 * CHUNK_BYTES
 WHOLE_BYTES: Final = 64 * limits.MIB
 """A file up to this size is stored in one piece."""
 _PROBE: Final = b"gramfuse"
@@ -104,7 +106,33 @@ class Blobs:
         if self.size(key) is not None:
             return False
         with _telling_full():
-            obstore.put(self.store, key, path, use_multipart=True, chunk_size=CHUNK_BYTES * 4)
+            obstore.put(self.store, key, path, use_multipart=True, chunk_size=PIECE_BYTES)
+        return True
+
+    def put_complete(self, sha256: str, content: bytes | Path) -> bool:
+        """Store a complete file under its digest; tell whether what lay there already had to be replaced.
+
+        The content is verified by the caller. What lies there is believed for its bytes alone: a disk may have changed
+        or cut it since. So where something does, its length is asked, and its SHA-256 is read if that is right. This
+        costs one more reading of the file, never a writing, and only where it is there: a base model that several
+        projects share, what is pushed again, work that is repeated after an interruption. Each of them has just read
+        the same bytes elsewhere.
+
+        A file that is wrong is replaced in one step, by a rename or by S3's plain PUT, which puts no condition: whoever
+        reads meanwhile sees it as it was or as it shall be, and whoever else replaces it writes the same.
+
+        Raises:
+            StorageFullError: there is no room; what lay there stays.
+        """
+        key = blob_key(sha256)
+        if isinstance(content, Path):
+            length, new = content.stat().st_size, self.put_file(key, content)
+        else:
+            length, new = len(content), self.put(key, content)
+        if new or (self.size(key) == length and sha256_hex_of_chunks(self.chunks(key)) == sha256):
+            return False
+        with _telling_full():
+            obstore.put(self.store, key, content, use_multipart=length > WHOLE_BYTES, chunk_size=PIECE_BYTES)
         return True
 
     def size(self, key: str) -> int | None:

@@ -31,6 +31,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -46,6 +47,8 @@ CONDEMNATION_LAPSES: Final = timedelta(minutes=10)
 """After which a condemnation is another sweep's to carry out."""
 _LOOK_SECONDS: Final = 0.2
 
+_log = structlog.get_logger(__name__)
+
 
 def keep(
     database: Database,
@@ -55,7 +58,7 @@ def keep(
     clock: Clock,
     patience: timedelta = CONDEMNATION_LAPSES * 1.5,
 ) -> None:
-    """Claim complete files by their digests and write them, unless they are there. Name them next.
+    """Claim complete files by their digests and write them, unless they are there and whole. Name them next.
 
     Raises:
         UnavailableError: a sweep is deleting one of them, and is not done when patience ends.
@@ -71,10 +74,8 @@ def keep(
             raise UnavailableError(msg)
         time.sleep(_LOOK_SECONDS)
     for sha256, content in files.items():
-        if isinstance(content, Path):
-            blobs.put_file(blob_key(sha256), content)
-        else:
-            blobs.put(blob_key(sha256), content)
+        if blobs.put_complete(sha256, content):
+            _log.warning("a damaged file was replaced", file=blob_key(sha256), bytes=sizes[sha256])
 
 
 def name(session: Session, digests: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
+import obstore
 import pytest
 
 from gramfuse_server import blobs as storing
@@ -37,6 +38,25 @@ def test_a_large_file_is_put_in_pieces_and_is_the_same(blobs, tmp_path, monkeypa
     assert blobs.put_file("sha256/large", file) is False
     assert b"".join(blobs.chunks("sha256/large")) == file.read_bytes()
     assert list(blobs.sizes("sha256/")) == [("sha256/large", 40 * MIB + 7)]
+
+
+@pytest.mark.parametrize("size", [100_000, 6 * MIB + 7])
+def test_a_complete_file_that_was_changed_or_cut_is_replaced_and_a_whole_one_is_not(blobs, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "WHOLE_BYTES", MIB)  # so that the larger one travels in pieces
+    monkeypatch.setattr(storing, "PIECE_BYTES", 5 * MIB)
+    right = hashlib.shake_256(b"complete").digest(size)
+    file, sha256 = tmp_path / "file", hashlib.sha256(right).hexdigest()
+    file.write_bytes(right)
+    key = storing.blob_key(sha256)
+    assert blobs.put_complete(sha256, file) is False
+    for wrong in (right[:50_000] + b"rust" + right[50_004:], right[:100], b""):
+        obstore.put(blobs.store, key, wrong)
+        assert blobs.put_complete(sha256, file) is True
+        assert b"".join(blobs.chunks(key)) == right
+    written = obstore.head(blobs.store, key)
+    assert blobs.put_complete(sha256, right) is False
+    assert obstore.head(blobs.store, key) == written
+    assert list(blobs.sizes("")) == [(key, size)]  # nothing is left beside it
 
 
 def test_keys_are_listed_by_prefix_beyond_one_page_and_deleted(blobs):

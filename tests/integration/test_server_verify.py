@@ -16,10 +16,10 @@ from gramfuse_server.cli import main
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.settings import Settings
 from gramfuse_server.sweeping import adopt_strays, delete_spent_bytes
-from gramfuse_server.tables import ModelFileRow, ModelRow
+from gramfuse_server.tables import ContributionRow, ModelFileRow, ModelRow, ProjectRow, UploadFileRow
 from support.client_world import Site
 from support.dumps import destroy, dump, restore
-from support.server_world import World
+from support.server_world import OPEN_POLICY, World, make_base
 from support.worker_world import InProcessWorker, be_ready, contribute
 
 one_database = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # not its queries
@@ -38,6 +38,15 @@ def submit(world, job):
     body = {"recipe": {"merge_method": "regmean"}}
     answer = world.coordinator("acme").put(f"/v1/projects/{PROJECT}/jobs/{job}", json=body)
     assert answer.status_code == 201, answer.text
+
+
+def send_base(world, organization):
+    """Create one more project with the same base model, and send it."""
+    base, coordinator = make_base(), world.organization(organization)
+    path = f"/v1/projects/{organization}.tweets"
+    documents = {"base": base.manifest.model_dump(mode="json"), "policy": OPEN_POLICY.model_dump(mode="json")}
+    coordinator.put_files(f"{path}/base", coordinator.put(path, json=documents).json(), base.files)
+    assert coordinator.post(f"{path}/base/seal").status_code == 200
 
 
 @pytest.fixture
@@ -136,6 +145,33 @@ def test_what_is_missing_cut_or_damaged_is_told_with_who_names_it_and_what_to_do
     assert model["named_by"] == f"model {PROJECT}/{MODEL}, config.json"
     deep, _ = told("--digests")
     assert deep - losses == {("model.safetensors", "wrong bytes")}
+
+
+@one_database
+def test_what_is_damaged_is_repaired_as_the_advice_says_by_who_pushes_it_again(server, run_verify):
+    world, settings = server
+    member, worker = world.participant("globex"), InProcessWorker(world, settings)
+    project = member.get(f"/v1/projects/{PROJECT}").json()
+    with reading(world.services.database) as session:
+        row = session.query(ContributionRow).filter_by(organization="globex").one()
+        files = {file.name: file.sha256 for file in session.query(UploadFileRow).filter_by(upload=row.upload)}
+        base_upload = session.get_one(ProjectRow, PROJECT).base_upload
+        base = session.query(UploadFileRow).filter_by(upload=base_upload, name="model.safetensors").one().sha256
+    stored = settings.server_home / "blobs"
+    changed = stored / blob_key(files["statistics.safetensors"])
+    changed.write_bytes(changed.read_bytes()[:-4] + b"rust")
+    for sha256 in (files["weights.safetensors"], base):
+        (stored / blob_key(sha256)).write_bytes((stored / blob_key(sha256)).read_bytes()[:100])
+    code, printed = run_verify(settings, "--digests")
+    assert (code, len(printed["losses"])) == (1, 3)
+
+    path = f"/v1/projects/{PROJECT}/contributions/{row.id}"
+    assert member.post(f"{path}/withdraw").status_code == 200
+    contribute(world, project, "globex", 1, generation=2)
+    send_base(world, "globex")
+    assert worker.inspect_all() == ["accepted", "accepted"]
+    code, printed = run_verify(settings, "--digests")
+    assert (code, printed["losses"]) == (0, []), printed
 
 
 @one_database
