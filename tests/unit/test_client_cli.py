@@ -317,3 +317,12 @@ def test_verify_names_the_model_and_its_signer(tmp_path, capsys):
     (tmp_path / "m").mkdir()
     assert cli.main(["model", "verify", str(tmp_path / "m"), "--key", base64.b64encode(bytes(32)).decode()]) == 1
     assert "error[file-unreadable]" in capsys.readouterr().err
+
+
+def test_the_policy_in_words_says_who_can_work_out_anothers_model():
+    two, three = (describe_policy(Policy(minimum_cohort=least)) for least in (2, 3))
+    assert (
+        "A merge takes at least 2 organizations: of two, each can subtract its own model from the merge, and has"
+        in (" ".join(two))
+    )
+    assert "at least 3 organizations; all but one of a merge's members together can subtract theirs" in " ".join(three)

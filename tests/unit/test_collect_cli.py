@@ -11,15 +11,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import gramfuse
 from gramfuse.cli.main import main
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.origin import digest_of_weights
 from gramfuse.measuring.collection import Collector
+from gramfuse.measuring.enough_texts import texts_needed
 from gramfuse.measuring.forward_pass import ForwardPass
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.statistics import Statistics
 from gramfuse.measuring.texts import Fields, read_texts
 from gramfuse.privacy.audit import effective_rank
+from gramfuse_shared.contract.manifest import LayerInfo, TapInfo
+from gramfuse_shared.contract.rules import why_tap_stays
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
     CancelledError,
@@ -214,6 +218,45 @@ def test_malformed_texts_are_refused_with_their_line(tmp_path, content, error):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=r"line 1|holds no text"):
         read_texts(path)
+
+
+@pytest.mark.parametrize("name", ["texts.csv", "texts.yaml", "texts.csv.gz", "texts.parquet"])
+def test_a_table_is_no_text_a_line_and_what_is_read_is_said(tmp_path, name):
+    (tmp_path / name).write_text("text,label\na b,1\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"ends in \.\w+, which is not read: give JSON lines .*\*\.txt"):
+        read_texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["texts.txt", "texts.TXT", "texts"])
+def test_plain_text_may_be_called_so_or_have_no_ending(tmp_path, name):
+    (tmp_path / name).write_text("a b\n\nc\n", encoding="utf-8")
+    assert read_texts(tmp_path / name) == ["a b", "c"]
+
+
+def test_how_many_texts_the_usual_policy_would_want_is_told_for_taps_of_few_rows(folder, texts, tmp_path, capsys):
+    out = tmp_path / "s.safetensors"
+    code, printed, _ = run(capsys, "stats", "collect", "--model", folder, "--texts", texts, "--out", out)
+    needed = texts_needed(Statistics.load(out).metadata.taps, len(SENTENCES), gramfuse.Policy())
+    assert code == 0
+    assert needed
+    told = " ".join(printed.split())
+    assert f"so many texts like these would do, and {len(SENTENCES)} were measured:" in told
+    assert all(f"{texts:,} texts: " in told for texts in needed.values())
+
+
+def test_a_tap_that_reads_a_row_a_text_needs_as_many_texts_as_rows():
+    def tap(name, width, rows):
+        layers = (LayerInfo(weight=name),)
+        return TapInfo(name=name, width=width, rows=rows, distinct_rows=rows, source="mixed", layers=layers)
+
+    taps = (tap("pooler", 768, 300), tap("dense", 768, 6_000), tap("enough", 768, 15_360))
+    assert texts_needed(taps, 300, gramfuse.Policy()) == {"pooler": 15_360, "dense": 768}
+    assert "the policy wants 15360 (20 per dimension): measure 52 times as many" in why(taps[0])
+    assert "the policy wants 15360 (20 per dimension): measure 2.6 times as many" in why(taps[1])
+
+
+def why(tap):
+    return why_tap_stays(tap, {tap.name}, gramfuse.Policy())
 
 
 def test_missing_texts_and_models_are_named(folder, tmp_path, capsys):

@@ -21,9 +21,7 @@ ModelOption = Annotated[
 ]
 TextsOption = Annotated[
     Path,
-    typer.Option(
-        "--texts", help="*.jsonl, a text file with a text per line (both also as *.gz), or a `datasets` folder."
-    ),
+    typer.Option("--texts", help="*.jsonl, *.txt with a text per line (both also as *.gz), or a `datasets` folder."),
 ]
 ExamplesOption = Annotated[int | None, typer.Option("--examples", min=1, help="Use the first N texts only.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Texts per forward pass.")]

@@ -31,11 +31,13 @@ from gramfuse.cli.measuring import (
 )
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.loading import open_fisher_file, open_statistics_file, read_header
+from gramfuse.measuring.enough_texts import texts_needed
 from gramfuse.measuring.forwarding import collect
 from gramfuse.measuring.texts import Fields, read_texts
-from gramfuse.naming import folded, name_pattern
+from gramfuse.naming import folded, name_pattern, name_patterns
 from gramfuse_shared.contract.fisher_file import METADATA_KEY as FISHER_METADATA_KEY
 from gramfuse_shared.contract.manifest import TapInfo, Weighting
+from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.privacy import COVERS
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata
 from gramfuse_shared.units import format_bytes
@@ -105,6 +107,8 @@ def collect_command(
     statistics.save(out)
     checkpoint.unlink(missing_ok=True)
     metadata = statistics.metadata
+    rules = Policy()  # whose policy it will be is not known yet
+    short = texts_needed(metadata.taps, len(found), rules)
     result = {
         "file": str(out),
         "bytes": out.stat().st_size,
@@ -113,6 +117,7 @@ def collect_command(
         "taps": len(metadata.taps),
         "rows": max(tap.rows for tap in metadata.taps),
         "distinct_rows": max(tap.distinct_rows for tap in metadata.taps),
+        "texts_needed": short,
     }
 
     def render(console: Console) -> None:
@@ -120,6 +125,15 @@ def collect_command(
             f"{out}: {result['taps']} taps, up to {result['rows']:,} rows ({result['distinct_rows']:,} of distinct "
             f"texts) from {len(found):,} texts in {result['seconds']:.1f} s, {format_bytes(out.stat().st_size)}"
         )
+        if short:
+            console.print(
+                f"Policies ask for {rules.minimum_rows_per_dimension:g} distinct rows per dimension unless they say "
+                f"otherwise; too few for that, so many texts like these would do, and {len(found):,} were measured:",
+                markup=False,
+            )
+            for needed in sorted(set(short.values())):
+                names = ", ".join(name_patterns([name for name, texts in short.items() if texts == needed]))
+                console.print(f"  {needed:,} texts: {names}", markup=False)
         console.print(
             "Nothing has left this machine. `gramfuse audit` says what the file reveals, and what would leave."
         )

@@ -16,6 +16,9 @@ Text = str | tuple[str, str] | list[str]
 _TEXT_FIELDS: Final = ("text", "sentence", "content", "document")
 _WORD_FIELDS: Final = ("tokens", "words")
 
+_JSON_LINES: Final = frozenset({".jsonl", ".json", ".ndjson"})
+_PLAIN_TEXT: Final = frozenset({".txt", ".text", ""})  # without an ending: a pipe, or a file that says nothing else
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -37,8 +40,8 @@ def read_texts(
     """Read at most `limit` texts, in the file's order; empty ones are left out.
 
     Args:
-        path: `*.jsonl` or `*.json` with an object per line, any other file with a text per line (both also gzipped,
-            as `*.gz`), or a folder of `datasets.Dataset.save_to_disk`.
+        path: `*.jsonl` or `*.json` with an object per line, `*.txt` or a name without an ending with a text per line
+            (all also gzipped, as `*.gz`), or a folder of `datasets.Dataset.save_to_disk`.
         fields: which fields of a record hold the text.
         split: which split of a saved DatasetDict.
         limit: None for all.
@@ -46,7 +49,7 @@ def read_texts(
     Raises:
         FileUnreadableError: no such file or folder, or not readable.
         DocumentMalformedError: a record is not an object or lacks the field; the message names the line.
-        ConfigurationError: a split or field must be named.
+        ConfigurationError: a split or field must be named, or the file's ending is another, as of a table.
     """
     chosen = fields or Fields()
     found = (text_of(record, chosen, where) for where, record in read_records(path, split=split))
@@ -67,10 +70,17 @@ def read_records(path: Path, *, split: str | None = None) -> Iterator[tuple[str,
         for number, record in enumerate(_saved_records(path, split), start=1):
             yield f"record {number} of {path}", record
         return
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix != ".gz"]
+    form = suffixes[-1] if suffixes else ""
+    if form not in _JSON_LINES | _PLAIN_TEXT:
+        msg = (
+            f"{path} ends in {form}, which is not read: give JSON lines (*.jsonl) with an object a line, such as "
+            '{"text": "…"}, or a file with a text a line (*.txt), either also gzipped (*.gz), or a folder of `datasets`'
+        )
+        raise ConfigurationError(msg)
     with _open(path) as stream:
         try:
-            if suffixes and suffixes[-1] in {".jsonl", ".json", ".ndjson"}:
+            if form in _JSON_LINES:
                 yield from _json_records(stream, path)
             else:
                 yield from ((f"line {number} of {path}", line.strip()) for number, line in enumerate(stream, start=1))

@@ -1,5 +1,6 @@
 """Why statistics of a tap stay at home: in one word for the wire, in many for a person."""
 
+import math
 from collections.abc import Collection
 from typing import Annotated, Final, Literal
 
@@ -38,6 +39,12 @@ def find_obstacle(tap: TapInfo, contributed: Collection[str], policy: Policy, *,
     return None
 
 
+def _times(tap: TapInfo, policy: Policy) -> str:
+    """Say how often: a tap's rows grow as the texts do, whether it reads a row a token or one a text."""
+    factor = policy.minimum_rows(tap.width) / max(tap.distinct_rows, 1)
+    return f"{math.ceil(factor * 10) / 10:.1f} times" if factor < 10 else f"{math.ceil(factor):,} times"  # noqa: PLR2004 - two digits
+
+
 def explain_obstacle(obstacle: Obstacle, tap: TapInfo, policy: Policy) -> str:
     """Say what keeps a tap's statistics at home, and where it can be helped, how."""
     fed = "embeddings feed it directly" if tap.source == "embeddings" else "what feeds it is not known"
@@ -45,7 +52,7 @@ def explain_obstacle(obstacle: Obstacle, tap: TapInfo, policy: Policy) -> str:
         "embeddings": f"{fed}, and its statistics would reveal the text's token counts (embedding_taps: withhold)",
         "few_rows": (
             f"it has {tap.distinct_rows} distinct rows, the policy wants {policy.minimum_rows(tap.width)} "
-            f"({policy.minimum_rows_per_dimension:g} per dimension): measure more texts"
+            f"({policy.minimum_rows_per_dimension:g} per dimension): measure {_times(tap, policy)} as many texts"
         ),
         "weights": "none of the weights that read it leaves, so nothing could be merged with it",
     }[obstacle]

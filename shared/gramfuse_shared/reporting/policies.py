@@ -96,12 +96,19 @@ def describe_policy(policy: Policy) -> list[str]:
         _MISSING_STATISTICS[policy.missing_statistics],
         *([_private_by_noise(policy.differential_privacy)] if policy.differential_privacy else []),
         *([f"Statistics are scaled by the project's scales file, {policy.scales}."] if policy.scales else []),
-        f"A merge takes at least {policy.minimum_cohort} organizations.",
+        _least_cohort(policy),
         _COHORTS[policy.cohorts],
         _DOWNLOADS[policy.downloads],
         *_describe_requests(policy),
         *([_held_back(policy.release)] if policy.release else []),
     ]
+
+
+def _least_cohort(policy: Policy) -> str:
+    least = f"A merge takes at least {policy.minimum_cohort} organizations"
+    if policy.minimum_cohort == 2:  # noqa: PLR2004 - each other
+        return f"{least}: of two, each can subtract its own model from the merge, and has the other's."
+    return f"{least}; all but one of a merge's members together can subtract theirs, and have the last one's."
 
 
 def _enough_rows(policy: Policy) -> str:
