@@ -26,8 +26,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 
 
-SERVER, ORGANIZATIONS, COORDINATOR, PARTICIPANT, MERGE, LOCAL = blocks("sh")
-POLICY, RECIPE = blocks("yaml")
+_, SERVER, ORGANIZATIONS, COORDINATOR, PARTICIPANT, MERGE, ANSWERING, LOCAL = blocks("sh")
+POLICY, PARTICIPATION, RECIPE = blocks("yaml")
 (PYTHON,) = blocks("python")
 
 
@@ -73,6 +73,14 @@ def succeed(line: str, folder: Path, environment: dict[str, str], *, token: str 
     typed = type_command(line, folder=folder, environment=environment, answers={"Token: ": token, "[y/N] ": "y"})
     assert typed.exit_code == 0, f"{line}\n{typed.output}"
     return typed.output
+
+
+def test_the_configuration_for_answers_is_one_that_answers_what_it_says(tmp_path):
+    name = ANSWERING.split()[2]
+    (tmp_path / name).write_text(PARTICIPATION, encoding="utf-8")
+    found = gramfuse.read_participation(tmp_path / name)
+    assert found.kinds == {"evaluate", "gram", "head", "refit", "calibration"}
+    assert found.allow == ("evaluate",)
 
 
 def test_the_walk_through_works_as_it_is_written(tmp_path, tokens, port, monkeypatch):
