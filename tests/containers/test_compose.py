@@ -39,6 +39,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def started(stack: Stack) -> str:
     """What the guide's first block prints: both images are built, everything is started, and well."""
+    (stack.folder / "server.env").write_text("GRAMFUSE_LOG_FORMAT=json\n")
     return stack.shell(shell_block("deployment.md", "## With the compose file"), timeout=1500)
 
 
@@ -68,6 +69,12 @@ def test_the_guides_first_commands_start_a_server_that_finds_itself_well(stack, 
     again = shell_block("deployment.md", "## With the compose file").splitlines()[0]
     with pytest.raises(AssertionError, match="cannot overwrite"):
         stack.shell(again)  # a second start does not lose the database's password
+
+
+def test_settings_of_the_operators_reach_api_and_workers(stack, started):
+    for service in ("api", "worker-cpu"):
+        assert stack.inside(service, "printenv", "GRAMFUSE_LOG_FORMAT").strip() == "json"
+        assert '"event"' in stack.shell(f"docker compose logs --no-log-prefix {service}")
 
 
 def test_a_container_writes_to_its_volumes_alone_and_has_no_rights(stack, started):
@@ -155,10 +162,15 @@ def test_the_proxy_serves_the_same_with_a_certificate(stack, collaboration, tmp_
          "-addext", "subjectAltName=DNS:localhost", "-keyout", "privkey.pem", "-out", "fullchain.pem"],
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
-    (tmp_path / "privkey.pem").chmod(0o644)
-    tmp_path.chmod(0o755)  # the proxy's user reads it
-    block = shell_block("deployment.md", "## TLS").replace("/etc/gramfuse/tls", str(tmp_path))
-    stack.shell(block)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(
+        AssertionError, match=r"unhealthy|exited"
+    ):  # rather than found well while it starts again and again
+        stack.shell("docker compose --profile cpu --profile tls up --detach --wait", GRAMFUSE_TLS=str(empty))
+    served = tmp_path / "tls"
+    block = shell_block("deployment.md", "## TLS").replace("/etc/gramfuse/tls", str(served)).replace("sudo ", "")
+    stack.shell(f"for file in fullchain.pem privkey.pem; do cp {tmp_path}/$file .; done\n{block}")
     acme = collaboration.coordinator
     login = ["gramfuse", "login", f"https://localhost:{stack.tls_port}", "--token", acme.token]
     home = {"GRAMFUSE_HOME": str(tmp_path / "home"), "GRAMFUSE_URL": "", "GRAMFUSE_TOKEN": ""}

@@ -7,6 +7,7 @@ import pytest
 
 from gramfuse_shared import errors
 from gramfuse_shared.contract import http_api
+from gramfuse_shared.contract.document import Reply
 from gramfuse_shared.contract.http_api import OrganizationCreate
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, TapInfo
 from gramfuse_shared.contract.policy import Policy
@@ -192,6 +193,15 @@ def test_an_unknown_key_of_a_policy_is_refused_by_name():
 def test_a_key_that_is_not_known_is_told_with_the_likely_one_or_all(read, text, told):
     with pytest.raises(GramfuseError, match=told):
         read(text)
+
+
+def test_a_client_passes_over_what_a_newer_server_adds_to_its_answers_but_not_within_what_is_signed():
+    told = {"name": "acme", "created_at": "2026-11-28T00:00:00Z", "colour": "blue"}
+    assert http_api.Organization.parse(json.dumps(told)).name == "acme"
+    replies = [kind for kind in vars(http_api).values() if isinstance(kind, type) and issubclass(kind, Reply)]
+    assert {http_api.Job, http_api.Project, http_api.Contribution, http_api.Model} <= set(replies)
+    for signed in (Policy, Receipt, ContributionManifest, http_api.JobCreate, http_api.ProjectCreate):
+        assert signed.model_config["extra"] == "forbid"
 
 
 # --- recipes -------------------------------------------------------------------------------------------------------

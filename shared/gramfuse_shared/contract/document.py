@@ -68,6 +68,14 @@ class Document(BaseModel):
         return sha256_hex(self.canonical())
 
 
+class Reply(Document):
+    """What a server answers a call with. Keys that a newer server has added are passed over, so that clients of the
+    version before go on; what is signed, or stands for a promise, is a closed `Document` within.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def describe_validation(
     what: str, errors: Sequence[Any], model: type[BaseModel] | None = None, *, most: int = 5
 ) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSchema, model_validator
 
 from gramfuse_shared import limits
-from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.document import Document, Reply
 from gramfuse_shared.contract.key_handover import Handovers
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
 from gramfuse_shared.contract.policy import Policy
@@ -40,14 +40,14 @@ DirectHeader = Literal["content-length", "if-none-match", "x-amz-checksum-sha256
 """What a server may have a client send to a store."""
 
 
-class Page(Document, Generic[Item]):
+class Page(Reply, Generic[Item]):
     """A part of a list; `next_cursor` asks for the next part and is absent on the last."""
 
     items: tuple[Item, ...]
     next_cursor: str | None = None
 
 
-class Problem(Document):
+class Problem(Reply):
     """An RFC 9457 problem document. `code` is stable, `facts` are machine-readable details of this occurrence."""
 
     type: str
@@ -63,7 +63,7 @@ class Problem(Document):
 # --- server and identities ---------------------------------------------------------------------------------------
 
 
-class ServerInfo(Document):
+class ServerInfo(Reply):
     """What anybody may know of a server; clients pin `receipt_key` on first use, then follow `handovers`.
 
     With `direct_transfers` parts may be announced, to be put into the server's object store past the server.
@@ -76,20 +76,20 @@ class ServerInfo(Document):
     direct_transfers: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
-class Health(Document):
+class Health(Reply):
     """`ok`, and for readiness the state of each part that a request needs."""
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, str] = Field(default_factory=dict)
 
 
-class Workers(Document):
+class Workers(Reply):
     """Whether any worker of the server gave a sign of life within its lease: without one, checks and merges wait."""
 
     alive: bool
 
 
-class WhoAmI(Document):
+class WhoAmI(Reply):
     """The caller's token. An operator's token belongs to no organization."""
 
     organization: OrganizationName | None
@@ -104,7 +104,7 @@ class OrganizationCreate(Document):
     name: OrganizationName
 
 
-class Organization(Document):
+class Organization(Reply):
     """A tenant."""
 
     name: OrganizationName
@@ -119,7 +119,7 @@ class TokenCreate(Document):
     days: Annotated[int, Field(ge=1, le=3650)] = 90
 
 
-class TokenInfo(Document):
+class TokenInfo(Reply):
     """A token without its secret."""
 
     id: str
@@ -147,7 +147,7 @@ class FileUpload(FileEntry):
     received_parts: Annotated[int, Field(ge=0)]
 
 
-class Part(Document):
+class Part(Reply):
     """A part that has arrived."""
 
     number: int
@@ -155,7 +155,7 @@ class Part(Document):
     sha256: Digest
 
 
-class PartList(Document):
+class PartList(Reply):
     """The parts of a file that have arrived, so that a rerun sends only the others."""
 
     file: FileName
@@ -190,7 +190,7 @@ class AnnouncedPart(Part):
     put: DirectRequest | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-class FileLocation(Document):
+class FileLocation(Reply):
     """Where a file lies in the object store. `sha256` is of the whole file."""
 
     model_config = _OF_SECRETS
@@ -228,7 +228,7 @@ class ProjectCreate(Document):
         return (*self.base.files, *(() if self.scales is None else (self.scales,)))
 
 
-class Participant(Document):
+class Participant(Reply):
     """A member of a project, the newest policy version that it accepted, and the identity key that signed this.
 
     The signature is over the `PolicyAcceptance` of these, so that every member can check it.
@@ -241,7 +241,7 @@ class Participant(Document):
     signature: Signature | None = None
 
 
-class Project(Document):
+class Project(Reply):
     """A project as its members see it. `ready` once the base model is uploaded and checked.
 
     `bytes` is what it holds, of at most `quota`: base model, contributions, answers, models and those being merged.
@@ -260,7 +260,7 @@ class Project(Document):
     quota: int
 
 
-class PolicyVersion(Document):
+class PolicyVersion(Reply):
     """A version of a project's policy."""
 
     version: int
@@ -282,7 +282,7 @@ class Acceptance(Document):
 # --- contributions -------------------------------------------------------------------------------------------------
 
 
-class Contribution(Document):
+class Contribution(Reply):
     """A contribution as the project's members see it; `reason` and `files` are its own organization's only.
 
     `counts` says that it is the one that merges take: its organization's newest that was ever accepted, if that was not
@@ -321,7 +321,7 @@ class StageMessages(Document):
     messages: Annotated[tuple[SignedMessage, ...], Field(max_length=limits.MAX_SECURE_COHORT)] = ()
 
 
-class AnswerInfo(Document):
+class AnswerInfo(Reply):
     """An organization's own answer to a request, and the upload of its files; `awaited` while there is none."""
 
     organization: OrganizationName
@@ -342,28 +342,28 @@ class JobCreate(Document):
     recipe: Recipe
 
 
-class JobContribution(Document):
+class JobContribution(Reply):
     """A member of a job's cohort."""
 
     organization: OrganizationName
     contribution: Digest
 
 
-class JobError(Document):
+class JobError(Reply):
     """Why an attempt failed: an error's code and message."""
 
     code: str
     message: str
 
 
-class JobLayers(Document):
+class JobLayers(Reply):
     """How many linear layers a method of statistics solves, and how many it averages because statistics are missing."""
 
     solved: int
     averaged: int
 
 
-class Job(Document):
+class Job(Reply):
     """A job. `progress` runs from 0 to 1; `rate` is bytes of input a second; `estimate_seconds` is what remains."""
 
     id: JobId
@@ -392,11 +392,11 @@ class SubmittedJob(Job):
     replaced or withdrawn since, is of an earlier policy, or is new.
     """
 
-    new: bool
+    new: bool = True
     outdated: tuple[OrganizationName, ...] = ()
 
 
-class JobLogEntry(Document):
+class JobLogEntry(Reply):
     """A line of a job's history."""
 
     sequence: int
@@ -408,7 +408,7 @@ class JobLogEntry(Document):
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-class Model(Document):
+class Model(Reply):
     """A published model. `withdrawn_members` names organizations that withdrew after publication; `release` says, where
     the policy has a release gate, how the model stands to it.
     """

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.calibration import CalibrationHistograms
-from gramfuse_shared.contract.document import Document
+from gramfuse_shared.contract.document import Document, Reply
 from gramfuse_shared.contract.manifest import FileEntry, PolicyReference, StatisticsSection, Weighting
 from gramfuse_shared.contract.metrics import Metrics
 from gramfuse_shared.contract.policy import SUMMED_REQUESTS, MergeMethod, Policy, RequestKind
@@ -183,7 +183,7 @@ class Asked(Document):
     withheld: Withheld = Field(default=(), exclude_if=lambda value: not value)
 
 
-class RequestInfo(Document):
+class RequestInfo(Reply):
     """A request as the project's members see it.
 
     `complete` once everybody answered, or at the deadline where the policy leaves out who missed it. `session` is the
