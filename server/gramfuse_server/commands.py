@@ -155,6 +155,7 @@ def serve(
     """
     with imports_kept():
         from gramfuse_server.app import create_app  # noqa: PLC0415 - the other commands need no web server
+        from gramfuse_server.belonging import require_own_store  # noqa: PLC0415
         from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
         from gramfuse_server.serving import http_server  # noqa: PLC0415
         from gramfuse_server.tracing import start_tracing  # noqa: PLC0415
@@ -162,6 +163,7 @@ def serve(
         settings = _settings_with_logs()
         app = create_app(settings, traced=start_tracing("gramfuse-api"))
     schema.require_current(app.state.services.database)
+    require_own_store(app.state.services.database, settings)
     server = http_server(app, settings)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ import torch
 from dbos import DBOS
 
 from gramfuse_server import heartbeats, schema
+from gramfuse_server.belonging import require_own_store
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.database import is_outage, open_database, require_answer, transaction
@@ -73,8 +75,12 @@ def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then end at the next task boundary.
 
     Raises:
-        ConfigurationError: a setting does not work, or the database is of another version.
+        ConfigurationError: a setting does not work, the database is of another version, or the store another's.
     """
+    with closing(open_database(settings.database_url)) as database:
+        require_answer(database)
+        schema.require_current(database)
+        require_own_store(database, settings)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -95,8 +101,6 @@ class Worker:
         self._stopping = stopping
         self._ended = threading.Event()
         self._database = open_database(settings.database_url)
-        require_answer(self._database)
-        schema.require_current(self._database)
         patience = Patience(stopping)
         self._underway = Underway()
         blobs = open_blobs(settings.blobs, persistence="minutes")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
+from gramfuse_server.belonging import describe_store
 from gramfuse_server.database import database_url
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
 from gramfuse_server.receipt_key import load_key, next_path
@@ -50,12 +50,6 @@ def describe_database(settings: Settings) -> str:
         return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
     except ConfigurationError:
         return "unreadable"
-
-
-def describe_store(settings: Settings) -> str:
-    """Name the blob store without anything that a URL could hold beside its place."""
-    parts = urlsplit(settings.blobs)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def check_key(path: Path, *, user: int) -> Finding:

@@ -11,7 +11,7 @@ from gramfuse_server.doctor.configuration import check_key, check_settings
 from gramfuse_server.doctor.database import examine_database
 from gramfuse_server.doctor.device import check_device
 from gramfuse_server.doctor.findings import Finding, failed, masked, secrets_of
-from gramfuse_server.doctor.storage import examine_direct, examine_disks, examine_store
+from gramfuse_server.doctor.storage import examine_contents, examine_direct, examine_disks, examine_store
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import ConfigurationError
 from gramfuse_shared.version import __version__
@@ -53,7 +53,11 @@ def _examine_database(settings: Settings, clock: Clock) -> list[Finding]:
         advice = "run `gramfuse-server init` for a new server, or correct GRAMFUSE_DATABASE_URL"
         return [failed("database", error.message, advice)]
     try:
-        return examine_database(database, clock, lease=settings.worker_lease, version=__version__)
+        findings = examine_database(database, clock, lease=settings.worker_lease, version=__version__)
+        usable = not any(
+            finding.name in {"database", "migrations"} and finding.verdict == "failed" for finding in findings
+        )
+        return [*findings, *(examine_contents(database, settings) if usable else [])]
     finally:
         database.close()
 

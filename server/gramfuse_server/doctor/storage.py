@@ -10,12 +10,14 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from obstore.exceptions import BaseError
+
+from gramfuse_server.belonging import ADVICE, count_missing, describe_missing, describe_store
 from gramfuse_server.blobs import Blobs, open_blobs
 from gramfuse_server.clock import Clock
-from gramfuse_server.database import database_url
+from gramfuse_server.database import Database, database_url
 from gramfuse_server.direct import open_direct
 from gramfuse_server.doctor.clocks import check_clock
-from gramfuse_server.doctor.configuration import describe_store
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
@@ -66,6 +68,22 @@ def examine_store(settings: Settings, clock: Clock) -> list[Finding]:
     except ConfigurationError as error:
         return [failed(name, error.message, "correct GRAMFUSE_BLOBS")]
     return check_round_trip(blobs, place, folder, clock)
+
+
+def examine_contents(database: Database, settings: Settings) -> list[Finding]:
+    """Look for files that the database names; nothing is said of a store that does not answer, which others tell."""
+    name = "blob store, files"
+    folder = local_folder(settings.blobs)
+    try:
+        mounted = folder is None or folder.is_dir()
+        blobs = open_blobs(settings.blobs, persistence="hardly") if mounted else None
+        missing = count_missing(database, blobs)
+    except (ConfigurationError, BaseError):
+        return []
+    if missing:
+        advice = f"{ADVICE} Neither API nor worker starts with it; `gramfuse-server verify` tells what it lacks"
+        return [failed(name, describe_missing(settings, missing), advice)]
+    return [ok(name, "it has files that this database names, or that names none")]
 
 
 def examine_direct(settings: Settings) -> list[Finding]:
