@@ -140,8 +140,9 @@ def test_what_is_missing_cut_or_damaged_is_told_with_who_names_it_and_what_to_do
     assert losses - {loss for loss in losses if loss[0].startswith("part 0 of")} == lost
     assert len(losses) == 3
     base, model = [loss for loss in printed["losses"] if loss["key"] == blob_key(files["config.json"].sha256)]
-    assert base["named_by"].startswith("base acme.tweets, upload ")
-    assert "cannot go on without its base model" in base["advice"]
+    assert base["named_by"] == "base model of acme.tweets, config.json"
+    assert "sends it as another project" in base["advice"]
+    assert base["models"] == []  # a merge reads nothing of what is missing
     assert model["named_by"] == f"model {PROJECT}/{MODEL}, config.json"
     deep, _ = told("--digests")
     assert deep - losses == {("model.safetensors", "wrong bytes")}
@@ -164,6 +165,18 @@ def test_what_is_damaged_is_repaired_as_the_advice_says_by_who_pushes_it_again(s
         (stored / blob_key(sha256)).write_bytes((stored / blob_key(sha256)).read_bytes()[:100])
     code, printed = run_verify(settings, "--digests")
     assert (code, len(printed["losses"])) == (1, 3)
+    losses = {(loss["kind"], loss["trouble"]): loss for loss in printed["losses"]}
+    statistics, base_model = losses["contribution", "wrong bytes"], losses["base", "wrong size"]
+    assert statistics["named_by"] == f"contribution {row.id} of globex to {PROJECT}, statistics.safetensors"
+    assert (
+        f"globex takes it back and pushes it again: `gramfuse contribution withdraw {PROJECT} {row.id[:12]}`"
+        in (statistics["advice"])
+    )
+    assert (statistics["organization"], statistics["contribution"]) == ("globex", row.id)
+    assert statistics["models"] == base_model["models"] == [MODEL]
+    assert "create NAME --base FOLDER" in base_model["advice"]
+    (told,) = [check for check in printed["checks"] if check["found"].startswith(f"wrong bytes: {statistics['key']}")]
+    assert told["advice"].endswith(f"Merged from it since it was accepted: {MODEL}; merge these again")
 
     path = f"/v1/projects/{PROJECT}/contributions/{row.id}"
     assert member.post(f"{path}/withdraw").status_code == 200

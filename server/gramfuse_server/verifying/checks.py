@@ -105,12 +105,19 @@ def check_files(inventory: Inventory, *, digests: bool) -> Iterator[Finding]:
         yield ok("files", f"{inventory.files} files, {inventory.bytes} bytes, all there {looked}")
     for loss in inventory.losses[:_TOLD]:
         seen = "" if loss.trouble != "wrong size" else f" ({loss.found} bytes in place of {loss.named.bytes})"
-        yield failed("files", f"{loss.trouble}{seen}: {loss.named.key}: {loss.named.named_by}", loss.named.advice)
+        yield failed("files", f"{loss.trouble}{seen}: {loss.named.key}: {loss.named.named_by}", _advice(loss))
     if len(inventory.losses) > _TOLD:
         yield failed("files", f"{len(inventory.losses) - _TOLD} more are missing or damaged", _ALL_LISTED)
     if inventory.unnamed:
         text = f"{inventory.unnamed} that nothing names, or not any more; workers delete them (docs/operations.md)"
         yield ok("other files", text)
+
+
+def _advice(loss: Loss) -> str:
+    if not loss.models:
+        return loss.named.advice
+    models = f"{', '.join(loss.models[:_TOLD])}{_rest(len(loss.models))}"
+    return f"{loss.named.advice}. Merged from it since it was accepted: {models}; merge these again"
 
 
 def _troubles(session: Session, row: ModelRow, keys: ReceiptKeys) -> Iterator[str]:

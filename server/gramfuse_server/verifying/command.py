@@ -41,5 +41,8 @@ def verify(
     finally:
         database.close()
     findings = masked(verified.findings, secrets_of(os.environ, settings))
-    losses = [asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found} for loss in verified.losses]
+    losses = [
+        asdict(loss.named) | {"trouble": loss.trouble, "found": loss.found, "models": loss.models}
+        for loss in verified.losses
+    ]
     tell(findings, FORMAT, {"digests": digests, "losses": losses})
