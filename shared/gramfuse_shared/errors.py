@@ -195,6 +195,14 @@ class StorageFullError(GramfuseError):
     title = "The server has no room left"
 
 
+class FileLostError(GramfuseError):
+    """The server's blob store does not hold a file that was accepted, or not as it was. Its operator has to look."""
+
+    code = "file-lost"
+    status = 500
+    title = "The server has lost a file"
+
+
 # --- policy ----------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from gramfuse_server.database import reading
 from gramfuse_server.tables import AuditRow
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.digest import sha256_hex
+from support.log_lines import logs, parsed
 from support.server_world import OPEN_POLICY, make_base, problem
 
 PATH = "/v1/projects/acme.tweets"
@@ -197,9 +198,21 @@ def test_a_base_that_is_not_ready_cannot_be_downloaded(world):
     problem(world.participant("globex").get(FILE), 409, "wrong-state")
 
 
-def test_a_blob_that_the_store_lost_is_reported_as_unavailable(world, content):
-    world.services.blobs.delete(blob_key(sha256_hex(content)))
-    assert problem(world.participant("globex").get(FILE), 503, "unavailable")["retryable"]
+@pytest.mark.parametrize("left", [None, b"cut"])
+def test_a_blob_that_the_store_lost_is_told_as_lost_and_logged_under_the_requests_id(world, content, left):
+    key = blob_key(sha256_hex(content))
+    world.services.blobs.delete(key)
+    if left is not None:
+        world.services.blobs.put(key, left)
+    with logs() as written:
+        answer = world.participant("globex").get(FILE)
+    told = problem(answer, 500, "file-lost")
+    assert not told["retryable"]
+    assert "model.safetensors" in told["detail"]
+    assert "sha256" not in told["detail"]
+    (line,) = [line for line in parsed(written.getvalue()) if line["event"] == "a file is lost"]
+    assert (line["level"], line["blob"], line["found"]) == ("error", key, None if left is None else len(left))
+    assert line["request_id"] == answer.headers["x-request-id"]
 
 
 def test_downloads_are_in_the_audit_log_with_their_range(world, content):

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
@@ -13,12 +14,14 @@ from gramfuse_server.api.context import Services, audit, declares
 from gramfuse_server.auth import Caller
 from gramfuse_server.blobs import blob_key
 from gramfuse_shared.contract.http_api import LOCATION_TYPE, FileLocation
-from gramfuse_shared.errors import GramfuseError, RangeNotSatisfiableError, UnavailableError
+from gramfuse_shared.errors import FileLostError, GramfuseError, RangeNotSatisfiableError
 
 MEDIA_TYPE: Final = "application/octet-stream"
 _RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 _BINARY: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _LOCATION: Final[dict[str, Any]] = {LOCATION_TYPE: {"schema": FileLocation.model_json_schema()}}
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class StoredFile:
 
 def declares_file(*errors: type[GramfuseError]) -> dict[int | str, dict[str, Any]]:
     """The responses of an operation that answers a file."""
-    return declares(RangeNotSatisfiableError, *errors) | {
+    return declares(RangeNotSatisfiableError, FileLostError, *errors) | {
         200: {"description": "The whole file; its ETag is its SHA-256", "content": _BINARY["content"] | _LOCATION},
         206: {"description": "The range that was asked for", **_BINARY},
         304: {"description": "The file that If-None-Match names"},
@@ -63,7 +66,7 @@ def file_response(request: Request, services: Services, file: StoredFile) -> Res
 
     Raises:
         RangeNotSatisfiableError: the range begins behind the file's end.
-        UnavailableError: the store does not hold the file now.
+        FileLostError: the store does not hold the file.
     """
     etag = f'"{file.sha256}"'
     headers = {
@@ -76,9 +79,14 @@ def file_response(request: Request, services: Services, file: StoredFile) -> Res
     if _names(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     key = blob_key(file.sha256)
-    if services.blobs.size(key) != file.bytes:
-        msg = f"{file.name} cannot be read from the blob store at present"
-        raise UnavailableError(msg)
+    found_bytes = services.blobs.size(key)
+    if found_bytes != file.bytes:
+        _log.error("a file is lost", file=file.name, blob=key, bytes=file.bytes, found=found_bytes)
+        msg = (
+            f"the server's blob store does not hold {file.name} as it was accepted; trying again does not help: its "
+            "operator finds it by `gramfuse-server verify`"
+        )
+        raise FileLostError(msg)
     if_range = request.headers.get("if-range")
     asked = request.headers.get("range") if if_range in {None, etag} else None
     found = _parse_range(asked, file.bytes)
