@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
+from obstore.exceptions import BaseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from gramfuse_server import schema
+from gramfuse_server.belonging import count_missing
 from gramfuse_server.blobs import Blobs
 from gramfuse_server.database import Database
 
@@ -50,4 +52,12 @@ class Readiness:
             checks["blobs"] = "ok"
         except OSError:
             checks["blobs"] = "cannot be written and read"
+        if set(checks.values()) == {"ok"} and self._is_foreign():
+            checks["blobs"] = "has none of the files that the database names"
         return checks
+
+    def _is_foreign(self) -> bool:
+        try:
+            return count_missing(self.database, self.blobs) > 0
+        except (BaseError, SQLAlchemyError):  # gone between two looks, which the next one tells
+            return False

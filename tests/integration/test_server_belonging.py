@@ -73,6 +73,18 @@ def test_parts_that_wait_to_be_checked_are_looked_for_where_nothing_is_accepted_
 
 
 @one_database
+def test_a_server_under_which_the_disk_goes_is_not_ready(ready, ready_settings):
+    world, _ = ready
+    assert world.client().get("/readyz").status_code == 200
+    world.services.readiness.monotonic = lambda: float("inf")  # as if later
+    shutil.rmtree(ready_settings.server_home / "blobs")
+    (ready_settings.server_home / "blobs").mkdir()
+    answer = world.client().get("/readyz")
+    assert answer.status_code == 503
+    assert "has none of the files that the database names" in answer.text
+
+
+@one_database
 def test_a_store_that_does_not_answer_is_not_taken_for_another(ready, ready_settings, monkeypatch):
     world, _ = ready
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
