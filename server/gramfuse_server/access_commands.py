@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log, schema
-from gramfuse_server.auth import issue_token
+from gramfuse_server.auth import issue_token, token_id
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import insert_if_absent, reading, transaction
 from gramfuse_server.settings import load_settings
@@ -80,21 +80,24 @@ def list_tokens() -> None:
 
 
 @token_commands.command("revoke")
-def revoke_token(token: Annotated[str, typer.Argument(help="The token's id, the part after gf_.")]) -> None:
+def revoke_token(
+    token: Annotated[str, typer.Argument(help="Its id, the part after gf_; the whole token does too.")],
+) -> None:
     """Revoke a token. Twice is the same as once.
 
     Example: gramfuse-server token revoke 0123456789abcdef
     """
+    identifier = token_id(token)
     with schema.opened(load_settings().database_url) as database, transaction(database) as session:
-        row = session.get(TokenRow, token, with_for_update=True)
+        row = session.get(TokenRow, identifier, with_for_update=True)
         if row is None:
-            msg = f"there is no token {token}; `gramfuse-server token list` shows the ids"
+            msg = f"there is no token {identifier}; `gramfuse-server token list` shows the ids"
             raise NotFoundError(msg)
         if row.revoked_at is None:
             row.revoked_at = system_clock()
-            audit_log.append_by_shell(session, at=system_clock(), action="token.revoke", subject=token)
+            audit_log.append_by_shell(session, at=system_clock(), action="token.revoke", subject=identifier)
         told = _told(row, system_clock())
-    printing.show(told, lambda _: typer.echo(f"{token} is revoked"))
+    printing.show(told, lambda _: typer.echo(f"{identifier} is revoked"))
 
 
 @organization_commands.command("create")

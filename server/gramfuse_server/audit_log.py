@@ -5,6 +5,7 @@ Append last in a transaction: it locks the chain's end until the commit.
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime
@@ -19,10 +20,13 @@ from gramfuse_server.tables import AuditHeadRow, AuditRow
 from gramfuse_shared.contract.operators import AuditEntry
 from gramfuse_shared.digest import canonical_json, document_digest
 from gramfuse_shared.errors import AuditChainBrokenError, FileUnreadableError
-from gramfuse_shared.identifiers import DIGEST_PATTERN
 
 GENESIS: Final = "0" * 64
+STANDARD_INPUT: Final = Path("-")
 _ROWS_AT_ONCE: Final = 1_000
+_HEAD: Final = re.compile(r"\s*([0-9]{1,18})\s+([0-9a-f]{64})\s*")
+_MAX_HEAD: Final = 200
+"""Characters that are read of a file that should hold one."""
 
 
 class Actor(Protocol):
@@ -141,18 +145,33 @@ def read_head(path: Path) -> tuple[int, str]:
     """Read a head that was noted by `gramfuse-server audit head`: its row's number and its digest.
 
     Raises:
-        FileUnreadableError: the file does not hold one.
+        FileUnreadableError: the file is not there, cannot be read, or does not hold one.
     """
     try:
-        rows, digest = path.read_text(encoding="utf-8").split()
-        number = int(rows)
-    except (OSError, ValueError) as error:
-        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+        noted = sys.stdin.read(_MAX_HEAD) if path == STANDARD_INPUT else _read_start(path)
+    except FileNotFoundError as error:
+        msg = f"{path} is not there: name a file that `gramfuse-server audit head` wrote, or - for standard input"
         raise FileUnreadableError(msg) from error
-    if number < 0 or re.fullmatch(DIGEST_PATTERN, digest) is None:
-        msg = f"{path} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise FileUnreadableError(msg) from error
+    except UnicodeDecodeError:
+        noted = ""
+    match = _HEAD.fullmatch(noted)
+    if match is None:
+        msg = f"{head_name(path)} does not hold a head, `ROWS DIGEST`, as `gramfuse-server audit head` prints it"
         raise FileUnreadableError(msg)
-    return number, digest
+    return int(match[1]), match[2]
+
+
+def head_name(path: Path) -> str:
+    """Name where a head was read from, in a sentence."""
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
+def _read_start(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.read(_MAX_HEAD)
 
 
 def entry_of(row: AuditRow) -> AuditEntry:

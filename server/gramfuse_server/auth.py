@@ -13,9 +13,16 @@ from sqlalchemy.orm import Session
 from gramfuse_server.tables import ParticipantRow, ProjectRow, TokenRow
 from gramfuse_shared.contract.http_api import Role
 from gramfuse_shared.digest import sha256_hex
-from gramfuse_shared.errors import NotFoundError, PolicyNotAcceptedError, RoleRequiredError, UnauthenticatedError
+from gramfuse_shared.errors import (
+    NotFoundError,
+    PolicyNotAcceptedError,
+    RequestMalformedError,
+    RoleRequiredError,
+    UnauthenticatedError,
+)
 
 _TOKEN: Final = re.compile(r"gf_([0-9a-f]{16})_([0-9a-f]{64})")
+_TOKEN_ID: Final = re.compile(r"(?:gf_)?([0-9a-f]{16})(?:_\S*)?")
 _SECRET_BYTES: Final = 32
 _ID_BYTES: Final = 8
 _NO_SECRET: Final = "0" * 64
@@ -71,6 +78,21 @@ def issue_token(
     session.add(row)
     session.flush()
     return row, f"gf_{identifier}_{secret}"
+
+
+def token_id(text: str) -> str:
+    """Return the id in a token, or in a part of one that begins with it: who knows of a leak has the whole token.
+
+    Raises:
+        RequestMalformedError: there is none; the text, which may be a secret, is not in the message.
+    """
+    match = _TOKEN_ID.fullmatch(text.strip())
+    if match is None:
+        msg = (
+            "that is no token: its id is needed, the 16 characters after gf_, as `gramfuse-server token list` shows it"
+        )
+        raise RequestMalformedError(msg)
+    return match[1]
 
 
 def authenticate(session: Session, authorization: str | None, *, now: datetime) -> Caller:

@@ -201,7 +201,10 @@ def show_audit_head() -> None:
 @audit_commands.command("verify")
 def verify_audit_log(
     head: Annotated[
-        Path | None, typer.Option(help="A file of `audit head`: rows of then that are gone or other are found too.")
+        Path | None,
+        typer.Option(
+            help="A file of `audit head`, or - for standard input: rows of then that are gone or other are found."
+        ),
     ] = None,
 ) -> None:
     """Walk the audit log's hash chain: no row was edited, removed or reordered. Print its length and last digest.
@@ -213,7 +216,9 @@ def verify_audit_log(
     noted = None if head is None else audit_log.read_head(head)
     with schema.opened(load_settings().database_url) as database, snapshot(database) as session:
         rows, digest = audit_log.verify(session, noted=noted)
-    since = "" if noted is None else f", and {noted[0]} of them are those of {head}"
+    since = (
+        "" if head is None or noted is None else f", and {noted[0]} of them are those of {audit_log.head_name(head)}"
+    )
     told = {"rows": rows, "digest": digest, "since": None if noted is None else noted[0]}
     printing.show(told, lambda _: typer.echo(f"{rows} rows, intact{since}; the last digest is {digest}"))
 

@@ -39,6 +39,10 @@ _POSTGRESQL_OUTAGES: Final = ("08", "40", "53", "57")
 """Classes of its codes: connection, rollback by a deadlock, resources, intervention by its operator."""
 _QUERY_CANCELLED: Final = "57014"
 _IDLE_IN_TRANSACTION: Final = "25P03"
+_NOT_ENCODED: Final = (
+    "GRAMFUSE_DATABASE_URL cannot be told apart into its parts: its password holds @, / or another sign that has to be "
+    "percent-encoded (@ as %40, / as %2F), or its port is no number"
+)
 _DISK_FULL: Final = frozenset({"SQLITE_FULL", "53100"})
 
 
@@ -59,10 +63,12 @@ def database_url(url: SecretStr) -> URL:
     """Parse the setting; PostgreSQL is spoken by psycopg.
 
     Raises:
-        ConfigurationError: not a URL, or of another database.
+        ConfigurationError: not a URL, or of another database; nothing of what may be a password is in the message.
     """
     try:
         parsed = make_url(url.get_secret_value())
+    except ValueError:  # what stands in the place of the port is no number: it may be the end of a password
+        raise ConfigurationError(_NOT_ENCODED) from None
     except ArgumentError as error:
         msg = (
             "GRAMFUSE_DATABASE_URL is not a database URL; examples: sqlite:////var/lib/gramfuse.sqlite, postgresql://…"
@@ -72,9 +78,18 @@ def database_url(url: SecretStr) -> URL:
     if backend == "sqlite" and parsed.database not in {None, "", ":memory:"}:
         return parsed.set(drivername="sqlite+pysqlite")
     if backend in {"postgresql", "postgres"}:
+        _require_encoded(url.get_secret_value())
         return parsed.set(drivername="postgresql+psycopg")
     msg = f"GRAMFUSE_DATABASE_URL names {backend!r}; a file of SQLite or a PostgreSQL server is needed"
     raise ConfigurationError(msg)
+
+
+def _require_encoded(url: str) -> None:
+    """Require that a password ends where it seems to: behind an `@` in it its rest would pass for host and database."""
+    place, _, options = url.partition("://")[2].partition("?")
+    cut_off = "@" in place and any("@" in option and "=" not in option for option in options.split("&"))
+    if place.count("@") > 1 or cut_off:
+        raise ConfigurationError(_NOT_ENCODED)
 
 
 def open_database(url: SecretStr, *, create: bool = False) -> Database:

@@ -1,6 +1,7 @@
 """The command `gramfuse-server`, as an administrator types it."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -120,6 +121,24 @@ def test_organizations_and_tokens_are_made_listed_and_revoked_at_the_shell(comma
     assert in_json("org", "list")[0]["valid_tokens"] == 0
 
 
+@pytest.mark.parametrize("form", ["{id}", "gf_{id}", "{token}", " {token}\n"])
+def test_a_token_that_leaked_is_revoked_by_what_one_has_of_it_and_its_secret_is_not_told(
+    command, in_json, capsys, form
+):
+    command("init")
+    token = command("token", "create", "--operator").strip()
+    _, identifier, secret = token.split("_")
+    printed = command("token", "revoke", form.format(id=identifier, token=token))
+    assert printed == f"{identifier} is revoked\n"
+    (row,) = [row for row in in_json("token", "list") if row["id"] == identifier]
+    assert row["state"] == "revoked"
+    for unknown in (f"gf_{'0' * 16}_{secret}", f"gf_{secret}", secret):
+        assert main(["token", "revoke", unknown]) == 1
+        told = capsys.readouterr()
+        assert secret not in told.out + told.err
+        assert "token list" in told.err
+
+
 def test_a_token_that_has_expired_is_not_listed_as_a_valid_one(command, in_json, monkeypatch):
     command("init")
     made = in_json("token", "create", "--operator", "--days", "1")
@@ -195,17 +214,27 @@ def test_the_audit_log_verifies_and_names_its_end(command):
     assert re.match(r"3 rows, intact; the last digest is [0-9a-f]{64}\n", command("audit", "verify"))
 
 
-def test_a_head_is_printed_kept_and_compared(command, tmp_path):
+def test_a_head_is_printed_kept_and_compared(command, tmp_path, monkeypatch):
     command("init")
     head = tmp_path / "head.txt"
     head.write_text(command("audit", "head"))
     command("org", "create", "acme")
     told = command("audit", "verify", "--head", str(head))
     assert told.startswith(f"3 rows, intact, and 2 of them are those of {head};")
-    for content in ("", "2", "x " + "0" * 64, "2 abc", "-1 " + "0" * 64):
+    for content in ("", "2", "2 " + "0" * 65, "x " + "0" * 64, "2 abc", "-1 " + "0" * 64):
         head.write_text(content)
         with pytest.raises(FileUnreadableError, match="does not hold a head"):
             command("audit", "verify", "--head", str(head))
+    head.unlink()
+    with pytest.raises(FileUnreadableError, match=r"head.txt is not there.*standard input"):
+        command("audit", "verify", "--head", str(head))
+    with pytest.raises(FileUnreadableError, match="cannot be read: Is a directory"):
+        command("audit", "verify", "--head", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO(command("audit", "head")))
+    assert "of them are those of standard input;" in command("audit", "verify", "--head", "-")
+    monkeypatch.setattr("sys.stdin", io.StringIO("nothing"))
+    with pytest.raises(FileUnreadableError, match="standard input does not hold a head"):
+        command("audit", "verify", "--head", "-")
     head.write_text("2 " + "0" * 64)
     with pytest.raises(AuditChainBrokenError, match="row 2"):
         command("audit", "verify", "--head", str(head))

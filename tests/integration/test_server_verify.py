@@ -262,10 +262,15 @@ def test_an_audit_log_that_was_edited_or_is_older_than_a_noted_head_is_told(serv
     head.write_text(f"9999 {'0' * 64}\n")
     code, printed = run_verify(settings, "--head", str(head))
     assert (code, verdicts(printed)["audit log"]) == (1, "failed")
+    assert "if the head was noted after this backup" in printed["checks"][0]["advice"]
     with transaction(world.services.database) as session:
         session.execute(text("UPDATE audit_log SET subject = 'another' WHERE sequence = 2"))
     _, printed = run_verify(settings)
     assert "row 2 of the audit log was edited" in printed["checks"][0]["found"]
+    told = printed["checks"][0]["advice"]
+    assert ("on a running server" in told, "head" in told) == (True, False)
+    _, printed = run_verify(settings, "--head", str(head))
+    assert printed["checks"][0]["advice"] == told  # the log itself is broken, whatever was noted
     head.write_text("no head")
     assert main(["verify", "--head", str(head)]) == 1
     assert capsys.readouterr().err.startswith("error[file-unreadable]: ")

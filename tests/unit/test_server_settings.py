@@ -67,6 +67,23 @@ def test_a_password_in_the_database_url_is_never_shown():
     assert "hunter2" not in repr(database_url(settings.database_url))
 
 
+@pytest.mark.parametrize(
+    "place", ["u:hun@qzq/2@host/x", "u:hun@qzq@host/x", "u:hun@qzq:2@host/x", "u:hun@qzq?2@host/x", "u:p@host:qzq/x"]
+)
+def test_a_password_that_was_not_percent_encoded_is_refused_without_a_part_of_it(place):
+    with pytest.raises(ConfigurationError, match=r"password holds @, / .*%40.*%2F") as refused:
+        database_url(SecretStr(f"postgresql://{place}"))
+    assert "qzq" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_a_url_whose_parts_can_be_told_apart_is_taken():
+    for place in ("u:a%40b%2Fc@host:5432/x", "u:a/b?c@host/x", "u@/x?host=/run/postgresql&user=u@server", "/x"):
+        assert database_url(SecretStr(f"postgresql://{place}")).database == "x"
+    assert database_url(SecretStr("postgresql://u:a%40b%2Fc@host/x")).password == "a@b/c"
+    assert database_url(SecretStr("sqlite:////srv/a@b@c/x.sqlite")).database == "/srv/a@b@c/x.sqlite"
+
+
 @pytest.mark.parametrize("url", ["", "mysql://x/y", "sqlite://", "sqlite:///:memory:", "no url"])
 def test_a_database_that_cannot_be_used_is_refused_with_an_example(url):
     with pytest.raises(ConfigurationError, match="GRAMFUSE_DATABASE_URL"):

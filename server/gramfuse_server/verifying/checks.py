@@ -22,6 +22,14 @@ from gramfuse_shared.signatures import is_signed
 
 _TOLD = 10
 _ALL_LISTED = "`--format json` lists all"
+_AFTER_THE_HEAD = (
+    "the log is whole, and another than the head was noted of: if the head was noted after this backup, what came in "
+    "between is lost; else rows were cut off or written anew: docs/operations.md, When something is wrong"
+)
+_EDITED = (
+    "somebody wrote into the database past gramfuse, or a backup was changed: take another backup, or on a running "
+    "server go on by docs/operations.md, When something is wrong"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +80,16 @@ def check_audit_log(session: Session, head: tuple[int, str] | None) -> Finding:
     try:
         rows, digest = audit_log.verify(session, noted=head)
     except AuditChainBrokenError as error:
-        advice = (
-            "if the head was noted after the backup, this is the loss of what came in between; else the backup was "
-            "changed: take another"
-        )
-        return failed("audit log", error.message, advice)
+        return failed("audit log", error.message, _AFTER_THE_HEAD if head and _is_intact(session) else _EDITED)
     return ok("audit log", f"{rows} rows, intact; the last digest is {digest}")
+
+
+def _is_intact(session: Session) -> bool:
+    try:
+        audit_log.verify(session)
+    except AuditChainBrokenError:
+        return False
+    return True
 
 
 def check_receipts(session: Session, settings: Settings) -> Finding:

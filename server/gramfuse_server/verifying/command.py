@@ -18,7 +18,8 @@ def verify(
         bool, typer.Option("--digests", help="Read every file and compare its SHA-256; takes as long as reading all.")
     ] = False,
     head: Annotated[
-        Path | None, typer.Option(help="A file of `audit head`: the audit log has to go on from there.")
+        Path | None,
+        typer.Option(help="A file of `audit head`, or - for standard input: the log has to go on from there."),
     ] = None,
 ) -> None:
     """Check that database, blob store and receipt key belong together, as after a restore. Nothing is changed.
