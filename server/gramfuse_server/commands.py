@@ -5,6 +5,7 @@ The job engine, the logs' library and cryptography load only in the commands tha
 
 import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,7 +15,7 @@ from sqlalchemy import func, select
 from gramfuse_server import audit_log, schema
 from gramfuse_server.access_commands import create_by_shell, organization_commands, token_commands
 from gramfuse_server.clock import system_clock
-from gramfuse_server.database import open_database, require_answer, snapshot, transaction
+from gramfuse_server.database import open_database, reading, require_answer, snapshot, transaction
 from gramfuse_server.doctor.command import doctor
 from gramfuse_server.doctor.worker_health import worker_health
 from gramfuse_server.job_commands import job_commands
@@ -86,27 +87,21 @@ def init() -> None:
 
     Example: gramfuse-server init
     """
-    from gramfuse_server import receipt_key  # noqa: PLC0415 - see above
-    from gramfuse_shared import signatures  # noqa: PLC0415
+    from gramfuse_server import database_key  # noqa: PLC0415 - see above
 
     settings = _settings_with_logs()
     migrate(settings)
-    new_key = receipt_key.create_key(settings.receipt_key)
-    # before the token: an unreadable key must not end this with a token that was made and never shown
-    public_key = signatures.public_key(receipt_key.load_key(settings.receipt_key))
-    database = open_database(settings.database_url, create=True)
-    now = system_clock()
-    with transaction(database) as session:
-        schema.exclude_others(session.connection())
-        operators = session.scalar(select(func.count()).select_from(TokenRow).where(TokenRow.role == "operator"))
-        token = None
-        if not operators:
-            _, token = create_by_shell(session, role="operator", organization=None, days=OPERATOR_DAYS)
-        if new_key:
-            audit_log.append(
-                session, at=now, organization=None, token=None, action="receipt-key.create", subject="server"
-            )
-    database.close()
+    with closing(open_database(settings.database_url, create=True)) as database:
+        with reading(database) as session:
+            new_key = database_key.settle_key(session, settings.receipt_key)
+        with transaction(database) as session:
+            schema.exclude_others(session.connection())
+            # before the token: an unreadable key must not end this with a token that was made and never shown
+            public_key = database_key.note_key(session, settings.receipt_key, now=system_clock()).present
+            operators = session.scalar(select(func.count()).select_from(TokenRow).where(TokenRow.role == "operator"))
+            token = None
+            if not operators:
+                _, token = create_by_shell(session, role="operator", organization=None, days=OPERATOR_DAYS)
     lines = [
         f"database     {schema.head()} (up to date)",
         f"receipt key  {public_key}",
@@ -156,13 +151,15 @@ def serve(
     with imports_kept():
         from gramfuse_server.app import create_app  # noqa: PLC0415 - the other commands need no web server
         from gramfuse_server.belonging import require_own_store  # noqa: PLC0415
+        from gramfuse_server.database_key import require_own_key  # noqa: PLC0415
         from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
         from gramfuse_server.serving import http_server  # noqa: PLC0415
         from gramfuse_server.tracing import start_tracing  # noqa: PLC0415
 
         settings = _settings_with_logs()
+        with schema.opened(settings.database_url) as database, reading(database) as session:
+            require_own_key(session, settings.receipt_key)
         app = create_app(settings, traced=start_tracing("gramfuse-api"))
-    schema.require_current(app.state.services.database)
     require_own_store(app.state.services.database, settings)
     server = http_server(app, settings)
     listening = _listen(host, port)

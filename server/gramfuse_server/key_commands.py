@@ -47,14 +47,15 @@ def rotate_key() -> None:
 
     Example: gramfuse-server key rotate
     """
-    from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
+    from gramfuse_server import database_key, receipt_key  # noqa: PLC0415 - as above
     from gramfuse_shared.signatures import public_key  # noqa: PLC0415
 
     settings = load_settings()
-    former = public_key(receipt_key.load_key(settings.receipt_key))
-    successor = receipt_key.create_next_key(settings.receipt_key)
     with _stopped_server(settings) as session:
-        _audit(session, "receipt-key.rotate", former, public_key(successor))
+        former = database_key.require_own_key(session, settings.receipt_key, or_next=True)
+        receipt_key.require_room(former)
+        successor = receipt_key.create_next_key(settings.receipt_key)
+        _audit(session, database_key.ROTATED, former.present, public_key(successor))
     _tell(receipt_key.rotate(settings.receipt_key, now=system_clock()))
     printing.note("Delete the old key from backups, and save the new one with its hand-overs.")
 
@@ -63,30 +64,34 @@ def rotate_key() -> None:
 def replace_key(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give the receipt key up, because somebody else may have it: a new one, and no hand-over.
+    """Give the receipt key up, because it is lost or somebody else may have it: a new one, and no hand-over.
 
-    Receipts of all models are signed anew. Every client refuses the server until its people have compared the new key
-    and run `gramfuse login URL --receipt-key KEY`. Stop API and workers before. Killed in between, run it again.
+    Receipts that the key here signed are signed anew. Every client refuses models until its people have compared the
+    new key and run `gramfuse login URL --receipt-key KEY`. Stop API and workers before. Killed in between, run it
+    again.
 
     Example: gramfuse-server key replace --yes
     """
-    from gramfuse_server import receipt_key  # noqa: PLC0415 - as above
+    from gramfuse_server import database_key, receipt_key  # noqa: PLC0415 - as above
     from gramfuse_shared.signatures import public_key  # noqa: PLC0415
 
+    settings = load_settings()
+    former = None if receipt_key.is_lost(settings.receipt_key) else receipt_key.load_public_keys(settings.receipt_key)
+    lost = f"{settings.receipt_key} holds no key, so no old receipt can be signed anew. " if former is None else ""
     if not yes and not typer.confirm(
-        "No client will trust this server until it was told the new key. Go on?", err=True
+        f"{lost}No client will trust this server until it was told the new key. Go on?", err=True
     ):
         msg = "the receipt key stays"
         raise NotConfirmedError(msg)
-    settings = load_settings()
-    former = receipt_key.load_public_keys(settings.receipt_key)
-    successor = receipt_key.create_next_key(settings.receipt_key)
     with _stopped_server(settings) as session:
-        signed, left = sign_anew(session, successor, trusted={former.present, *former.former})
-        _audit(session, "receipt-key.replace", former.present, public_key(successor))
+        successor = receipt_key.create_next_key(settings.receipt_key)
+        trusted = () if former is None else (former.present, *former.former)
+        signed, left = sign_anew(session, successor, trusted=trusted)
+        given_up = database_key.find_key(session) if former is None else former.present
+        _audit(session, database_key.REPLACED, given_up, public_key(successor))
     _tell(receipt_key.replace(settings.receipt_key), signed_anew=signed, left_as_they_were=left)
     for model in left:
-        printing.note(f"{model}: its receipt was not signed by this server's keys and is left as it was")
+        printing.note(f"{model}: its receipt was not signed by a key that is here and is left as it was")
 
 
 def sign_anew(session: Session, key: "Ed25519PrivateKey", *, trusted: Collection[str]) -> tuple[int, list[str]]:
@@ -127,7 +132,7 @@ def _stopped_server(settings: Settings) -> "Iterator[Session]":
         yield session
 
 
-def _audit(session: Session, action: str, former: str, successor: str) -> None:
+def _audit(session: Session, action: str, former: str | None, successor: str) -> None:
     details = {"former": former, "successor": successor}
     audit_log.append_by_shell(session, at=system_clock(), action=action, subject="server", details=details)
 

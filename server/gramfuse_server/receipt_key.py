@@ -46,11 +46,43 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     """
     try:
         return key_file.read_key(path)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
         msg = (
-            f"the receipt key {path} cannot be read ({error}); `gramfuse-server init` creates it (GRAMFUSE_RECEIPT_KEY)"
+            f"the receipt key {path} is not there (GRAMFUSE_RECEIPT_KEY): `gramfuse-server init` makes a new server's; "
+            "another machine's and a restored server's is copied, with its hand-overs"
         )
         raise ConfigurationError(msg) from error
+    except OSError as error:
+        msg = f"the receipt key {path} cannot be read ({error.strerror}): run this as its owner (GRAMFUSE_RECEIPT_KEY)"
+        raise ConfigurationError(msg) from error
+    except ValueError as error:
+        msg = (
+            f"the receipt key {path} cannot be read ({error}): restore it from the backup, with its hand-overs; if "
+            "there is none: `gramfuse-server key replace`, see docs/operations.md"
+        )
+        raise ConfigurationError(msg) from error
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file where the key should be."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:  # it may be there, for who may look
+        return True
+    return True
+
+
+def is_lost(path: Path) -> bool:
+    """Tell whether there is no key any more; one that only its owner may read is not lost."""
+    try:
+        key_file.read_key(path)
+    except (FileNotFoundError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def load_public_keys(path: Path) -> ReceiptKeys:
@@ -85,8 +117,17 @@ def next_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.next")
 
 
+def next_public_key(path: Path) -> str | None:
+    """Return the public half of the key that is about to take the place of another; None where none is."""
+    try:
+        return public_key(load_key(next_path(path)))
+    except ConfigurationError:
+        return None
+
+
 def create_next_key(path: Path) -> Ed25519PrivateKey:
     """Create the key that shall take the place of the present one, or read the one that an earlier try made."""
+    make_folder(path.parent, "GRAMFUSE_RECEIPT_KEY")
     try:
         key_file.create_key(next_path(path))
     except OSError as error:
@@ -104,16 +145,25 @@ def rotate(path: Path, *, now: datetime) -> ReceiptKeys:
     present, successor = load_key(path), create_next_key(path)
     recorded = _read_handovers(path)
     if not recorded or recorded[-1].handover.successor != public_key(successor):
-        before = load_public_keys(path).handovers
-        if len(before) >= limits.MAX_HANDOVERS:
-            msg = f"the receipt key was handed over {limits.MAX_HANDOVERS} times; `key replace` begins anew"
-            raise ConfigurationError(msg)
-        recorded = (*before, hand_over(present, successor, now=now))
+        before = load_public_keys(path)
+        require_room(before)
+        recorded = (*before.handovers, hand_over(present, successor, now=now))
         text = KeySuccession(handovers=recorded).model_dump_json(indent=1) + "\n"
         replace_file(handovers_path(path), text.encode(), mode=0o644)  # what is in it is public
         sync_folder(path.parent)
     _take_place(path)
     return load_public_keys(path)
+
+
+def require_room(keys: ReceiptKeys) -> None:
+    """Require that the key can be handed over once more.
+
+    Raises:
+        ConfigurationError: clients follow no more hand-overs than there are.
+    """
+    if len(keys.handovers) >= limits.MAX_HANDOVERS:
+        msg = f"the receipt key was handed over {limits.MAX_HANDOVERS} times; `key replace` begins anew"
+        raise ConfigurationError(msg)
 
 
 def replace(path: Path) -> ReceiptKeys:

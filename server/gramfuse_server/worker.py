@@ -19,7 +19,8 @@ from gramfuse_server import heartbeats, schema
 from gramfuse_server.belonging import require_own_store
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import is_outage, open_database, require_answer, transaction
+from gramfuse_server.database import is_outage, open_database, reading, require_answer, transaction
+from gramfuse_server.database_key import require_own_key
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.subjects import Manifest
 from gramfuse_server.jobs import (
@@ -75,11 +76,13 @@ def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then end at the next task boundary.
 
     Raises:
-        ConfigurationError: a setting does not work, the database is of another version, or the store another's.
+        ConfigurationError: a setting does not work, the database is of another version, or key or store are another's.
     """
     with closing(open_database(settings.database_url)) as database:
         require_answer(database)
         schema.require_current(database)
+        with reading(database) as session:
+            require_own_key(session, settings.receipt_key)
         require_own_store(database, settings)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

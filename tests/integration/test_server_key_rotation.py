@@ -1,19 +1,22 @@
 """`gramfuse-server key …` on a server with a model, and what its clients make of it."""
 
 import json
+import re
+import shutil
 from datetime import timedelta
 
 import pytest
 
 from gramfuse import pinning
 from gramfuse.verification import verify
-from gramfuse_server import commands, heartbeats
+from gramfuse_server import commands, database_key, heartbeats, receipt_key
 from gramfuse_server.app import create_app
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.tables import AuditRow, ModelRow
+from gramfuse_server.worker import run_worker
 from gramfuse_shared.contract.receipt import SignedReceipt
-from gramfuse_shared.errors import NotConfirmedError, ReceiptInvalidError, StateError
+from gramfuse_shared.errors import ConfigurationError, NotConfirmedError, ReceiptInvalidError, StateError
 from gramfuse_shared.shell import printing
 from support.client_world import URL, Site
 from support.server_world import World
@@ -44,6 +47,10 @@ class Operated:
         self.world.services.database.close()
         app = create_app(self.settings, clock=self.world.clock)
         self.world = World(app, self.world.clock, self._portal, dict(self.world._tokens))
+
+    def checks(self, command: str) -> list[dict[str, str]]:
+        """What `doctor` or `verify` found."""
+        return json.loads(self.run(command, "--format", "json"))["checks"]
 
     def site(self, name: str, folder) -> Site:
         return Site(self.world, name, "participant", folder)
@@ -154,3 +161,122 @@ def test_a_key_is_not_given_up_without_a_yes(server, monkeypatch):
     with pytest.raises(NotConfirmedError):
         server.run("key", "replace")
     assert server.settings.receipt_key.read_bytes() == before
+
+
+# --- whose database it is -----------------------------------------------------------------------------------------
+
+
+COPY = r"copy the key \(and its hand-overs\) .* if it is lost: `gramfuse-server key replace`"
+
+
+def present(server) -> str:
+    return receipt_key.load_public_keys(server.settings.receipt_key).present
+
+
+def require_refused(server, because: str) -> None:
+    """Neither `init` nor the API nor a worker goes on, and nothing is made."""
+    before = sorted(server.settings.server_home.rglob("*"))
+    for starts in (
+        lambda: server.run("init"),
+        lambda: server.run("serve", "--port", "0"),
+        lambda: run_worker(server.settings),
+    ):
+        with pytest.raises(ConfigurationError, match=because):
+            starts()
+    assert sorted(server.settings.server_home.rglob("*")) == before
+
+
+def doctor(server) -> tuple[str, str]:
+    (told,) = [each for each in server.checks("doctor") if each["name"] == "receipt key"]
+    return told["verdict"], told["advice"]
+
+
+def test_beside_a_database_with_receipts_no_other_key_is_made_and_none_is_started_with(server):
+    own, key = re.escape(present(server)), server.settings.receipt_key
+    kept = key.rename(key.with_name("kept"))
+    require_refused(server, rf"signed by {own}, and {re.escape(str(key))} is not there: {COPY}")
+    assert doctor(server)[0] == "failed"
+    receipt_key.create_key(key)  # another machine's own
+    require_refused(server, rf"signed by {own}, and {re.escape(str(key))} holds another key, .*: {COPY}")
+    with pytest.raises(ConfigurationError, match=COPY):
+        server.run("key", "rotate")
+    assert doctor(server)[0] == "failed"
+    assert not receipt_key.next_path(key).exists()
+    kept.rename(key)
+    assert f"{key} (kept)" in server.run("init")
+    assert doctor(server) == ("ok", "")
+
+
+def test_a_database_without_a_receipt_knows_its_key_from_the_start(server, new_database_url, monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", new_database_url().get_secret_value())
+    key = server.settings.receipt_key
+    assert f"{key} (kept)" in server.run("init")
+    key.unlink()
+    with pytest.raises(ConfigurationError, match=COPY):
+        server.run("init")
+    assert not key.exists()
+
+
+def test_after_a_rotation_the_key_of_before_is_refused_and_the_new_one_is_not_without_its_hand_overs(server):
+    key = server.settings.receipt_key
+    old = key.read_bytes()
+    server.run("key", "rotate")
+    assert "(kept)" in server.run("init")
+    new, handovers = key.read_bytes(), receipt_key.handovers_path(key)
+    saved = shutil.copy(handovers, handovers.with_name("saved"))
+    handovers.unlink()
+    key.write_bytes(old)  # from a backup of before the rotation
+    require_refused(server, "holds another key")
+    key.write_bytes(new)
+    shutil.copy(saved, handovers)
+    assert doctor(server) == ("ok", "")
+    with transaction(server.world.services.database) as session:  # as in a database of before the rotation
+        session.query(AuditRow).filter_by(action="receipt-key.rotate").delete()
+    assert doctor(server) == ("ok", "")
+    handovers.unlink()
+    require_refused(server, "holds another key")
+
+
+@pytest.mark.parametrize("command", [("key", "rotate"), ("key", "replace", "--yes")])
+def test_an_exchange_that_was_killed_is_finished_before_anything_starts(server, command, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(receipt_key, command[1], lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            server.run(*command)
+    require_refused(server, r"about to take the place .* again")
+    assert "again" in doctor(server)[1]
+    server.run(*command)
+    assert "(kept)" in server.run("init")
+    assert doctor(server) == ("ok", "")
+
+
+@pytest.mark.parametrize("left", [None, b"half a ke"])
+def test_a_key_that_is_lost_or_broken_is_replaced_as_the_guide_says(server, left, tmp_path):
+    key, lost = server.settings.receipt_key, present(server)
+    key.unlink()
+    if left is not None:
+        key.write_bytes(left)
+        for command in (("init",), ("key", "rotate"), ("key", "show")):
+            with pytest.raises(ConfigurationError, match=r"restore it from the backup.*`gramfuse-server key replace`"):
+                server.run(*command)
+    assert "receipts     0 signed anew" in server.run("key", "replace", "--yes")
+    server.restart()
+    assert "(kept)" in server.run("init")
+    assert doctor(server) == ("ok", "")
+    with reading(server.world.services.database) as session:
+        (row,) = session.query(AuditRow).filter_by(action="receipt-key.replace")
+        assert json.loads(row.details) == {"former": lost, "successor": present(server), "by": "shell"}
+    (told,) = [each for each in server.checks("verify") if each["name"] == "receipts"]
+    assert f"{PROJECT}/old is signed by another key, {lost}" in told["found"]
+    merge(server.world, server.settings, "new")
+    site = server.site("globex", tmp_path)
+    verify(pull(site, "new", tmp_path), home=site.home)
+
+
+def test_a_receipt_that_somebody_wrote_does_not_say_whose_the_database_is(server):
+    own = present(server)
+    with transaction(server.world.services.database) as session:
+        row = session.get_one(ModelRow, (PROJECT, "old"))
+        row.receipt = row.receipt.replace(own, "A" * 43 + "=")
+    with reading(server.world.services.database) as session:
+        assert database_key.find_key(session) is None

@@ -106,6 +106,24 @@ def test_a_receipt_key_that_is_missing_or_none_is_told(key):
     assert "backup" in found.advice
 
 
+def test_a_receipt_key_that_is_not_the_databases_fails_and_one_that_it_handed_over_to_is_well(key):
+    user, own = os.geteuid(), receipt_key.load_public_keys(key).present
+    assert check_key(key, user=user, own=own).verdict == "ok"
+    other = receipt_key.next_path(key)
+    receipt_key.create_next_key(key)
+    begun = check_key(key, user=user, own=receipt_key.next_public_key(key))
+    assert (begun.verdict, "key rotate` or `key replace` again" in begun.advice) == ("failed", True)
+    receipt_key.rotate(key, now=NOW)
+    assert not other.exists()
+    assert check_key(key, user=user, own=own).verdict == "ok"
+    receipt_key.handovers_path(key).unlink()
+    found = check_key(key, user=user, own=own)
+    assert (found.verdict, own in found.found, "copy the key" in found.advice) == ("failed", True, True)
+    key.unlink()
+    found = check_key(key, user=user, own=own)
+    assert (found.verdict, own in found.found, "copy the key" in found.advice) == ("failed", True, True)
+
+
 def test_a_receipt_key_of_another_user_is_told(key):
     if os.geteuid() == 0:
         os.chown(key, NOBODY, -1)

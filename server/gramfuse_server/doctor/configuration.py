@@ -9,11 +9,11 @@ from typing import Final
 
 from gramfuse_server.belonging import describe_store
 from gramfuse_server.database import database_url
+from gramfuse_server.database_key import HOW_TO_BRING_IT, HOW_TO_FINISH
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
-from gramfuse_server.receipt_key import load_key, next_path
+from gramfuse_server.receipt_key import load_public_keys, next_path, next_public_key
 from gramfuse_server.settings import Settings
 from gramfuse_shared.errors import ConfigurationError
-from gramfuse_shared.signatures import public_key
 
 _NOT_THE_SERVERS: Final = frozenset(
     {
@@ -52,19 +52,22 @@ def describe_database(settings: Settings) -> str:
         return "unreadable"
 
 
-def check_key(path: Path, *, user: int) -> Finding:
-    """The receipt key is there, can be read, and nobody but its owner may read or change it.
+def check_key(path: Path, *, user: int, own: str | None = None) -> Finding:
+    """The receipt key is there, can be read, is the database's, and nobody but its owner may read or change it.
 
     Args:
         path: where it should lie.
         user: the id of the user whom the server runs as.
+        own: the key that the database's receipts are signed by, if it says one.
     """
     name = "receipt key"
     try:
         status = path.stat()
-        key = load_key(path)
+        keys = load_public_keys(path)
     except FileNotFoundError:
-        return failed(name, f"{path} is not there", "run `gramfuse-server init`, or correct GRAMFUSE_RECEIPT_KEY")
+        signed = f"; this database's receipts are signed by {own}" if own else ""
+        advice = HOW_TO_BRING_IT if own else "run `gramfuse-server init`, or correct GRAMFUSE_RECEIPT_KEY"
+        return failed(name, f"{path} is not there{signed}", advice)
     except OSError as error:
         return failed(name, f"{path} cannot be read: {error.strerror}", _run_as_owner())
     except ConfigurationError as error:
@@ -72,16 +75,22 @@ def check_key(path: Path, *, user: int) -> Finding:
             "restore the key from a backup: a new one is another identity, which clients that pinned this one refuse"
         )
         return failed(name, error.message, advice)
-    mode, owner = stat.S_IMODE(status.st_mode), status.st_uid
-    found = f"{public_key(key)} in {path}, mode {mode:04o}, owner {owner}"
-    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+    found = f"{keys.present} in {path}, mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+    if own is not None and own not in {keys.present, *keys.former}:
+        advice = HOW_TO_FINISH if own == next_public_key(path) else HOW_TO_BRING_IT
+        return failed(name, f"{found}: this database's receipts are signed by another one, {own}", advice)
+    return _check_key_file(path, status, found, user=user)
+
+
+def _check_key_file(path: Path, status: os.stat_result, found: str, *, user: int) -> Finding:
+    name = "receipt key"
+    if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         return failed(name, f"{found}: others than its owner may read or change it", f"run `chmod 600 {path}`")
-    if mode & stat.S_IRGRP:
+    if status.st_mode & stat.S_IRGRP:
         return warning(name, f"{found}: its group may read it", f"run `chmod 600 {path}`, unless the group is meant")
     if next_path(path).exists():
-        advice = "finish it by running `gramfuse-server key rotate` or `key replace` again, whichever it was"
-        return warning(name, f"{found}; another key was about to take its place", advice)
-    if owner not in {user, 0}:
+        return warning(name, f"{found}; another key was about to take its place", HOW_TO_FINISH)
+    if status.st_uid not in {user, 0}:
         return warning(name, f"{found}, while this runs as {user}", "run the doctor as the server's user")
     return ok(name, found)
 

@@ -4,9 +4,12 @@ import os
 from collections.abc import Callable, Mapping
 
 from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
 
+from gramfuse_server import schema
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import database_url, open_database
+from gramfuse_server.database import database_url, open_database, reading
+from gramfuse_server.database_key import find_key
 from gramfuse_server.doctor.configuration import check_key, check_settings
 from gramfuse_server.doctor.database import examine_database
 from gramfuse_server.doctor.device import check_device
@@ -34,12 +37,14 @@ def examine(
     except ConfigurationError as error:
         finding = failed("settings", error.message, "correct the variables that are named; nothing else was checked")
         return masked([finding], secrets_of(variables))
+    of_database = _examine_database(settings, clock)
+    sound = all(found.verdict != "failed" for found in of_database)
     findings = [
         check_settings(settings, variables),
-        *_examine_database(settings, clock),
+        *of_database,
         *examine_store(settings, clock),
         *examine_direct(settings),
-        check_key(settings.receipt_key, user=os.geteuid()),
+        check_key(settings.receipt_key, user=os.geteuid(), own=_own_key(settings) if sound else None),
         check_device(settings.device),
         *examine_disks(settings),
     ]
@@ -60,6 +65,14 @@ def _examine_database(settings: Settings, clock: Clock) -> list[Finding]:
         return [*findings, *(examine_contents(database, settings) if usable else [])]
     finally:
         database.close()
+
+
+def _own_key(settings: Settings) -> str | None:
+    try:
+        with schema.opened(_impatient(settings.database_url)) as database, reading(database) as session:
+            return find_key(session)
+    except (ConfigurationError, SQLAlchemyError):  # it has gone away meanwhile
+        return None
 
 
 def _impatient(url: SecretStr) -> SecretStr:
