@@ -33,7 +33,7 @@ def test_unless_it_is_asked_for_nothing_is_started_and_nothing_is_imported():
 def test_without_its_packages_the_answer_says_what_to_install(monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(ExtraMissingError, match=r"gramfuse\[telemetry\]"):
+    with pytest.raises(ExtraMissingError, match=r'pip install "\.\[telemetry\]"'):
         start_tracing("gramfuse-api")
 
 
