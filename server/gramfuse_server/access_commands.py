@@ -1,21 +1,20 @@
 """The commands `gramfuse-server org …` and `gramfuse-server token …`: who may do something at all."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Final, cast
 
 import typer
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from gramfuse_server import audit_log, schema
-from gramfuse_server.auth import issue_token, token_id
+from gramfuse_server import audit_log, schema, tokens
+from gramfuse_server.auth import is_valid, token_id, token_state
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import insert_if_absent, reading, transaction
 from gramfuse_server.settings import load_settings
 from gramfuse_server.tables import OrganizationRow, TokenRow
-from gramfuse_server.tokens import token_document
 from gramfuse_shared.contract.http_api import Role
 from gramfuse_shared.errors import NotFoundError, RequestMalformedError
 from gramfuse_shared.identifiers import IN_WORDS, SLUG_PATTERN
@@ -47,7 +46,9 @@ def create_token(
             msg = f"there is no organization {org}; `gramfuse-server org create {org}` creates it"
             raise NotFoundError(msg)
         chosen: Role = "operator" if operator else cast("Role", role)
-        row, token = create_by_shell(session, role=chosen, organization=org, days=days)
+        row, token = tokens.issue(
+            session, audit_log.SHELL, role=chosen, organization=org, days=days, now=system_clock()
+        )
         told = {**_told(row, system_clock()), "token": token}
     printing.show(told, lambda _: typer.echo(token))
     whose = "the operator" if org is None else org
@@ -93,9 +94,7 @@ def revoke_token(
         if row is None:
             msg = f"there is no token {identifier}; `gramfuse-server token list` shows the ids"
             raise NotFoundError(msg)
-        if row.revoked_at is None:
-            row.revoked_at = system_clock()
-            audit_log.append_by_shell(session, at=system_clock(), action="token.revoke", subject=identifier)
+        tokens.end(session, audit_log.SHELL, row, system_clock())
         told = _told(row, system_clock())
     printing.show(told, lambda _: typer.echo(f"{identifier} is revoked"))
 
@@ -118,7 +117,9 @@ def create_organizations(
             new = insert_if_absent(session, OrganizationRow, {"name": name, "created_at": system_clock()})
             made.append({"name": name, "new": bool(new)})
             if new:
-                audit_log.append_by_shell(session, at=system_clock(), action="organization.create", subject=name)
+                audit_log.append_for(
+                    session, audit_log.SHELL, at=system_clock(), action="organization.create", subject=name
+                )
     printing.show(made, lambda _: typer.echo("\n".join(names)))
     known = [str(one["name"]) for one in made if not one["new"]]
     if known:
@@ -133,39 +134,17 @@ def list_organizations() -> None:
     """
     with schema.opened(load_settings().database_url) as database, reading(database) as session:
         now = system_clock()
+        valid = Counter(token.organization for token in session.scalars(select(TokenRow)) if is_valid(token, now))
         found = [
-            {
-                "name": row.name,
-                "created_at": row.created_at.isoformat(),
-                "valid_tokens": sum(
-                    _state(token, now) == "valid"
-                    for token in session.scalars(select(TokenRow).where(TokenRow.organization == row.name))
-                ),
-            }
+            {"name": row.name, "created_at": row.created_at.isoformat(), "valid_tokens": valid[row.name]}
             for row in session.scalars(select(OrganizationRow).order_by(OrganizationRow.name))
         ]
     rows = [(str(one["name"]), _day(str(one["created_at"])), str(one["valid_tokens"])) for one in found]
     printing.show(found, printing.table(("organization", "created", "valid tokens"), rows, right=(2,)))
 
 
-def create_by_shell(session: Session, *, role: Role, organization: str | None, days: int) -> tuple[TokenRow, str]:
-    """Create a token, and note it in the audit log; its secret is in what is returned and nowhere else."""
-    row, token = issue_token(
-        session, role=role, organization=organization, now=system_clock(), lifetime=timedelta(days=days)
-    )
-    details = {"role": role, "organization": organization, "days": days}
-    audit_log.append_by_shell(session, at=system_clock(), action="token.create", subject=row.id, details=details)
-    return row, token
-
-
 def _told(row: TokenRow, now: datetime) -> Mapping[str, Any]:
-    return {**token_document(row).model_dump(mode="json"), "state": _state(row, now)}
-
-
-def _state(row: TokenRow, now: datetime) -> str:
-    if row.revoked_at is not None:
-        return "revoked"
-    return "expired" if row.expires_at is not None and row.expires_at <= now else "valid"
+    return {**tokens.token_document(row).model_dump(mode="json"), "state": token_state(row, now)}
 
 
 def _day(moment: str | None) -> str:

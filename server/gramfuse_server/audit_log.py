@@ -30,15 +30,24 @@ _MAX_HEAD: Final = 200
 
 
 class Actor(Protocol):
-    """Whoever acts: `auth.Caller`, seen from here."""
+    """Whoever acts: `auth.Caller`, seen from here, or `SHELL`."""
 
     @property
-    def token(self) -> str:
-        """The token's id."""
+    def token(self) -> str | None:
+        """The token's id, None for the shell."""
 
     @property
     def organization(self) -> str | None:
         """The token's organization, None for an operator."""
+
+
+class _Shell:
+    token = None
+    organization = None
+
+
+SHELL: Final[Actor] = _Shell()
+"""Whoever types commands on the server's own machine, which needs no token."""
 
 
 def append_for(
@@ -50,7 +59,7 @@ def append_for(
     subject: str,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append what a caller did."""
+    """Append what somebody did, by a token or by a command at the server's own shell."""
     append(
         session,
         at=at,
@@ -58,16 +67,8 @@ def append_for(
         token=actor.token,
         action=action,
         subject=subject,
-        details=details,
+        details={**(details or {}), "by": "shell"} if actor is SHELL else details,
     )
-
-
-def append_by_shell(
-    session: Session, *, at: datetime, action: str, subject: str, details: Mapping[str, Any] | None = None
-) -> None:
-    """Append what somebody did by a command at the server's own shell."""
-    told = {**(details or {}), "by": "shell"}
-    append(session, at=at, organization=None, token=None, action=action, subject=subject, details=told)
 
 
 def append(

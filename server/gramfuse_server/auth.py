@@ -5,7 +5,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -20,6 +20,8 @@ from gramfuse_shared.errors import (
     RoleRequiredError,
     UnauthenticatedError,
 )
+
+TokenState = Literal["valid", "expired", "revoked"]
 
 _TOKEN: Final = re.compile(r"gf_([0-9a-f]{16})_([0-9a-f]{64})")
 _TOKEN_ID: Final = re.compile(r"(?:gf_)?([0-9a-f]{16})(?:_\S*)?")
@@ -119,9 +121,16 @@ def authenticate(session: Session, authorization: str | None, *, now: datetime) 
     return caller_of(row)
 
 
+def token_state(row: TokenRow, now: datetime) -> TokenState:
+    """Tell whether a token opens anything, and if not, why."""
+    if row.revoked_at is not None:
+        return "revoked"
+    return "expired" if row.expires_at is not None and row.expires_at <= now else "valid"
+
+
 def is_valid(row: TokenRow, now: datetime) -> bool:
     """Tell whether a token is neither expired nor revoked."""
-    return row.revoked_at is None and (row.expires_at is None or row.expires_at > now)
+    return token_state(row, now) == "valid"
 
 
 def caller_of(row: TokenRow) -> Caller:

@@ -13,8 +13,10 @@ from obstore.exceptions import BaseError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gramfuse_server import schema
 from gramfuse_server.blobs import Blobs, blob_key, open_blobs, part_key
 from gramfuse_server.database import Database, reading
+from gramfuse_server.database_key import require_own_key
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import BlobRow, UploadPartRow, UploadRow
 from gramfuse_shared.errors import ConfigurationError
@@ -30,6 +32,18 @@ def describe_store(settings: Settings) -> str:
     """Name the blob store without anything that a URL could hold beside its place."""
     parts = urlsplit(settings.blobs)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def require_own_key_and_store(settings: Settings) -> None:
+    """Require of whoever is about to start that receipt key and blob store are this database's.
+
+    Raises:
+        ConfigurationError: one is not, a setting does not work, or the database is of another version.
+    """
+    with schema.opened(settings.database_url) as database:
+        with reading(database) as session:
+            require_own_key(session, settings.receipt_key)
+        require_own_store(database, settings)
 
 
 def require_own_store(database: Database, settings: Settings) -> None:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 import typer
 from sqlalchemy import func, select
 
-from gramfuse_server import audit_log, schema
-from gramfuse_server.access_commands import create_by_shell, organization_commands, token_commands
+from gramfuse_server import audit_log, schema, tokens
+from gramfuse_server.access_commands import organization_commands, token_commands
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import open_database, reading, require_answer, snapshot, transaction
 from gramfuse_server.doctor.command import doctor
@@ -101,7 +101,14 @@ def init() -> None:
             operators = session.scalar(select(func.count()).select_from(TokenRow).where(TokenRow.role == "operator"))
             token = None
             if not operators:
-                _, token = create_by_shell(session, role="operator", organization=None, days=OPERATOR_DAYS)
+                _, token = tokens.issue(
+                    session,
+                    audit_log.SHELL,
+                    role="operator",
+                    organization=None,
+                    days=OPERATOR_DAYS,
+                    now=system_clock(),
+                )
     lines = [
         f"database     {schema.head()} (up to date)",
         f"receipt key  {public_key}",
@@ -150,17 +157,14 @@ def serve(
     """
     with imports_kept():
         from gramfuse_server.app import create_app  # noqa: PLC0415 - the other commands need no web server
-        from gramfuse_server.belonging import require_own_store  # noqa: PLC0415
-        from gramfuse_server.database_key import require_own_key  # noqa: PLC0415
+        from gramfuse_server.belonging import require_own_key_and_store  # noqa: PLC0415
         from gramfuse_server.metrics.serving import serving_metrics  # noqa: PLC0415
         from gramfuse_server.serving import http_server  # noqa: PLC0415
         from gramfuse_server.tracing import start_tracing  # noqa: PLC0415
 
         settings = _settings_with_logs()
-        with schema.opened(settings.database_url) as database, reading(database) as session:
-            require_own_key(session, settings.receipt_key)
+        require_own_key_and_store(settings)
         app = create_app(settings, traced=start_tracing("gramfuse-api"))
-    require_own_store(app.state.services.database, settings)
     server = http_server(app, settings)
     listening = _listen(host, port)
     bound = listening.getsockname()[1]

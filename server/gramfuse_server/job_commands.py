@@ -38,19 +38,10 @@ def set_job_priority(
 
     Example: gramfuse-server job priority acme.tweets regmean-1 high
     """
-    from gramfuse_server.merging.documents import find_job  # noqa: PLC0415 - the job engine, for this command alone
-    from gramfuse_server.merging.submission import set_priority  # noqa: PLC0415 - as above
+    from gramfuse_server.operations.priorities import prioritize  # noqa: PLC0415 - the job engine, for this command alone
 
     chosen: Priority = priority.value
     with schema.opened(load_settings().database_url) as database, transaction(database) as session:
-        row = find_job(session, project, job, lock=True)
-        if set_priority(session, row, chosen, system_clock()):
-            audit_log.append_by_shell(
-                session,
-                at=system_clock(),
-                action="job.prioritize",
-                subject=f"{project}/{job}",
-                details={"priority": chosen},
-            )
+        row = prioritize(session, audit_log.SHELL, project, job, chosen, system_clock())
         told = {"project": project, "job": job, "priority": row.priority, "state": row.state}
     printing.show(told, lambda _: typer.echo(f"{project}/{job}: priority {chosen}, {told['state']}"))

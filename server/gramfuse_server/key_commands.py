@@ -134,7 +134,7 @@ def _stopped_server(settings: Settings) -> "Iterator[Session]":
 
 def _audit(session: Session, action: str, former: str | None, successor: str) -> None:
     details = {"former": former, "successor": successor}
-    audit_log.append_by_shell(session, at=system_clock(), action=action, subject="server", details=details)
+    audit_log.append_for(session, audit_log.SHELL, at=system_clock(), action=action, subject="server", details=details)
 
 
 def _tell(keys: "ReceiptKeys", *, signed_anew: int | None = None, left_as_they_were: Collection[str] = ()) -> None:

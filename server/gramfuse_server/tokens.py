@@ -1,4 +1,4 @@
-"""Tokens as callers see, create and revoke them, by the API or the dashboard; each act stands in the audit log."""
+"""Tokens as they are seen, created and revoked, by the API, the dashboard or a command; the audit log has each act."""
 
 from datetime import datetime, timedelta
 from typing import cast
@@ -28,10 +28,7 @@ def create(session: Session, caller: Caller, wanted: TokenCreate, now: datetime)
     if wanted.organization is not None and session.get(OrganizationRow, wanted.organization) is None:
         msg = f"there is no organization {wanted.organization}; create it first"
         raise NotFoundError(msg)
-    lifetime = timedelta(days=wanted.days)
-    row, token = issue_token(session, role=wanted.role, organization=wanted.organization, now=now, lifetime=lifetime)
-    details = {"role": row.role, "organization": row.organization, "days": wanted.days}
-    audit_log.append_for(session, caller, at=now, action="token.create", subject=row.id, details=details)
+    row, token = issue(session, caller, role=wanted.role, organization=wanted.organization, days=wanted.days, now=now)
     return TokenCreated(**token_document(row).model_dump(), token=token)
 
 
@@ -43,10 +40,26 @@ def revoke(session: Session, caller: Caller, token: str, now: datetime) -> Token
         RoleRequiredError: the caller is a participant.
     """
     row = find_revocable(session, caller, token, lock=True)
+    end(session, caller, row, now)
+    return token_document(row)
+
+
+def issue(
+    session: Session, actor: audit_log.Actor, *, role: Role, organization: str | None, days: int, now: datetime
+) -> tuple[TokenRow, str]:
+    """Issue a token, whoever may; its secret is in what is returned and nowhere else."""
+    lifetime = timedelta(days=days)
+    row, token = issue_token(session, role=role, organization=organization, now=now, lifetime=lifetime)
+    details = {"role": role, "organization": organization, "days": days}
+    audit_log.append_for(session, actor, at=now, action="token.create", subject=row.id, details=details)
+    return row, token
+
+
+def end(session: Session, actor: audit_log.Actor, row: TokenRow, now: datetime) -> None:
+    """Revoke a token, whoever may, unless it is revoked; the row is locked."""
     if row.revoked_at is None:
         row.revoked_at = now
-        audit_log.append_for(session, caller, at=now, action="token.revoke", subject=row.id)
-    return token_document(row)
+        audit_log.append_for(session, actor, at=now, action="token.revoke", subject=row.id)
 
 
 def visible(caller: Caller) -> Select[TokenRow]:

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,12 +14,11 @@ import structlog
 import torch
 from dbos import DBOS
 
-from gramfuse_server import heartbeats, schema
-from gramfuse_server.belonging import require_own_store
+from gramfuse_server import heartbeats
+from gramfuse_server.belonging import require_own_key_and_store
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import is_outage, open_database, reading, require_answer, transaction
-from gramfuse_server.database_key import require_own_key
+from gramfuse_server.database import is_outage, open_database, transaction
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.subjects import Manifest
 from gramfuse_server.jobs import (
@@ -78,12 +76,7 @@ def run_worker(settings: Settings) -> None:
     Raises:
         ConfigurationError: a setting does not work, the database is of another version, or key or store are another's.
     """
-    with closing(open_database(settings.database_url)) as database:
-        require_answer(database)
-        schema.require_current(database)
-        with reading(database) as session:
-            require_own_key(session, settings.receipt_key)
-        require_own_store(database, settings)
+    require_own_key_and_store(settings)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

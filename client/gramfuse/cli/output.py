@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gramfuse_shared import errors
+from gramfuse_shared.shell.commands import EXIT_ERROR
 from gramfuse_shared.shell.printing import (
     FormatOption,
     OutputFormat,
@@ -20,6 +21,7 @@ from gramfuse_shared.shell.printing import (
 )
 
 __all__ = [
+    "EXIT_ERROR",
     "FormatOption",
     "OutputFormat",
     "choose_format",
@@ -35,8 +37,6 @@ __all__ = [
 ]
 
 EXIT_OK: Final = 0
-EXIT_ERROR: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
 EXIT_UNREACHABLE: Final = 4
 EXIT_JOB: Final = 5

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from starlette.requests import Request
 
 from gramfuse_server import tokens
-from gramfuse_server.auth import Caller
+from gramfuse_server.auth import Caller, token_state
 from gramfuse_server.dashboard.forms import Form, Led, Shown
 from gramfuse_server.dashboard.sources import ROWS, Sources, part_asked, token_in
 from gramfuse_server.database import reading, transaction
@@ -34,6 +34,7 @@ def _listed(sources: Sources, caller: Caller, part: PageRequest) -> dict[str, An
         names = select(OrganizationRow.name).order_by(OrganizationRow.name)
         return {
             "tokens": [tokens.token_document(row) for row in rows],
+            "states": {row.id: token_state(row, sources.clock()) for row in rows},
             "next_cursor": cursor,
             "organizations": session.scalars(names).all() if caller.role == "operator" else None,
             "roles": _ROLES,

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
-from gramfuse_server import schema
 from gramfuse_server.clock import Clock, system_clock
-from gramfuse_server.database import database_url, open_database, reading
+from gramfuse_server.database import Database, database_url, open_database, reading
 from gramfuse_server.database_key import find_key
 from gramfuse_server.doctor.configuration import check_key, check_settings
 from gramfuse_server.doctor.database import examine_database
@@ -37,41 +37,41 @@ def examine(
     except ConfigurationError as error:
         finding = failed("settings", error.message, "correct the variables that are named; nothing else was checked")
         return masked([finding], secrets_of(variables))
-    of_database = _examine_database(settings, clock)
-    sound = all(found.verdict != "failed" for found in of_database)
+    of_database, own_key = _examine_database(settings, clock)
     findings = [
         check_settings(settings, variables),
         *of_database,
         *examine_store(settings, clock),
         *examine_direct(settings),
-        check_key(settings.receipt_key, user=os.geteuid(), own=_own_key(settings) if sound else None),
+        check_key(settings.receipt_key, user=os.geteuid(), own=own_key),
         check_device(settings.device),
         *examine_disks(settings),
     ]
     return masked(findings, secrets_of(variables, settings))
 
 
-def _examine_database(settings: Settings, clock: Clock) -> list[Finding]:
+def _examine_database(settings: Settings, clock: Clock) -> tuple[list[Finding], str | None]:
+    """Examine the database; return the receipt key that it belongs to, too, where nothing failed and it says so."""
     try:
         database = open_database(_impatient(settings.database_url))
     except ConfigurationError as error:
         advice = "run `gramfuse-server init` for a new server, or correct GRAMFUSE_DATABASE_URL"
-        return [failed("database", error.message, advice)]
-    try:
+        return [failed("database", error.message, advice)], None
+    with closing(database):
         findings = examine_database(database, clock, lease=settings.worker_lease, version=__version__)
-        usable = not any(
-            finding.name in {"database", "migrations"} and finding.verdict == "failed" for finding in findings
-        )
-        return [*findings, *(examine_contents(database, settings) if usable else [])]
-    finally:
-        database.close()
+        failures = {finding.name for finding in findings if finding.verdict == "failed"}
+        if failures & {"database", "migrations"}:
+            return findings, None
+        contents = examine_contents(database, settings)
+        sound = not failures and all(finding.verdict != "failed" for finding in contents)
+        return [*findings, *contents], _own_key(database) if sound else None
 
 
-def _own_key(settings: Settings) -> str | None:
+def _own_key(database: Database) -> str | None:
     try:
-        with schema.opened(_impatient(settings.database_url)) as database, reading(database) as session:
+        with reading(database) as session:
             return find_key(session)
-    except (ConfigurationError, SQLAlchemyError):  # it has gone away meanwhile
+    except SQLAlchemyError:  # it has gone away meanwhile
         return None
 
 

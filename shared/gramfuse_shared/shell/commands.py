@@ -16,9 +16,8 @@ from gramfuse_shared.shell import printing
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
-_USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__bases__[
-    0
-]  # Typer brings its own click, or uses another one
+_USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__bases__[0]
+"""click's, of whichever click Typer uses: its own, or another one."""
 _INDENT: Final = "    "
 
 

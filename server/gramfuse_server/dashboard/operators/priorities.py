@@ -26,6 +26,7 @@ def read_priority(sources: Sources, request: Request, _: Caller) -> Mapping[str,
 
 def change(sources: Sources, form: Form) -> Led | Shown:
     """Change the priority; a form that cannot be followed is shown again, with why."""
+    form.caller.require_operator()
     project, job = project_in(form.request), job_in(form.request)
     try:
         wanted = _priority_in(form.fields)
