@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 import time
+from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
@@ -22,6 +23,9 @@ _SECRETS: Final = (
     (re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+", re.IGNORECASE), r"\1***"),
 )
 """Tokens, passwords within URLs, what signs a URL of an object store."""
+
+_PROBES: Final = ("/healthz", "/readyz")
+"""What machines ask every few seconds. That all is well they are told, and the log is not, unless at debug level."""
 
 _log: Final = structlog.get_logger("gramfuse_server.requests")
 
@@ -108,7 +112,8 @@ class RequestLog:
             finally:
                 seconds, method, route = time.perf_counter() - began, scope["method"], route_of(scope)
                 self._metrics.answered(method=method, route=route, status=status, seconds=seconds)
-                _log.info(
+                write = _log.debug if route in _PROBES and status == HTTPStatus.OK else _log.info
+                write(
                     "request",
                     method=method,
                     path=scope["path"],

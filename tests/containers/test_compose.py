@@ -89,6 +89,19 @@ def test_a_container_writes_to_its_volumes_alone_and_has_no_rights(stack, starte
         stack.inside(service, "sh", "-c", "touch /tmp/written && rm /tmp/written")
 
 
+def test_postgresql_has_a_read_only_root_and_gramfuses_role_is_no_superuser_of_it(stack, started):
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        stack.inside("postgres", "touch", "/written")
+    asked = "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolcanlogin ORDER BY 1"
+    roles = stack.inside("postgres", "psql", "--username=gramfuse", "--no-align", "--tuples-only", f"--command={asked}")
+    assert roles.split() == ["gramfuse|f|f|f", "postgres|t|t|t"]
+    url = stack.inside("api", "printenv", "GRAMFUSE_DATABASE_URL").strip().replace("+psycopg", "")
+    connect = "import psycopg, sys; psycopg.connect(sys.argv[1])"
+    stack.inside("api", "python", "-c", connect, url)
+    with pytest.raises(AssertionError, match="authentication failed"):
+        stack.inside("api", "python", "-c", connect, url.replace("//gramfuse:", "//postgres:"))
+
+
 def test_a_worker_reaches_nothing_outside_of_its_network(stack, started):
     """The engine drops what would leave an internal network; ports of its own machine are another matter."""
     address = stack.state("api", f'{{{{(index .NetworkSettings.Networks "{stack.project}_frontend").IPAddress}}}}')

@@ -56,6 +56,20 @@ def enter(database, name="w1", version=__version__):
         heartbeats.enter(session, name, host, system_clock())
 
 
+@pytest.fixture
+def plain_role(database, database_kind, monkeypatch):
+    """Of the suite's PostgreSQL everybody is a superuser; within, the command's role is none."""
+    if database_kind == "sqlite":
+        return
+    with database.write.begin() as connection:
+        if not connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = 'plain'")):
+            connection.execute(text("CREATE ROLE plain"))
+            connection.execute(text("GRANT pg_read_all_data, pg_write_all_data TO plain"))
+    url = database.write.url.update_query_dict({"options": "-c role=plain"})
+    monkeypatch.setenv("GRAMFUSE_DATABASE_URL", url.render_as_string(hide_password=False))
+
+
+@pytest.mark.usefixtures("plain_role")
 def test_a_server_with_a_worker_is_well_in_every_respect(doctor, database, database_kind):
     enter(database)
     code, found = doctor()
@@ -64,6 +78,15 @@ def test_a_server_with_a_worker_is_well_in_every_respect(doctor, database, datab
     assert found["database"]["found"].startswith({"sqlite": "SQLite", "postgresql": "PostgreSQL"}[database_kind])
     assert found["workers"]["found"] == "1 alive: w1 on cpu (1 thread); 0 uploads or jobs wait"
     assert {"migrations", "job engine", "clock, database", "clock, blob store", "receipt key", "device"} <= found.keys()
+
+
+def test_a_superuser_of_postgresql_is_warned_of(doctor, database_kind):
+    if database_kind == "sqlite":
+        pytest.skip("a file has no roles")
+    code, found = doctor()
+    assert (code, found["database"]["verdict"]) == (0, "warning")
+    assert "superuser" in found["database"]["found"]
+    assert "docs/deployment.md" in found["database"]["advice"]
 
 
 def test_without_workers_it_warns_and_with_waiting_work_it_fails(doctor, ready, monkeypatch):

@@ -27,7 +27,7 @@ def send(world):
 @pytest.mark.parametrize(
     ("method", "path", "route", "status"),
     [
-        ("GET", "/healthz", "/healthz", 200),
+        ("GET", "/v1/server", "/v1/server", 200),
         ("GET", "/v1/projects/acme.tweets", "/v1/projects/{project}", 401),
         ("GET", "/v1/projects/acme.tweets/jobs/x", "/v1/projects/{project}/jobs/{job}", 401),
         ("DELETE", "/healthz", "/healthz", 405),
@@ -43,11 +43,31 @@ def test_every_request_has_a_line_with_its_id_and_route(send, method, path, rout
     assert line["milliseconds"] >= 0
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_what_probes_ask_every_few_seconds_fills_no_log_while_all_is_well(world, path):
+    with logs() as written:
+        assert world.client().get(path).status_code == 200
+    assert [line for line in parsed(written.getvalue()) if line["event"] == "request"] == []
+    with logs(level="debug") as written:
+        assert world.client().get(path).status_code == 200
+    (line,) = [line for line in parsed(written.getvalue()) if line["event"] == "request"]
+    assert (line["level"], line["path"], line["status"]) == ("debug", path, 200)
+
+
+def test_a_probe_that_finds_something_wrong_is_logged(world, send, monkeypatch):
+    def away(*_, **__):
+        raise OSError("gone")
+
+    monkeypatch.setattr(type(world.services.blobs), "probe", away)
+    answer, line, _ = send("GET", "/readyz")
+    assert answer.status_code == line["status"] == 503
+
+
 def test_a_callers_id_is_kept_and_one_of_another_form_is_not(send):
-    _, line, _ = send("GET", "/healthz", headers={"x-request-id": "push-17.a_b"})
+    _, line, _ = send("GET", "/v1/server", headers={"x-request-id": "push-17.a_b"})
     assert line["request_id"] == "push-17.a_b"
     for forged in ("a b", "x" * 65, 'a"b', ""):
-        answer, line, _ = send("GET", "/healthz", headers={"x-request-id": forged})
+        answer, line, _ = send("GET", "/v1/server", headers={"x-request-id": forged})
         assert line["request_id"] == answer.headers["x-request-id"] != forged
 
 

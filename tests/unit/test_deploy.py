@@ -247,6 +247,45 @@ def test_our_services_and_the_proxy_have_a_read_only_root_and_no_privileges(comp
         assert "privileged" not in service
 
 
+def test_postgresql_has_a_read_only_root_and_only_what_it_takes_to_change_its_user(compose):
+    database = compose["services"]["postgres"]
+    assert database["read_only"] is True
+    assert database["cap_drop"] == ["ALL"]
+    assert set(database["cap_add"]) == {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}
+    assert database["security_opt"] == ["no-new-privileges:true"]
+    assert set(database["tmpfs"]) == {"/tmp", "/var/run/postgresql"}  # noqa: S108 - the container's
+
+
+def test_the_database_is_asked_for_by_tcp_since_the_server_that_makes_the_volume_answers_at_the_socket(compose):
+    (_, asked) = compose["services"]["postgres"]["healthcheck"]["test"]
+    assert "--host 127.0.0.1" in asked
+
+
+def test_gramfuse_gets_a_role_that_owns_its_database_alone_and_the_superuser_no_password(ours):
+    """As PostgreSQL's image runs it; `make containers` has the role, `test_server_doctor.py` tells a superuser."""
+    from support.postgres import postgres  # noqa: PLC0415 - the light installation has no server
+
+    psycopg = pytest.importorskip("psycopg")
+    script = (ROOT / "deploy" / "postgres" / "role.sql").read_text()
+    assert r"\getenv password POSTGRES_PASSWORD" in script
+    statements = [
+        statement.replace(":'password'", "'of-a-test'")
+        for statement in re.sub(r"^(--|\\).*$", "", script, flags=re.MULTILINE).split(";")
+        if statement.strip()
+    ]
+    (url,) = {interpolated(service["environment"]["GRAMFUSE_DATABASE_URL"]) for service in ours.values()}
+    assert url.startswith("postgresql+psycopg://gramfuse:of-a-test@postgres:")
+    with postgres() as server, psycopg.connect(server.server.get_uri(), autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        rights = "SELECT rolsuper, rolcreatedb, rolcreaterole, rolcanlogin FROM pg_roles WHERE rolname = 'gramfuse'"
+        assert connection.execute(rights).fetchone() == (False, False, False, True)
+        owner = "SELECT pg_get_userbyid(datdba), pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'gramfuse'"
+        assert connection.execute(owner).fetchone() == ("gramfuse", "UTF8")
+        kept = "SELECT rolname FROM pg_authid WHERE rolsuper AND rolpassword IS NOT NULL"
+        assert connection.execute(kept).fetchall() == []
+
+
 def test_every_folder_that_a_volume_is_mounted_on_belongs_to_the_images_user(ours):
     """A new volume takes owner and mode from the folder in the image; where there is none, it is root's."""
     (made,) = re.findall(r"mkdir -p (.*?) (?:&&|$)", " ".join(instructions("runtime", "RUN")))

@@ -34,7 +34,14 @@ def check_database(database: Database) -> Finding:
             if session.scalar(text("SHOW transaction_read_only")) == "on":
                 advice = "name the primary server in GRAMFUSE_DATABASE_URL, not a replica"
                 return failed(name, f"PostgreSQL {version} takes no writes", advice)
-            return ok(name, f"PostgreSQL {version}, can be written")
+            found = f"PostgreSQL {version}, can be written"
+            if session.scalar(text("SHOW is_superuser")) == "on":
+                advice = (
+                    "give gramfuse a role that owns its own database alone: whoever has a superuser's password reads and "
+                    'runs everything there (docs/deployment.md, "The database\'s role")'
+                )
+                return warning(name, f"{found}, by a role that is a superuser of that server", advice)
+            return ok(name, found)
     except ConfigurationError as error:
         advice = "start it, or correct GRAMFUSE_DATABASE_URL; a password belongs into that URL or into ~/.pgpass"
         return failed(name, error.message, advice)
