@@ -12,6 +12,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gramfuse_server.metrics.requests import RequestMetrics, route_of
+from gramfuse_server.outages import EngineOutages
 from gramfuse_server.settings import Settings
 
 REQUEST_ID: Final = b"x-request-id"
@@ -78,6 +79,7 @@ def configure_logs(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.getLogger("dbos").filters = [EngineOutages()]
     for name in ("alembic", "botocore", "dbos", "httpx", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from gramfuse_server import outages
 from gramfuse_server.database import is_outage
 from gramfuse_shared.errors import StorageFullError
 
@@ -31,6 +32,7 @@ class Patience:
     """Waits until `stopping` is set."""
 
     stopping: threading.Event = field(default_factory=threading.Event)
+    _outages: outages.Repeats = field(default_factory=outages.Repeats)
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Return what the work gives, which is done again as often as the database is away.
@@ -40,12 +42,21 @@ class Patience:
         """
         while True:
             try:
-                return work()
+                done = work()
             except SQLAlchemyError as error:
                 if not is_outage(error):
                     raise
-                _log.warning("the database does not answer; trying again", error=type(error).__name__)
+                if (left_out := self._outages.due("database")) is not None:
+                    _log.warning(
+                        "the database does not answer; trying again",
+                        error=type(error).__name__,
+                        reason=outages.describe(error),
+                        left_out=left_out,
+                    )
                 self._pause(PAUSE_SECONDS, error)
+            else:
+                self._outages.over("database")
+                return done
 
     def for_room(self, work: Callable[[], T]) -> T:
         """Return what the work gives, which is done again as often as a disk is full.

@@ -14,11 +14,12 @@ import structlog
 import torch
 from dbos import DBOS
 
-from gramfuse_server import heartbeats
+from gramfuse_server import heartbeats, outages
 from gramfuse_server.belonging import require_own_key_and_store
 from gramfuse_server.blobs import open_blobs
 from gramfuse_server.clock import Clock, system_clock
 from gramfuse_server.database import is_outage, open_database, transaction
+from gramfuse_server.departure import Departure
 from gramfuse_server.intake.inspection import Inspector
 from gramfuse_server.intake.subjects import Manifest
 from gramfuse_server.jobs import (
@@ -99,6 +100,7 @@ class Worker:
         self._database = open_database(settings.database_url)
         patience = Patience(stopping)
         self._underway = Underway()
+        self._failures = outages.Repeats()
         blobs = open_blobs(settings.blobs, persistence="minutes")
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
@@ -132,7 +134,12 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stopping` is set, then drain and leave."""
-        with own_folder(self._settings.scratch, self.name), serving_metrics(self._settings, self._registry):
+        departure = Departure(self._database, self.name)
+        with (
+            own_folder(self._settings.scratch, self.name),
+            serving_metrics(self._settings, self._registry),
+            departure.watched(self._stopping),
+        ):
             self._run()
 
     def _run(self) -> None:
@@ -197,14 +204,23 @@ class Worker:
                     duty()
                 except Exception as error:  # noqa: BLE001 - the border of a duty, see below
                     # the border of a duty: the database may be away for a while, the next round tries again
-                    _log.error("a duty failed", duty=name, error=type(error).__name__, exc_info=not is_outage(error))
+                    self._tell_failure(name, error)
                     self._metrics.duty_ended(name, well=False)
                 else:
                     self._metrics.duty_ended(name, well=True)
+                    if self._failures.over(name):
+                        _log.info("a duty goes on", duty=name)
 
         thread = threading.Thread(target=repeat, name=name, daemon=True)
         thread.start()
         return thread
+
+    def _tell_failure(self, duty: str, error: Exception) -> None:
+        if not is_outage(error):
+            _log.error("a duty failed", duty=duty, error=type(error).__name__, exc_info=True)
+        elif (left_out := self._failures.due(duty)) is not None:
+            reason = outages.describe(error)
+            _log.error("a duty failed", duty=duty, error=type(error).__name__, reason=reason, left_out=left_out)
 
 
 def check_numbers(manifest: Manifest, paths: Mapping[str, Path], *, device: torch.device | None = None) -> None:

@@ -72,6 +72,8 @@ def test_the_guides_first_commands_start_a_server_that_finds_itself_well(stack, 
 
 
 def test_settings_of_the_operators_reach_api_and_workers(stack, started):
+    ask = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/v1/server')"
+    stack.inside("api", "python", "-c", ask)  # what health checks ask is not logged
     for service in ("api", "worker-cpu"):
         assert stack.inside(service, "printenv", "GRAMFUSE_LOG_FORMAT").strip() == "json"
         assert '"event"' in stack.shell(f"docker compose logs --no-log-prefix {service}")

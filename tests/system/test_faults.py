@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy
 
 import gramfuse
+from gramfuse_server.departure import EXIT_ABANDONED
 from support import tiny
 from support.cable import cable_to, to_unix_socket
 from support.collaboration import Collaboration, begin, contribute, tune
@@ -198,6 +199,23 @@ def test_when_the_database_restarts_the_api_says_so_uploads_wait_and_the_merge_g
         begun_again = merge.begun_again()
         assert len(begun_again) <= 1
         assert finished.isdisjoint(begun_again)
+    require_sound(deployment)
+
+
+@on_postgresql
+def test_a_worker_that_is_told_to_stop_ends_without_its_database_and_others_go_on(deployment, ready, postgres_server):
+    """Who stops both, and starts the database behind the workers, would wait for as long as a worker may drain."""
+    alone(deployment)
+    with scene(deployment, ready, "left-alone") as merge:
+        worker, name = merge.started()
+        merge.submit()
+        wait_until(lambda: merge.computes(name), seconds=60, what="a task under way", pause=0.005)
+        postgres_server.stop()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == EXIT_ABANDONED
+        postgres_server.start()
+        merge.started()
+        merge.wait()
     require_sound(deployment)
 
 

@@ -280,7 +280,9 @@ def test_gramfuse_gets_a_role_that_owns_its_database_alone_and_the_superuser_no_
             connection.execute(statement)
         rights = "SELECT rolsuper, rolcreatedb, rolcreaterole, rolcanlogin FROM pg_roles WHERE rolname = 'gramfuse'"
         assert connection.execute(rights).fetchone() == (False, False, False, True)
-        owner = "SELECT pg_get_userbyid(datdba), pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'gramfuse'"
+        owner = (
+            "SELECT pg_get_userbyid(datdba), pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'gramfuse'"
+        )
         assert connection.execute(owner).fetchone() == ("gramfuse", "UTF8")
         kept = "SELECT rolname FROM pg_authid WHERE rolsuper AND rolpassword IS NOT NULL"
         assert connection.execute(kept).fetchall() == []

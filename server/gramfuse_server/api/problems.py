@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gramfuse_server import outages
 from gramfuse_server.database import is_full, is_outage
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.contract.http_api import Problem
@@ -114,7 +115,7 @@ def install_handlers(app: FastAPI) -> None:
     def answer(request: Request, error: Exception) -> Response:
         translated = translate(error)
         if not isinstance(error, GramfuseError) and translated.status >= INTERNAL:
-            _log.error("request failed", path=request.url.path, error=type(error).__name__, exc_info=error)
+            _tell_failure(error, request.url.path)
         return problem_response(translated, instance=request.url.path)
 
     for kind in (GramfuseError, RequestValidationError, HTTPException, SQLAlchemyError, GenericError):
@@ -138,6 +139,14 @@ def translate(error: Exception) -> GramfuseError:
         message = _MESSAGE_OF_STATUS.get(error.status_code, str(error.detail))
         return _OF_STATUS[error.status_code](message, **({"allow": allow} if allow else {}))
     return GramfuseError(_FAILED)
+
+
+def _tell_failure(error: Exception, path: str) -> None:
+    told = {"path": path, "error": type(error).__name__}
+    if is_outage(error):  # no bug of ours, and there are as many as requests: what the driver says is enough
+        _log.error("request failed", **told, reason=outages.describe(error))
+    else:
+        _log.error("request failed", **told, exc_info=error)
 
 
 class ProblemDocuments:
@@ -168,7 +177,7 @@ class ProblemDocuments:
         try:
             await self._app(scope, receive, send_problems)
         except Exception as error:  # noqa: BLE001 - the border of the process: a bug is logged and answered
-            _log.exception("request failed", path=scope["path"], error=type(error).__name__)
+            _tell_failure(error, scope["path"])
             if not started:
                 await problem_response(translate(error), instance=scope["path"])(scope, receive, send)
 

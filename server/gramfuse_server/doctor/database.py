@@ -37,8 +37,8 @@ def check_database(database: Database) -> Finding:
             found = f"PostgreSQL {version}, can be written"
             if session.scalar(text("SHOW is_superuser")) == "on":
                 advice = (
-                    "give gramfuse a role that owns its own database alone: whoever has a superuser's password reads and "
-                    'runs everything there (docs/deployment.md, "The database\'s role")'
+                    "give gramfuse a role that owns its database alone: whoever has a superuser's password may do "
+                    'everything there (docs/deployment.md, "The database\'s role")'
                 )
                 return warning(name, f"{found}, by a role that is a superuser of that server", advice)
             return ok(name, found)
