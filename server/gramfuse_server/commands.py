@@ -43,9 +43,6 @@ cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
 cli.add_typer(key_commands, name="key")
 cli.add_typer(job_commands, name="job")
-cli.command()(doctor)
-cli.command()(worker_health)
-cli.command()(verify)
 
 
 def command() -> Any:  # noqa: ANN401 - click moved between Typer's versions
@@ -186,6 +183,11 @@ def worker() -> None:
         from gramfuse_server.worker import run_worker  # noqa: PLC0415 - needs torch
 
     run_worker(_settings_with_logs())
+
+
+cli.command()(doctor)
+cli.command()(worker_health)
+cli.command()(verify)
 
 
 @audit_commands.command("head")

@@ -49,7 +49,7 @@ def run(words):
 
 
 def squeezed(text):
-    return "".join(text.translate(BOXES).split())
+    return "".join(text.translate(BOXES).replace("·", "").split())  # between examples, which have lines of their own
 
 
 @pytest.mark.parametrize(("words", "command"), WRITTEN, ids=[" ".join(words) for words, _ in WRITTEN])
@@ -80,6 +80,20 @@ def test_lines_of_a_paragraph_flow_and_indented_ones_stay():
     """
     shown = as_written(text)
     assert shown == "First and on.\n\nOf a file such as:\n\n    allow: \\[evaluate]\n    models: \\[a]"
+
+
+def test_each_example_has_a_line_of_its_own_to_be_copied(capsys):
+    assert as_written("Do it.\n\n    Examples: one --two\n    · three").endswith(
+        "Examples:\n\n    one --two\n    three"
+    )
+    assert as_written("Do it.\n\nExample: one") == "Do it.\n\nExample: one"
+    assert run(["gramfuse-server", "token", "list", "--help"]) == 0
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    at = shown.index(" Examples:")
+    assert shown[at + 2 : at + 4] == [
+        "     gramfuse-server token list",
+        "     gramfuse-server token list --format json",
+    ]
 
 
 def small(seen):

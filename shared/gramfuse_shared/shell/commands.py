@@ -1,10 +1,12 @@
 """What every command of both programs is given: the common options, and help that is shown as it was written.
 
 Typer reads help as Rich's markup, which swallows what stands in brackets, and breaks lines where the source did. Here
-help is text: brackets stay, and the lines of a paragraph flow, unless they are indented, as commands and files are.
+help is text: brackets stay, and the lines of a paragraph flow, unless they are indented, as commands and files are. Of
+examples, which the source has in a sentence (`Examples: one · another`), each has a line of its own, to be copied.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -19,6 +21,8 @@ EXIT_USAGE: Final = 2
 _USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__bases__[0]
 """click's, of whichever click Typer uses: its own, or another one."""
 _INDENT: Final = "    "
+_EXAMPLES: Final = re.compile(r"Examples: (.+)")
+_BETWEEN_EXAMPLES: Final = " · "
 
 
 def finish(command: Any, *declarations: Callable[..., None]) -> Any:  # noqa: ANN401 - click moved between Typer's versions
@@ -90,7 +94,12 @@ def _options(declarations: Sequence[Callable[..., None]]) -> Iterator[Any]:
 def _flowing(paragraph: str) -> str:
     if all(line.startswith(_INDENT) for line in paragraph.splitlines()):
         return paragraph.rstrip()
-    return " ".join(paragraph.split())
+    text = " ".join(paragraph.split())
+    examples = _EXAMPLES.fullmatch(text)
+    if examples is None or _BETWEEN_EXAMPLES not in text:
+        return text
+    lines = "\n".join(f"{_INDENT}{example}" for example in examples[1].split(_BETWEEN_EXAMPLES))
+    return f"\nExamples:\n\n{lines}"  # begun by an empty line, or Typer takes away the indent behind a first line
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:
