@@ -1,16 +1,64 @@
 """The settings of API and worker. Built only in `app`, `worker` and `cli`, then passed down."""
 
+import re
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gramfuse_shared import limits
 from gramfuse_shared.contract.document import describe_validation
 from gramfuse_shared.errors import ConfigurationError
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_TIMEDELTA: Final = TypeAdapter(timedelta)
+_LEAST: Final = timedelta(milliseconds=1)
+
+
+def parse_duration(written: object) -> object:
+    """Parse `30s`, `5m`, `24h`, `7d`; or what pydantic takes, as `PT5M`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not isinstance(written, str):
+        return written
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s?([smhd])", written.strip())
+    try:
+        if found:
+            return timedelta(**{_UNITS[found[2]]: float(found[1])})
+        return _TIMEDELTA.validate_python(written)
+    except (ValidationError, OverflowError):
+        msg = f"{written!r} is no duration; write it as 30s, 5m, 24h or 7d"
+        raise ValueError(msg) from None
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+def within(least: timedelta, most: timedelta = timedelta.max) -> AfterValidator:
+    """Require that a duration is no shorter and no longer; pydantic's own bounds are told as Python writes them."""
+
+    def require(duration: timedelta) -> timedelta:
+        if not least <= duration <= most:
+            longest = "" if most == timedelta.max else f" and at most {most.total_seconds():g}s"
+            msg = f"must be at least {least.total_seconds():g}s{longest}"
+            raise ValueError(msg)
+        return duration
+
+    return AfterValidator(require)
 
 
 class Settings(BaseSettings):
@@ -58,14 +106,16 @@ class Settings(BaseSettings):
     parts_per_organization: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=8, description="parts of one organization that are received at once; its others wait"
     )
-    part_timeout: timedelta = Field(default=timedelta(minutes=5), description="within which a part must have arrived")
+    part_timeout: Annotated[Duration, within(_LEAST)] = Field(
+        default=timedelta(minutes=5), description="within which a part must have arrived"
+    )
     connections: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=1_000, description="connections at once; of more, those make room that ask for nothing"
     )
-    head_timeout: Annotated[timedelta, Field(gt=timedelta())] = Field(
+    head_timeout: Annotated[Duration, within(_LEAST)] = Field(
         default=timedelta(seconds=10), description="within which a request's path and headers must have arrived"
     )
-    body_timeout: Annotated[timedelta, Field(gt=timedelta())] = Field(
+    body_timeout: Annotated[Duration, within(_LEAST)] = Field(
         default=timedelta(minutes=2), description="within which a body must have arrived that is no part"
     )
     requests_per_second: Annotated[float, Field(ge=0)] = Field(
@@ -77,11 +127,13 @@ class Settings(BaseSettings):
     concurrent_requests: Annotated[int, Field(ge=1)] = Field(
         default=128, description="requests of one organization that are under way at once"
     )
-    upload_lifetime: timedelta = Field(default=timedelta(days=7), description="after which an open upload expires")
-    deletion_delay: timedelta = Field(
+    upload_lifetime: Annotated[Duration, within(_LEAST)] = Field(
+        default=timedelta(days=7), description="after which an open upload expires"
+    )
+    deletion_delay: Annotated[Duration, within(timedelta())] = Field(
         default=timedelta(hours=24), description="between a withdrawal or rejection and the deletion of the bytes"
     )
-    blob_grace: Annotated[timedelta, Field(ge=timedelta(hours=1))] = Field(
+    blob_grace: Annotated[Duration, within(timedelta(hours=1))] = Field(
         default=limits.BLOB_GRACE,
         description="after which bytes are deleted that were written and that nothing names; longer than any write",
     )
@@ -96,7 +148,7 @@ class Settings(BaseSettings):
     direct_endpoint: str = Field(
         default="", description="the S3 store's address as clients reach it; unset, as the server does (AWS_ENDPOINT)"
     )
-    direct_lifetime: Annotated[timedelta, Field(ge=timedelta(seconds=1), le=timedelta(hours=12))] = Field(
+    direct_lifetime: Annotated[Duration, within(timedelta(seconds=1), timedelta(hours=12))] = Field(
         default=timedelta(minutes=10), description="within which a transfer by a signed URL must have begun"
     )
 
@@ -107,11 +159,13 @@ class Settings(BaseSettings):
     shard_bytes: Annotated[int, Field(ge=1)] = Field(
         default=2 * limits.GIB, description="bytes of a merged model's files, each the work of one task"
     )
-    heartbeat_interval: timedelta = Field(default=timedelta(seconds=1), description="between a worker's signs of life")
-    worker_lease: timedelta = Field(
+    heartbeat_interval: Annotated[Duration, within(_LEAST)] = Field(
+        default=timedelta(seconds=1), description="between a worker's signs of life"
+    )
+    worker_lease: Annotated[Duration, within(_LEAST)] = Field(
         default=timedelta(seconds=5), description="without a sign of life, after which others take a worker's work over"
     )
-    sweep_interval: timedelta = Field(
+    sweep_interval: Annotated[Duration, within(_LEAST)] = Field(
         default=timedelta(seconds=30), description="between a worker's rounds of expiring and deleting"
     )
 
@@ -146,6 +200,13 @@ class Settings(BaseSettings):
             object.__setattr__(self, "receipt_key", self.server_home / "receipt-key.pem")
         if self.scratch == Path():
             object.__setattr__(self, "scratch", self.server_home / "scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_live_from_one_sign_of_life_to_the_next(self) -> Self:
+        if self.worker_lease <= self.heartbeat_interval:
+            msg = "GRAMFUSE_WORKER_LEASE must be longer than GRAMFUSE_HEARTBEAT_INTERVAL, or all workers seem dead"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.main import get_command
 
 from gramfuse.cli.main import app
 from gramfuse_server.commands import command
-from gramfuse_server.settings import Settings
+from gramfuse_server.settings import Settings, parse_duration
 from gramfuse_shared import limits
 from gramfuse_shared.contract.manifest import TensorInfo
 from gramfuse_shared.contract.statistics_file import packed_length
@@ -73,6 +74,22 @@ def test_the_guides_name_only_settings_alerts_and_tests_that_exist():
         assert set(re.findall(r"`(Gramfuse\w+)`", text)) <= alerts, name
         for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
             assert (ROOT / path).exists(), path
+
+
+def test_the_list_of_settings_is_whole_and_has_their_defaults():
+    section = GUIDES["operations.md"].partition("## Settings\n")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `(GRAMFUSE_\w+)` \| ([^|]+) \|", section, re.MULTILINE))
+    assert set(told) == {f"GRAMFUSE_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        written = told[f"GRAMFUSE_{name.upper()}"].strip("`")
+        if isinstance(field.default, timedelta):
+            assert parse_duration(written) == field.default, name
+        elif isinstance(field.default, bool):
+            assert written == {False: "off", True: "on"}[field.default], name
+        elif isinstance(field.default, int | float):
+            assert float(written) == field.default, name
+        elif isinstance(field.default, str) and field.default:
+            assert written == field.default, name
 
 
 # --- sizing --------------------------------------------------------------------------------------------------------

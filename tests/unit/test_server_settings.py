@@ -278,3 +278,49 @@ def test_everybody_a_name_or_half_a_network_is_no_trusted_proxy(monkeypatch, val
     monkeypatch.setenv("GRAMFUSE_TRUSTED_PROXIES", value)
     with pytest.raises(ConfigurationError, match="GRAMFUSE_TRUSTED_PROXIES"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("0.5s", timedelta(seconds=0.5)),
+        ("5m", timedelta(minutes=5)),
+        ("1.5 h", timedelta(minutes=90)),
+        ("7d", timedelta(days=7)),
+        ("PT5M", timedelta(minutes=5)),
+        ("00:05:00", timedelta(minutes=5)),
+    ],
+)
+def test_durations_are_written_as_people_write_them(monkeypatch, written, meant):
+    monkeypatch.setenv("GRAMFUSE_PART_TIMEOUT", written)
+    assert load_settings().part_timeout == meant
+
+
+@pytest.mark.parametrize("written", ["300", "five minutes", "5 min", "m", "99999999999999d", "-5m"])
+def test_what_is_no_duration_is_refused_with_how_to_write_one(monkeypatch, written):
+    monkeypatch.setenv("GRAMFUSE_PART_TIMEOUT", written)
+    with pytest.raises(ConfigurationError, match=r"GRAMFUSE_PART_TIMEOUT: '.*' is no duration; write it as 30s, 5m"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PART_TIMEOUT", "HEAD_TIMEOUT", "UPLOAD_LIFETIME", "HEARTBEAT_INTERVAL", "WORKER_LEASE", "SWEEP_INTERVAL"],
+)
+def test_durations_that_nothing_could_meet_are_refused(monkeypatch, name):
+    monkeypatch.setenv(f"GRAMFUSE_{name}", "0s")
+    with pytest.raises(ConfigurationError, match=f"GRAMFUSE_{name}: must be at least 0.001s"):
+        load_settings()
+
+
+def test_a_duration_below_its_bound_is_told_the_bound(monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_BLOB_GRACE", "5m")
+    with pytest.raises(ConfigurationError, match="GRAMFUSE_BLOB_GRACE: must be at least 3600s"):
+        load_settings()
+
+
+def test_a_lease_that_no_sign_of_life_renews_in_time_is_refused(monkeypatch):
+    monkeypatch.setenv("GRAMFUSE_HEARTBEAT_INTERVAL", "5s")
+    with pytest.raises(ConfigurationError, match="longer than GRAMFUSE_HEARTBEAT_INTERVAL"):
+        load_settings()
