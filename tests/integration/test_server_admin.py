@@ -10,7 +10,7 @@ from support.server_world import problem
 from support.worker_world import contribute
 
 PROJECT = "acme.tweets"
-PAGES = ("workers", "projects", "contributions", "jobs", "audit-log")
+PAGES = ("workers", "organizations", "projects", "contributions", "jobs", "audit-log")
 
 
 @pytest.fixture
@@ -39,6 +39,38 @@ def test_only_operators_have_it(world, path):
     assert world.operator.get(f"/v1/admin/{path}").status_code == 200
     problem(world.coordinator("acme").get(f"/v1/admin/{path}"), 403, "role-required")
     problem(world.client().get(f"/v1/admin/{path}"), 401, "unauthenticated")
+
+
+def told_of_organizations(world):
+    return {item["name"]: item for item in world.operator.get("/v1/admin/organizations").json()["items"]}
+
+
+def test_of_every_organization_its_tokens_its_projects_and_its_last_act_are_told(world):
+    assert world.operator.put("/v1/organizations/newcomer").status_code == 201
+    before = told_of_organizations(world)
+    assert list(before) == sorted(before)
+    assert {before[name]["projects"] for name in ("acme", "globex", "initech")} == {1}
+    newcomer = before["newcomer"]
+    assert (newcomer["valid_tokens"], newcomer["tokens_end_at"]) == (0, None)
+    assert (newcomer["projects"], newcomer["last_seen_at"]) == (0, None)
+    world.clock.advance(hours=1)
+    created = {"role": "participant", "organization": "globex", "days": 7}
+    token = world.operator.post("/v1/tokens", json=created).json()
+    more = told_of_organizations(world)["globex"]
+    assert more["valid_tokens"] == before["globex"]["valid_tokens"] + 1
+    assert more["last_seen_at"] == before["globex"]["last_seen_at"]  # the operator's act is none of theirs
+    assert world.operator.post(f"/v1/tokens/{token['id']}/revoke").status_code == 200
+    assert told_of_organizations(world)["globex"]["valid_tokens"] == before["globex"]["valid_tokens"]
+    submit(world, "seen")
+    assert told_of_organizations(world)["acme"]["last_seen_at"] > before["acme"]["last_seen_at"]
+
+
+def test_when_the_last_valid_token_ends_is_told(world):
+    ends = []
+    for days in (3, 1_000):
+        created = {"role": "participant", "organization": "initech", "days": days}
+        ends.append(world.operator.post("/v1/tokens", json=created).json()["expires_at"])
+    assert told_of_organizations(world)["initech"]["tokens_end_at"] == max(ends)
 
 
 def test_the_overview_counts_everything(world, worker):

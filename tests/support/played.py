@@ -24,6 +24,7 @@ OPERATORS_PAGES = {
     "failed job": "jobs/{project}/{failed}",
     "priority": "jobs/{project}/{failed}/priority",
     "model": "models/{project}/{merged}",
+    "organizations": "organizations",
     "audit log": "audit",
     "tokens": "tokens",
 }

@@ -15,6 +15,7 @@ from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.operations import counts
 from gramfuse_server.operations.audit_search import SEARCH_PATTERN, AuditSearch
 from gramfuse_server.operations.merges import admin_models
+from gramfuse_server.operations.organizations import organization_documents
 from gramfuse_server.operations.projects import admin_requests, contribution_documents, project_documents
 from gramfuse_server.operations.throughput import HOURS, MAX_HOURS, throughput
 from gramfuse_server.tables import (
@@ -22,6 +23,7 @@ from gramfuse_server.tables import (
     ContributionRow,
     JobRow,
     ModelRow,
+    OrganizationRow,
     ProjectRow,
     RequestRow,
     UploadRow,
@@ -30,6 +32,7 @@ from gramfuse_server.tables import (
 from gramfuse_shared.contract.http_api import ContributionState, Job, JobState, Model, Page
 from gramfuse_shared.contract.operators import (
     AdminContribution,
+    AdminOrganization,
     AdminProject,
     AdminRequest,
     AuditEntry,
@@ -65,6 +68,14 @@ def list_workers(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[Work
         rows, cursor = paginate(session, select(WorkerRow), page, by=by, descending=True)
         documents = counts.worker_documents(session, rows, services.clock(), services.settings.worker_lease)
         return Page(items=tuple(documents), next_cursor=cursor)
+
+
+@router.get("/organizations", responses=declares())
+def list_organizations(services: ServicesOf, _: OperatorOf, page: PageOf) -> Page[AdminOrganization]:
+    """List all organizations by name: their tokens, their projects, and when they were last heard of."""
+    with reading(services.database) as session:
+        rows, cursor = paginate(session, select(OrganizationRow), page, by=[OrganizationRow.name])
+        return Page(items=tuple(organization_documents(session, rows, services.clock())), next_cursor=cursor)
 
 
 @router.get("/projects", responses=declares())

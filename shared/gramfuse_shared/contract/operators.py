@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gramfuse_shared.contract.document import Document
-from gramfuse_shared.contract.http_api import Contribution, Job, JobError, JobState, Model, Project
+from gramfuse_shared.contract.http_api import Contribution, Job, JobError, JobState, Model, Organization, Project
 from gramfuse_shared.contract.manifest import Size
 from gramfuse_shared.contract.requests import AnswerState, AskedKind, RequestState
 from gramfuse_shared.identifiers import Digest, JobId, OrganizationName, ProjectId
@@ -28,6 +28,17 @@ class WorkerInfo(Document):
     heartbeat_at: datetime
     alive: bool
     running: tuple[str, ...] = ()
+
+
+class AdminOrganization(Organization):
+    """An organization, how many of its tokens open something, and in how many projects it is, invited or joined."""
+
+    valid_tokens: int
+    tokens_end_at: datetime | None = None
+    """When the last of them ends; null also where one never does."""
+    projects: int
+    last_seen_at: datetime | None = None
+    """The time of the newest row that its tokens have in the audit log."""
 
 
 class AdminProject(Project):

@@ -7,6 +7,7 @@ from gramfuse_server.dashboard.operators import priorities, quotas
 from gramfuse_server.dashboard.operators.audit import read_audit
 from gramfuse_server.dashboard.operators.contributions import read_contribution
 from gramfuse_server.dashboard.operators.merges import read_job, read_model, send_receipt
+from gramfuse_server.dashboard.operators.organizations import read_organizations
 from gramfuse_server.dashboard.operators.overview import read_overview, send_throughput
 from gramfuse_server.dashboard.operators.projects import read_project, read_projects
 from gramfuse_server.dashboard.tokens import create_token, read_token, read_tokens, revoke_token
@@ -21,6 +22,7 @@ OPERATORS: Final = Audience(
         "/jobs/{project}/{job}": View("job.html", read_job),
         "/jobs/{project}/{job}/priority": View("operators/priority.html", priorities.read_priority),
         "/models/{project}/{job}": View("model.html", read_model),
+        "/organizations": View("operators/organizations.html", read_organizations),
         "/audit": View("operators/audit.html", read_audit),
         "/tokens": View("tokens.html", read_tokens),
         "/tokens/{token}/revoke": View("token_revoke.html", read_token),
