@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gramfuse.auditing.report import AuditReport
 from gramfuse.auditing.running import USUAL, Auditing, current_report, require_not_refused
+from gramfuse.auditing.summarizing import shared_summary
 from gramfuse.contributing.packaging import Package
 from gramfuse.contributing.plan import ContributionPlan
 from gramfuse.contributing.sent_before import SentBefore
@@ -15,7 +16,7 @@ from gramfuse.projects import Projects, StrPath
 from gramfuse.transfer import pushing
 from gramfuse.transfer.watching import Deadline, poll
 from gramfuse_shared.contract.http_api import Contribution, ContributionDetail, Page
-from gramfuse_shared.errors import NotConfirmedError, NotFoundError
+from gramfuse_shared.errors import NotConfirmedError, NotFoundError, PolicyViolationError
 from gramfuse_shared.extras import requiring_extras
 
 
@@ -80,7 +81,8 @@ class Contributions(Projects):
             confirm: shown what leaves and what stays; anything but True sends nothing.
             base: the base model's folder, to tell whether embeddings were tuned; default where it was pulled to.
             labels: the label ids that were trained, where these are not all: other rows of a shared head are left out.
-            auditing: how it is audited before `confirm` is asked; None: not at all, and nothing is refused by it.
+            auditing: how it is audited before `confirm` is asked; None: not at all, and nothing is refused by it, which
+                a policy that shares how audits came out does not take. What leaves of it is the plan's `audit`.
             on_progress: told the bytes that were read, then sent.
             timeout: seconds to wait for the server's checks; None: as long as they take.
 
@@ -99,6 +101,13 @@ class Contributions(Projects):
             report = self._audited(prepared, auditing)
             auditing.on_report(report)
             require_not_refused(report)
+            prepared = prepared.with_audit(shared_summary(report, prepared.policy))
+        elif prepared.plan.shares_audit:
+            msg = (
+                f"the policy of {prepared.project.id} has every contribution say how its audit came out (audit: "
+                "shared), and auditing=None makes none: leave `auditing` out, or say how to audit"
+            )
+            raise PolicyViolationError(msg)
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
@@ -108,6 +117,7 @@ class Contributions(Projects):
         sent = pushing.send(
             self._transport,
             package,
+            audit=prepared.plan.audit,
             identity=load_identity(self.home),
             parallel=self._parallel,
             on_progress=on_progress,

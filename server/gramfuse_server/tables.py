@@ -257,6 +257,7 @@ class ContributionRow(Row):
     """One participant's immutable upload; its id is its manifest's digest, its state its upload's.
 
     `signature` is that of its statement by the key `identity`; contributions of before there were any have neither.
+    `audit` is the summary of its audit, null unless its policy shares it.
     """
 
     __tablename__ = "contributions"
@@ -273,6 +274,7 @@ class ContributionRow(Row):
     policy_version: Mapped[int]
     identity: Mapped[str | None]
     signature: Mapped[str | None]
+    audit: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
 
 

@@ -163,6 +163,14 @@ class PartsMissingError(GramfuseError):
     title = "Parts are missing"
 
 
+class AuditMissingError(GramfuseError):
+    """A seal came before the summary of the audit that the project's policy shares."""
+
+    code = "audit-missing"
+    status = 409
+    title = "The audit's summary is missing"
+
+
 class TooLargeError(GramfuseError):
     """A body, a document or a file is over its limit."""
 

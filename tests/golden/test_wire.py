@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.http_api import AnnouncedPart, FileLocation, PartAnnouncement
 from gramfuse_shared.contract.identity import ContributionStatement, SignedAcceptance
@@ -57,6 +58,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "answer-calibration.json": Answer,
     "contribution-statement.json": ContributionStatement,
     "policy-secure.json": Policy,
+    "policy-audit.json": Policy,
+    "audit-summary.json": AuditSummary,
     "request-keys.json": RequestCreate,
     "request-shares.json": RequestCreate,
     "secure-session.json": SessionManifest,

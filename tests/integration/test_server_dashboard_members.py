@@ -204,7 +204,7 @@ def test_why_a_contribution_was_refused_is_told_to_its_own_organization_alone(me
         "weights.safetensors",
         "encoder.query",
         'state failed">failed',
-        "None was sent, and none is on this server",
+        "Was not sent, and is not on this server",
     ):
         assert text in own.text
     others = enter(merged, "acme", "coordinator").get(at).text + sign_in(merged)[0].get(at).text

@@ -73,6 +73,7 @@ def test_equal_policies_do_not_differ_and_every_field_that_changes_is_told():
         "minimum_rows_per_dimension": 1.5,
         "advised_rows_per_dimension": 300.0,
         "given_labels": "send",
+        "audit": "shared",
         "missing_statistics": "estimate",
         "scales": "b" * 64,
         "minimum_cohort": 4,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field
 
 from gramfuse.auditing.thresholds import Finding, Thresholds, Verdict
+from gramfuse_shared.contract.audit_summary import AuditEffort
 from gramfuse_shared.contract.document import Document
 from gramfuse_shared.contract.manifest import Source
 from gramfuse_shared.identifiers import Digest
@@ -27,9 +28,7 @@ KEPT_PRIVATE: Final = (
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-Effort = Literal["headers", "quick", "bounded", "all"]
-"""headers: no matrix was looked at, since torch is missing; quick: nothing that loads the model; bounded: nothing that
-takes many minutes, nor what stays at home; all: everything."""
+Effort = AuditEffort
 
 Reference = Literal["none", "shipped", "given"]
 """Which public texts the membership attack was calibrated by: none, those that come with gramfuse, or the caller's."""

@@ -1,7 +1,7 @@
 """Gives the current report of a contribution: the one that is kept, else a new audit, else what headers alone say."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -10,6 +10,7 @@ from gramfuse.auditing.drafting import headers_alone
 from gramfuse.auditing.kept import KeptReports, Wanted
 from gramfuse.auditing.report import AuditReport, Effort
 from gramfuse.auditing.subject import digest_of_texts, subject_of
+from gramfuse.auditing.summarizing import shared_summary
 from gramfuse.auditing.thresholds import Thresholds
 from gramfuse.config import Home
 from gramfuse.contributing.draft import Draft
@@ -80,20 +81,27 @@ def current_report(
     kept.prepare()
     found = kept.find(subject, wanted)
     if found is not None:
-        # What the plan warns of hangs on more than the bytes, so it is told anew.
-        told = {"plan": draft.plan.to_json(), "plan_told": str(draft.plan), "is_kept": True}
-        return found.model_copy(update=told).judged(auditing.thresholds)
+        return _told_anew(found.model_copy(update={"is_kept": True}), draft, policy, auditing.thresholds)
     try:
         with requiring_extras("attacking one's own statistics", EXTRAS):
             from gramfuse.privacy.audit import audit_draft  # noqa: PLC0415 - torch is an extra
     except ExtraMissingError as error:
         if texts is not None:
             raise
-        return headers_alone(draft, subject, base, policy, error.message).judged(auditing.thresholds)
+        report = headers_alone(draft, subject, base, policy, error.message)
+        return _told_anew(report, draft, policy, auditing.thresholds)
     report = audit_draft(draft, subject, base=base, policy=policy, base_folder=base_folder, auditing=auditing)
     report = report.model_copy(update={"made_at": clock()})
     kept.keep(report)
-    return report
+    return _told_anew(report, draft, policy, auditing.thresholds)
+
+
+def _told_anew(report: AuditReport, draft: Draft, policy: Policy, thresholds: Thresholds) -> AuditReport:
+    """Judge a report and tell its plan: what that warns of, and says of the audit, hangs on more than the bytes."""
+    plan = draft.plan
+    judged = report.model_copy(update={"plan": plan.to_json()}).judged(thresholds)
+    plan = replace(plan, audit=shared_summary(judged, policy))
+    return judged.model_copy(update={"plan": plan.to_json(), "plan_told": str(plan)})
 
 
 def require_not_refused(report: AuditReport) -> None:

@@ -17,6 +17,7 @@ from gramfuse.extras import EXTRAS
 from gramfuse.measuring.texts import Fields
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA
 from gramfuse_shared.extras import requiring_extras
+from gramfuse_shared.reporting.audits import audit_told
 from gramfuse_shared.reporting.contributions import why_passed_over
 from gramfuse_shared.units import format_bytes
 
@@ -76,7 +77,8 @@ def push(
 
     The policy is enforced here first: what it forbids stays at home. Texts never leave. The audit is that of `gramfuse
     audit`, or its kept report where nothing has changed; warnings are shown before you are asked, and a threshold that
-    refuses ends the push with exit code 3, also with --yes.
+    refuses ends the push with exit code 3, also with --yes. Where the policy says audit: shared, what leaves of the
+    audit is told with the rest.
 
     Examples: gramfuse contribution push acme.tweets --model tuned --statistics statistics.safetensors · the same with
     --dry-run · the same with --labels 0,2,5 --yes · the same with --texts mine.jsonl
@@ -113,8 +115,9 @@ def push(
                 return is_confirmed(f"Send this to {client.url} for {project}?", yes=yes)
 
             sent = client.push(project, **sources, auditing=auditing, confirm=confirm, on_progress=on_progress)
+    told = output.to_json(sent.model_copy(update={"manifest": None}))
     output.show(
-        output.to_json(sent.model_copy(update={"manifest": None})) | {"audit": reports[-1].to_json()},
+        told | {"audit": reports[-1].to_json(), "audit_summary": told["audit"]},
         lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
     )
 
@@ -184,7 +187,8 @@ def list_(
     organization: Annotated[str | None, typer.Option("--organization", help="Of one organization only.")] = None,
     state: Annotated[str | None, typer.Option("--state", help="In one state only, e.g. accepted.")] = None,
 ) -> None:
-    """List a project's contributions; `counts` marks the one of each organization that merges take.
+    """List a project's contributions; `counts` marks the one of each organization that merges take, `audit` says how
+    its audit came out, where the policy shares that.
 
     Example: gramfuse contribution list acme.tweets --state accepted
     """
@@ -197,12 +201,13 @@ def list_(
             c.state,
             "yes" if c.counts else "",
             format_bytes(c.bytes),
+            audit_told(c),
             f"{c.created_at:%Y-%m-%d %H:%M}",
             c.reason or why_passed_over(c) or "",
         )
         for c in found
     ]
-    columns = ("contribution", "organization", "state", "counts", "size", "created", "reason")
+    columns = ("contribution", "organization", "state", "counts", "size", "audit", "created", "reason")
     output.show(found, output.table(columns, rows, right=(4,)))
 
 

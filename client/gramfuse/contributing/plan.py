@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from gramfuse.naming import name_patterns, number_ranges
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.manifest import (
     FisherParameter,
     LeftOut,
@@ -18,6 +19,7 @@ from gramfuse_shared.contract.policy import TensorRole
 from gramfuse_shared.contract.privacy import COVERS, Noised
 from gramfuse_shared.contract.safetensors_header import DTYPE_BYTES
 from gramfuse_shared.contract.statistics_file import encoded_bytes
+from gramfuse_shared.reporting.audits import summary_told
 from gramfuse_shared.units import format_bytes
 
 WEIGHTS_FILE_NAME: Final = "weights.safetensors"
@@ -92,7 +94,7 @@ class ContributionPlan:
 
     `left_out` is "base" for an adapter, and `untouched` counts the base's tensors that it does not change. `noised`
     says how the statistics were noised, if they were. With `summed` only the manifest leaves, and the rest is later
-    summed in secret.
+    summed in secret. With `shares_audit` the policy has `audit` leave, too: None until the audit was made.
     """
 
     weights: tuple[TensorDecision, ...]
@@ -104,6 +106,8 @@ class ContributionPlan:
     fisher: tuple[FisherDecision, ...] = ()
     noised: Noised | None = None
     summed: bool = False
+    shares_audit: bool = False
+    audit: AuditSummary | None = None
 
     @property
     def leaving_weights(self) -> tuple[TensorDecision, ...]:
@@ -153,18 +157,7 @@ class ContributionPlan:
 
     def __str__(self) -> str:
         """Tell the plan to people: every group that leaves, what stays with the reason, every warning."""
-        lines = [f"Leaves this machine ({format_bytes(self.leaving_bytes)}):"]
-        if self.summed:
-            lines = [
-                "Leaves this machine: the manifest, with names, shapes, row counts and digests of what follows",
-                f"Summed in secret, in a sum that you join later ({format_bytes(self.leaving_bytes)}):",
-            ]
-        for name, groups in _files(self.leaving()):
-            lines.append(f"  {name}, {format_bytes(sum(group.bytes for group in groups))}")
-            for group in groups:
-                lines += [f"    {line}" for line in _group_lines(group)]
-        if self.labels is not None:
-            lines.append(f"  manifest: {_labels_told(self.labels)}")
+        lines = list(self._leaving_lines())
         staying = self.staying()
         lines.append("Stays here:" if staying else "Stays here: your texts, and nothing else of these files")
         for group in staying:
@@ -205,8 +198,31 @@ class ContributionPlan:
                 "warnings": list(self.warnings),
                 "bytes": self.leaving_bytes,
                 **({"summed": True} if self.summed else {}),
+                **({"audit_summary": self._audit_json()} if self.shares_audit else {}),
             }
         )
+
+    def _leaving_lines(self) -> Iterator[str]:
+        if self.summed:
+            yield "Leaves this machine: the manifest, with names, shapes, row counts and digests of what follows"
+            yield f"Summed in secret, in a sum that you join later ({format_bytes(self.leaving_bytes)}):"
+        else:
+            yield f"Leaves this machine ({format_bytes(self.leaving_bytes)}):"
+        for name, groups in _files(self.leaving()):
+            yield f"  {name}, {format_bytes(sum(group.bytes for group in groups))}"
+            for group in groups:
+                yield from (f"    {line}" for line in _group_lines(group))
+        if self.labels is not None:
+            yield f"  manifest: {_labels_told(self.labels)}"
+        if self.shares_audit:
+            yield f"Also leaves, for the project's members and the server's operators: {self._audit_told()}"
+
+    def _audit_told(self) -> str:
+        said = "how the audit comes out, in words" if self.audit is None else f"audit, {summary_told(self.audit)}"
+        return f"{said} (policy: audit = shared)"
+
+    def _audit_json(self) -> dict[str, Any] | None:
+        return None if self.audit is None else self.audit.model_dump(mode="json")
 
     def _groups(self) -> list[GroupSummary]:
         members: dict[tuple[Group, str | None], list[tuple[str, int]]] = {}

@@ -104,6 +104,7 @@ def plan_contribution(
         fisher=decided,
         noised=noised,
         summed=policy.aggregation == "secure",
+        shares_audit=policy.audit == "shared",
     )
 
 

@@ -1,9 +1,9 @@
 """Push a contribution: look, decide, ask, and only then read and send."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from gramfuse.contributing.base_model import build_base_manifest
 from gramfuse.contributing.draft import Draft, draft_contribution
@@ -13,6 +13,7 @@ from gramfuse.contributing.sent_before import Sent, SentBefore
 from gramfuse.progress import ByteCount, OnProgress
 from gramfuse.transfer.transport import Transport
 from gramfuse.transfer.uploads import send_missing_parts
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.http_api import ContributionDetail, Project
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
 from gramfuse_shared.contract.manifest import BaseManifest
@@ -52,6 +53,10 @@ class Prepared:
     def plan(self) -> ContributionPlan:
         """What leaves and what stays."""
         return self.draft.plan
+
+    def with_audit(self, summary: AuditSummary | None) -> Self:
+        """Return the same push with what leaves of its audit."""
+        return replace(self, draft=replace(self.draft, plan=replace(self.plan, audit=summary)))
 
     def package(self, on_progress: OnProgress | None = None) -> Package:
         """Read what leaves once, for its digests; write the manifest.
@@ -116,11 +121,13 @@ def send(
     transport: Transport,
     package: Package,
     *,
+    audit: AuditSummary | None = None,
     identity: "Identity",
     parallel: int,
     on_progress: OnProgress | None = None,
 ) -> ContributionDetail:
-    """Announce the contribution, signed, send the parts that are missing, and seal it.
+    """Announce the contribution, signed, say how its audit came out where `audit` does, send the parts that are
+    missing, and seal it.
 
     A contribution that expired, was withdrawn or was replaced by a newer one is sent again under the next generation;
     one that is sealed already, or counts, is returned as it is.
@@ -131,9 +138,12 @@ def send(
     """
     contribution, path = _announce(transport, package, identity)
     if contribution.state == "open":
-        send_missing_parts(
-            transport, path, package.files, contribution.files, parallel=parallel, on_progress=on_progress
-        )
+        if audit is not None:
+            transport.call("PUT", f"{path}/audit", json=audit.model_dump(mode="json"))
+        if contribution.files:  # else the manifest is all, and the rest is summed in secret
+            send_missing_parts(
+                transport, path, package.files, contribution.files, parallel=parallel, on_progress=on_progress
+            )
         transport.call("POST", f"{path}/seal")
         contribution = ContributionDetail.parse(transport.call("GET", path))
     return contribution

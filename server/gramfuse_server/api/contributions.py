@@ -22,9 +22,12 @@ from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import contributions, sealing
+from gramfuse_server.intake.audit_summaries import hold_summary, policy_of, require_summary
+from gramfuse_server.intake.uploads import shown_state
 from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ContributionRow, UploadRow
 from gramfuse_shared import limits
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.http_api import (
     Contribution,
     ContributionDetail,
@@ -35,6 +38,7 @@ from gramfuse_shared.contract.identity import SIGNATURE_HEADER
 from gramfuse_shared.contract.manifest import ContributionManifest
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
+    AuditMissingError,
     DigestMismatchError,
     DocumentMalformedError,
     HeaderMalformedError,
@@ -134,10 +138,23 @@ async def _find_upload(project: ProjectPath, contribution: ContributionPath) -> 
 add_part_routes(router, "/{contribution}", of="contribution", finds=_find_upload)
 
 
+@router.put("/{contribution}/audit", responses=declares(PolicyViolationError, StateError))
+def put_audit(
+    project: ProjectPath, contribution: ContributionPath, body: AuditSummary, services: ServicesOf, caller: CallerOf
+) -> Contribution:
+    """Say how the contribution's audit came out, where its policy shares that; before the seal, and anew until then."""
+    now = services.clock()
+    with transaction(services.database) as session:
+        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        hold_summary(session, caller, row, body, now)
+        return contributions.contribution_documents(session, [row], caller.organization, now)[0]
+
+
 @router.post(
     "/{contribution}/seal",
     responses=declares(
         PartsMissingError,
+        AuditMissingError,
         StateError,
         HeaderMalformedError,
         HeaderTooLargeError,
@@ -149,18 +166,29 @@ add_part_routes(router, "/{contribution}", of="contribution", finds=_find_upload
 def seal_contribution(
     project: ProjectPath, contribution: ContributionPath, services: ServicesOf, caller: CallerOf
 ) -> Contribution:
-    """Close a contribution's upload; a worker then checks it: sealed → accepted or rejected."""
+    """Close a contribution's upload; a worker then checks it: sealed → accepted or rejected.
+
+    A manifest that is all, since the rest is summed in secret, is accepted at once.
+    """
+    now = services.clock()
     with reading(services.database) as session:
         row, upload = _own_upload(session, caller, project, contribution)
-    named = {"contribution": row.id}
-    manifest = ContributionManifest.parse(row.manifest)
-    seal_upload(
-        services,
-        caller,
-        upload.id,
-        SealNotes("contribution", project, sealed=named, rejected=named),
-        lambda files: sealing.require_contribution_files(manifest, files),
-    )
+        policy = policy_of(session, row)
+    if shown_state(upload, now) == "open":
+        require_summary(row, policy)
+    if policy.aggregation == "secure":
+        with transaction(services.database) as session:
+            contributions.seal_manifest(session, caller, session.get_one(ContributionRow, row.id), now)
+    else:
+        named = {"contribution": row.id}
+        manifest = ContributionManifest.parse(row.manifest)
+        seal_upload(
+            services,
+            caller,
+            upload.id,
+            SealNotes("contribution", project, sealed=named, rejected=named),
+            lambda files: sealing.require_contribution_files(manifest, files),
+        )
     with reading(services.database) as session:
         return contributions.contribution_documents(session, [row], caller.organization, services.clock())[0]
 

@@ -12,6 +12,7 @@ from gramfuse_server.dashboard import formats
 from gramfuse_server.dashboard.browser import NO_STORE, root_of
 from gramfuse_server.dashboard.cards import rendered
 from gramfuse_shared.contract.identity import fingerprint_of
+from gramfuse_shared.reporting.audits import audit_told, summary_told
 from gramfuse_shared.reporting.contributions import why_passed_over
 from gramfuse_shared.reporting.evaluations import score
 from gramfuse_shared.version import __version__
@@ -42,6 +43,8 @@ class Renderer:
             coded=formats.coded,
             fingerprint=fingerprint_of,
             why_passed_over=why_passed_over,
+            audit_told=audit_told,
+            summary_told=summary_told,
             rendered=rendered,
             score=lambda value, metric: score(metric, value),
         )

@@ -8,13 +8,15 @@ from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller, require_accepted_policy
+from gramfuse_server.intake.audit_summaries import sharing_audits
 from gramfuse_server.intake.policies import find_policy
 from gramfuse_server.intake.projects import base_of, require_ready
-from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, shown_state
+from gramfuse_server.intake.uploads import create_upload, files_of, lock_upload, require_open, shown_state
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.settings import Settings
 from gramfuse_server.standing import weigh
 from gramfuse_server.tables import AskedRow, ContributionRow, ParticipantRow, ProjectRow, UploadRow
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.http_api import ContributionDetail
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
 from gramfuse_shared.contract.manifest import ContributionManifest
@@ -56,7 +58,8 @@ def create_contribution(
       5. names, shapes, dtypes and widths fit the base,
       6. the policy allows all of it to leave,
       7. what is summed in secret was never sent in the open, nor the other way round,
-      8. the quota has room. Where the policy sums in secret the manifest is all: it is accepted at once.
+      8. the quota has room. Where the policy sums in secret the manifest is all: it is accepted at once, or at its seal
+         where the summary of its audit comes before.
 
     Raises:
         DigestMismatchError, RequestMalformedError: 1.
@@ -101,8 +104,8 @@ def create_contribution(
     # 8.
     files = () if secret else manifest.files
     upload = create_upload(session, kind="contribution", project=project.id, files=files, settings=settings, now=now)
-    if secret:
-        upload.state, upload.sealed_at, upload.decided_at = "accepted", now, now
+    if secret and rules.audit == "private":
+        _accept_manifest(upload, now)
     row = ContributionRow(
         id=digest,
         project=project.id,
@@ -125,6 +128,31 @@ def create_contribution(
         details={"contribution": digest, "bytes": upload.bytes, "identity": identity, "signature": signature},
     )
     return row, True
+
+
+def seal_manifest(session: Session, caller: Caller, row: ContributionRow, now: datetime) -> None:
+    """Accept a contribution of which the manifest is all, for it is summed in secret; one that is stays as it is.
+
+    Raises:
+        StateError: it was withdrawn or has expired.
+    """
+    upload = lock_upload(session, row.upload)
+    if upload.state == "accepted":
+        return
+    require_open(upload, now)
+    _accept_manifest(upload, now)
+    audit_log.append_for(
+        session,
+        caller,
+        at=now,
+        action="contribution.seal",
+        subject=row.project,
+        details={"contribution": row.id, "bytes": upload.bytes},
+    )
+
+
+def _accept_manifest(upload: UploadRow, now: datetime) -> None:
+    upload.state, upload.sealed_at, upload.decided_at = "accepted", now, now
 
 
 def _require_signed(session: Session, manifest: ContributionManifest, signature: str | None) -> str:
@@ -254,6 +282,7 @@ def contribution_documents(
     weighed = [weigh(session, project) for project in {row.project for row in rows}]
     counting = {standing.contribution for each in weighed for standing in each.standing}
     passed_over = {contribution: why for each in weighed for contribution, why in each.passed_over.items()}
+    sharing = sharing_audits(session, rows)
     documents = []
     for row in rows:
         upload = uploads[row.upload]
@@ -274,6 +303,8 @@ def contribution_documents(
             "sealed_at": upload.sealed_at,
             "decided_at": upload.decided_at,
             "withdrawn_at": upload.withdrawn_at,
+            "shares_audit": (row.project, row.policy_version) in sharing,
+            "audit": None if row.audit is None else AuditSummary.parse(row.audit),
             "files": files.get(row.upload, ()),
             "manifest": ContributionManifest.parse(row.manifest) if own and manifests else None,
         }

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSchema, model_validator
 
 from gramfuse_shared import limits
+from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.document import Document, Reply
 from gramfuse_shared.contract.key_handover import Handovers
 from gramfuse_shared.contract.manifest import BaseManifest, ContributionManifest, FileEntry, PolicyReference
@@ -288,7 +289,8 @@ class Contribution(Reply):
     `counts` says that it is the one that merges take: its organization's newest that was ever accepted, if that was not
     withdrawn and was made under the project's current policy. An older one never counts again. `passed_over` says why
     an accepted one does not: `policy`, it was made under an earlier version and its organization has to push again;
-    `newer`, a newer one took its place, also if that was withdrawn.
+    `newer`, a newer one took its place, also if that was withdrawn. `audit` says in words how its audit came out, where
+    the policy that it was made under shares audits (`shares_audit`), once its organization sent it.
     """
 
     id: Digest
@@ -303,6 +305,8 @@ class Contribution(Reply):
     sealed_at: datetime | None = None
     decided_at: datetime | None = None
     withdrawn_at: datetime | None = None
+    shares_audit: bool = False
+    audit: AuditSummary | None = None
     files: tuple[FileUpload, ...] = ()
 
 

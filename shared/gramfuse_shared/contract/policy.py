@@ -32,6 +32,7 @@ MissingStatistics = Literal["average", "estimate"]
 TensorRole = Literal["embedding", "head", "body"]
 RequestKind = Literal["evaluate", "gram", "head", "refit", "calibration"]
 Aggregation = Literal["plain", "secure"]
+AuditSharing = Literal["private", "shared"]
 
 DEFAULT_EVALUATION_EXAMPLES: Final = 100
 
@@ -130,6 +131,14 @@ class Policy(Document):
         exclude_if=lambda value: value == "withhold",
         description="withhold: Fisher information that was measured with the texts' own labels stays at home. send: it "
         "leaves, where fisher is among the methods, and tells how the model does on these texts",
+    )
+    audit: AuditSharing = Field(
+        default="private",
+        exclude_if=lambda value: value == "private",
+        description="private: the report of the audit that each organization makes of its own contribution stays at "
+        "home, and so does its verdict. shared: each contribution says in words, to the project's members and the "
+        "server's operators, how its audit came out: which kinds of attack were run, with or without the texts, and "
+        "what warned; no number. It is the organization's own word, which nobody can check",
     )
     missing_statistics: MissingStatistics = Field(
         default="average",

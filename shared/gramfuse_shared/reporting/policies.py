@@ -36,6 +36,13 @@ _GIVEN_LABELS: Final = {
     "withhold": "Fisher information leaves only where its labels were drawn from your model, not with your texts' own.",
     "send": "Fisher information of your texts' own labels may leave. It tells how your model does on these texts.",
 }
+_AUDIT: Final = {
+    "private": "How your audit came out, report and verdict, stays at home.",
+    "shared": (
+        "Your contribution says in words, to members and operators, how your audit came out: which attacks were run, "
+        "with or without your texts, and what warned; no number. It is each organization's own word."
+    ),
+}
 _COHORTS: Final = {
     "frozen": (
         "After a release you are merged only with the same organizations, weights, alpha and normalisation: two merges "
@@ -94,6 +101,7 @@ def describe_policy(policy: Policy) -> list[str]:
         *([] if policy.differential_privacy else [_enough_rows(policy)]),
         *([_GIVEN_LABELS[policy.given_labels]] if "fisher" in policy.methods else []),
         _MISSING_STATISTICS[policy.missing_statistics],
+        _AUDIT[policy.audit],
         *([_private_by_noise(policy.differential_privacy)] if policy.differential_privacy else []),
         *([f"Statistics are scaled by the project's scales file, {policy.scales}."] if policy.scales else []),
         _least_cohort(policy),
