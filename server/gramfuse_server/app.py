@@ -37,6 +37,7 @@ from gramfuse_server.direct import open_direct
 from gramfuse_server.intake.parts import PartBuffers
 from gramfuse_server.jobs import JobQueue
 from gramfuse_server.logs import RequestLog
+from gramfuse_server.metrics.disks import disks_of_api
 from gramfuse_server.metrics.requests import RequestMetrics
 from gramfuse_server.metrics.serving import new_registry
 from gramfuse_server.metrics.state import StateCollector
@@ -89,6 +90,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock, traced: bool 
     direct = open_direct(settings, blobs)
     registry = new_registry()
     registry.register(StateCollector(database, clock, lease=settings.worker_lease))
+    registry.register(disks_of_api(settings))
     services = Services(
         settings=settings,
         database=database,

@@ -35,6 +35,7 @@ from gramfuse_server.jobs import (
 )
 from gramfuse_server.merging import workflows
 from gramfuse_server.merging.merger import Merger
+from gramfuse_server.metrics.disks import disks_of_worker
 from gramfuse_server.metrics.serving import new_registry, serving_metrics
 from gramfuse_server.metrics.work import WorkMetrics
 from gramfuse_server.patience import Patience
@@ -105,6 +106,7 @@ class Worker:
         scratch = settings.scratch / self.name
         self._device = choose_device(settings.device)
         self._registry = new_registry()
+        self._registry.register(disks_of_worker(settings))
         self._metrics = WorkMetrics(self._registry)
         self._merger = Merger(
             database=self._database,

@@ -6,6 +6,7 @@ import socket
 import urllib.error
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import open_database
+from gramfuse_server.metrics.disks import DiskCollector, disks_of_api, disks_of_worker
 from gramfuse_server.metrics.requests import RequestMetrics, route_of
 from gramfuse_server.metrics.serving import new_registry, serving_metrics
 from gramfuse_server.metrics.state import StateCollector
@@ -46,10 +48,11 @@ def database(tmp_path):
 
 
 @pytest.fixture
-def registry(database) -> CollectorRegistry:
+def registry(database, tmp_path) -> CollectorRegistry:
     """Everything that an API and a worker tell, with one sample at least of each."""
     registry = new_registry()
     registry.register(StateCollector(database, system_clock, lease=timedelta(seconds=5)))
+    registry.register(disks_of_worker(Settings(server_home=tmp_path)))
     RequestMetrics(registry).answered(method="GET", route="/healthz", status=200, seconds=0.01)
     work = WorkMetrics(registry)
     work.shard_finished(seconds=2.0, read_bytes=300, written_bytes=100)
@@ -237,6 +240,44 @@ def anyio_backend() -> str:
 
 
 # --- where they are served --------------------------------------------------------------------------------------------
+
+
+def test_the_room_of_each_folder_is_told_whether_it_is_made_already_or_not(tmp_path):
+    asked = []
+
+    def usage(folder):
+        asked.append(folder)
+        return SimpleNamespace(free=7)
+
+    folders = {"blobs": tmp_path, "scratch": tmp_path / "not" / "yet", "database": None}
+    (family,) = DiskCollector(folders, usage).collect()
+    assert [(sample.labels, sample.value) for sample in family.samples] == [
+        ({"place": "blobs"}, 7),
+        ({"place": "scratch"}, 7),
+    ]
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_a_disk_that_cannot_be_looked_at_spoils_no_scrape(tmp_path):
+    def usage(folder):
+        raise OSError("stale")
+
+    (family,) = DiskCollector({"blobs": tmp_path}, usage).collect()
+    assert family.samples == []
+
+
+def test_of_a_store_and_a_database_elsewhere_no_room_is_claimed(tmp_path):
+    elsewhere = Settings(
+        server_home=tmp_path, database_url=SecretStr("postgresql://db/x"), blobs="s3://bucket/x", scratch=tmp_path
+    )
+
+    def places(collector):
+        (family,) = collector.collect()
+        return [sample.labels["place"] for sample in family.samples]
+
+    assert places(disks_of_api(elsewhere)) == []
+    assert places(disks_of_worker(elsewhere)) == ["scratch"]
+    assert places(disks_of_api(Settings(server_home=tmp_path))) == ["blobs", "database"]
 
 
 def test_without_a_port_nothing_is_served(tmp_path):

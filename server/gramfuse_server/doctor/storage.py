@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from obstore.exceptions import BaseError
 
 from gramfuse_server.belonging import ADVICE, count_missing, describe_missing, describe_store
 from gramfuse_server.blobs import Blobs, open_blobs
 from gramfuse_server.clock import Clock
-from gramfuse_server.database import Database, database_url
+from gramfuse_server.database import Database
 from gramfuse_server.direct import open_direct
 from gramfuse_server.doctor.clocks import check_clock
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
+from gramfuse_server.places import blobs_folder, database_folder, existing
 from gramfuse_server.settings import Settings
 from gramfuse_shared import limits
 from gramfuse_shared.errors import ConfigurationError, ExtraMissingError
@@ -60,7 +60,7 @@ SHARDS_ENOUGH: Final = 4
 def examine_store(settings: Settings, clock: Clock) -> list[Finding]:
     """Write, read and remove a small blob, and compare the store's clock; a folder that is missing is not made."""
     name, place = "blob store", describe_store(settings)
-    folder = local_folder(settings.blobs)
+    folder = blobs_folder(settings.blobs)
     if folder is not None and not folder.is_dir():
         return [check_missing_folder(folder)]
     try:
@@ -73,7 +73,7 @@ def examine_store(settings: Settings, clock: Clock) -> list[Finding]:
 def examine_contents(database: Database, settings: Settings) -> list[Finding]:
     """Look for files that the database names; nothing is said of a store that does not answer, which others tell."""
     name = "blob store, files"
-    folder = local_folder(settings.blobs)
+    folder = blobs_folder(settings.blobs)
     try:
         mounted = folder is None or folder.is_dir()
         blobs = open_blobs(settings.blobs, persistence="hardly") if mounted else None
@@ -111,7 +111,7 @@ def examine_direct(settings: Settings) -> list[Finding]:
 def check_missing_folder(folder: Path) -> Finding:
     """A blob store's folder that is missing can be made; the doctor does not, it may run as another user."""
     name, found = "blob store", f"the folder {folder} is not there"
-    parent = _existing(folder)
+    parent = existing(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
         return failed(name, f"{found}, and cannot be made in {parent}", "correct GRAMFUSE_BLOBS, or make the folder")
     return warning(name, found, "if it should be mounted, mount it; else start the API, which makes it")
@@ -144,10 +144,10 @@ def examine_disks(settings: Settings, usage: AskUsage = shutil.disk_usage) -> li
     """The folders of this machine have room."""
     scratch = Need(settings.shard_bytes, SHARDS_ENOUGH * settings.shard_bytes, "GRAMFUSE_SCRATCH")
     findings = [check_disk("disk, scratch", settings.scratch, scratch, usage)]
-    blobs = local_folder(settings.blobs)
+    blobs = blobs_folder(settings.blobs)
     if blobs is not None:
         findings.append(check_disk("disk, blobs", blobs, Need(BLOBS_LEAST, BLOBS_ENOUGH, "GRAMFUSE_BLOBS"), usage))
-    database = _database_folder(settings)
+    database = database_folder(settings)
     if database is not None:
         need = Need(DATABASE_LEAST, DATABASE_ENOUGH, "GRAMFUSE_DATABASE_URL")
         findings.append(check_disk("disk, database", database, need, usage))
@@ -157,7 +157,7 @@ def examine_disks(settings: Settings, usage: AskUsage = shutil.disk_usage) -> li
 def check_disk(name: str, folder: Path, need: Need, usage: AskUsage) -> Finding:
     """The file system of a folder, or of the one in which it will be made, has room."""
     try:
-        space = usage(_existing(folder))
+        space = usage(existing(folder))
     except OSError as error:
         return failed(name, f"{folder} cannot be looked at: {error.strerror}", f"correct {need.variable}")
     found = f"{_gib(space.free)} of {_gib(space.total)} free for {folder}"
@@ -167,24 +167,6 @@ def check_disk(name: str, folder: Path, need: Need, usage: AskUsage) -> Finding:
     if space.free < need.enough:
         return warning(name, found, advice)
     return ok(name, found)
-
-
-def local_folder(blobs: str) -> Path | None:
-    """Return the folder of a blob store's URL, None where it is no folder."""
-    parts = urlsplit(blobs)
-    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _database_folder(settings: Settings) -> Path | None:
-    try:
-        url = database_url(settings.database_url)
-    except ConfigurationError:
-        return None  # told by the database's own check
-    return Path(url.database or "").absolute().parent if url.get_backend_name() == "sqlite" else None
 
 
 def _gib(size: int) -> str:
