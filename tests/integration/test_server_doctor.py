@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from gramfuse_server import heartbeats, receipt_key, schema
+from gramfuse_server import audit_log, heartbeats, receipt_key, schema, tokens
 from gramfuse_server.cli import main
 from gramfuse_server.clock import system_clock
 from gramfuse_server.database import open_database, transaction
@@ -50,6 +50,11 @@ def database(home):
     opened.close()
 
 
+def let_operate(database, days):
+    with transaction(database) as session:
+        tokens.issue(session, audit_log.SHELL, role="operator", organization=None, days=days, now=system_clock())
+
+
 def enter(database, name="w1", version=__version__):
     host = heartbeats.Host(name="here", device="cpu (1 thread)", memory_bytes=10**9, version=version)
     with transaction(database) as session:
@@ -72,6 +77,7 @@ def plain_role(database, database_kind, monkeypatch):
 @pytest.mark.usefixtures("plain_role")
 def test_a_server_with_a_worker_is_well_in_every_respect(doctor, database, database_kind):
     enter(database)
+    let_operate(database, 365)
     code, found = doctor()
     assert code == 0
     assert {check["verdict"] for name, check in found.items() if not name.startswith("disk")} == {"ok"}
@@ -87,6 +93,18 @@ def test_a_superuser_of_postgresql_is_warned_of(doctor, database_kind):
     assert (code, found["database"]["verdict"]) == (0, "warning")
     assert "superuser" in found["database"]["found"]
     assert "docs/deployment.md" in found["database"]["advice"]
+
+
+def test_operators_who_can_soon_not_sign_in_any_more_are_warned(doctor, database):
+    code, found = doctor()
+    assert (code, found["operators"]["verdict"]) == (0, "warning")
+    assert "token create --operator" in found["operators"]["advice"]
+    let_operate(database, 10)
+    assert doctor()[1]["operators"]["verdict"] == "warning"
+    let_operate(database, 30)
+    told = doctor()[1]["operators"]
+    assert told["verdict"] == "ok"
+    assert "2 valid tokens, the last until" in told["found"]
 
 
 def test_without_workers_it_warns_and_with_waiting_work_it_fails(doctor, ready, monkeypatch):

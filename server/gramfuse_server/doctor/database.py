@@ -9,15 +9,18 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gramfuse_server import jobs, schema
+from gramfuse_server.auth import is_valid
 from gramfuse_server.clock import Clock
 from gramfuse_server.database import Database, reading, require_answer, transaction
 from gramfuse_server.doctor.clocks import check_clock
 from gramfuse_server.doctor.findings import Finding, failed, ok, warning
 from gramfuse_server.heartbeats import is_alive
-from gramfuse_server.tables import JobRow, UploadRow, WorkerRow
+from gramfuse_server.tables import JobRow, TokenRow, UploadRow, WorkerRow
 from gramfuse_shared.errors import ConfigurationError
 
 LISTED_WORKERS: Final = 5
+OPERATORS_WARNED: Final = timedelta(days=14)
+"""Before the last token of an operator ends."""
 
 
 def check_database(database: Database) -> Finding:
@@ -135,6 +138,27 @@ def check_versions(work: Work, now: datetime, lease: timedelta, *, version: str)
     return ok("versions", f"this is {version}, and so is every worker that is alive")
 
 
+def check_operators(ends: Sequence[datetime | None], now: datetime) -> Finding:
+    """Some operator's token will open the dashboard for a while yet; `ends` are those of the valid ones."""
+    name = "operators"
+    advice = "make another: `gramfuse-server token create --operator`"
+    if not ends:
+        return warning(name, "no token of an operator is valid: nobody can sign in to the operators' dashboard", advice)
+    tokens = f"{len(ends)} valid token{'' if len(ends) == 1 else 's'}"
+    moments = [end for end in ends if end is not None]
+    if len(moments) < len(ends):
+        return ok(name, f"{tokens}, of which one never ends")
+    found = f"{tokens}, the last until {max(moments):%Y-%m-%d}"
+    return warning(name, found, advice) if max(moments) - now < OPERATORS_WARNED else ok(name, found)
+
+
+def read_operators(database: Database, now: datetime) -> list[datetime | None]:
+    """Read when each valid token of an operator ends."""
+    with reading(database) as session:
+        rows = session.scalars(select(TokenRow).where(TokenRow.role == "operator")).all()
+    return [row.expires_at for row in rows if is_valid(row, now)]
+
+
 def examine_database(database: Database, clock: Clock, *, lease: timedelta, version: str) -> list[Finding]:
     """Make all of these checks, as far as one allows the next."""
     findings = [check_database(database)]
@@ -148,6 +172,7 @@ def examine_database(database: Database, clock: Clock, *, lease: timedelta, vers
         findings.append(check_job_engine(database))
         work, now = read_work(database), clock()
         findings += [check_workers(work, now, lease), check_versions(work, now, lease, version=version)]
+        findings.append(check_operators(read_operators(database, now), now))
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
         findings.append(failed("database", f"it stopped answering: {reason}", "run the doctor again"))
