@@ -1,4 +1,4 @@
-"""Projects in the SDK: create one, invite to it, agree on its policy, fetch its base model."""
+"""Projects in the SDK: create one, invite to it, agree on its policy, fetch its base model, leave or delete it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,8 +93,31 @@ class Projects(Connection):
         Raises:
             StateError: the organization has joined.
         """
+        return self._end(project, organization, joined=False)
+
+    def remove(self, project: str, organization: str) -> Project:
+        """End a member's part in a project, joined or not: what it gave is withdrawn; the coordinator's right.
+
+        Raises:
+            StateError: the organization coordinates the project.
+        """
+        return self._end(project, organization, joined=True)
+
+    def leave(self, project: str) -> Project:
+        """End the caller's organization's part in a project: what it gave is withdrawn, the project is not seen again.
+
+        Raises:
+            StateError: the organization coordinates the project, and can delete it instead.
+        """
+        return self._end(project, self.organization, joined=True)
+
+    def delete_project(self, project: str) -> Project:
+        """Delete a project for everybody; the coordinator's right. Its receipts and what was signed stay."""
+        return Project.parse(self._transport.call("DELETE", self._path(project)))
+
+    def _end(self, project: str, organization: str, *, joined: bool) -> Project:
         path = f"{self._path(project)}/participants/{named('organization', organization, SLUG_PATTERN)}"
-        return Project.parse(self._transport.call("DELETE", path))
+        return Project.parse(self._transport.call("DELETE", path, query={"joined": "true"} if joined else None))
 
     def policy(self, project: str, version: int | None = None) -> PolicyVersion:
         """Return a version of a project's policy; the current one by default.

@@ -18,6 +18,7 @@ from gramfuse_shared.errors import (
     PolicyNotAcceptedError,
     RequestMalformedError,
     RoleRequiredError,
+    StateError,
     UnauthenticatedError,
 )
 
@@ -154,11 +155,36 @@ def visible_project(session: Session, caller: Caller, project: str, *, lock: boo
         NotFoundError: there is none, or the caller may not know of it.
     """
     query = visible_projects(caller).where(ProjectRow.id == project)
-    row = session.scalars(query.with_for_update(of=ProjectRow) if lock else query).one_or_none()
-    if row is None:
+    if lock:
+        query = query.with_for_update(of=ProjectRow).execution_options(populate_existing=True)
+    row = session.scalars(query).one_or_none()
+    # who waited for the lock may have been removed meanwhile: the query saw the participants of before
+    if row is None or (lock and session.get(ParticipantRow, (project, caller.organization)) is None):
         msg = f"there is no project {project} that this token may see; its coordinator invites organizations"
         raise NotFoundError(msg)
     return row
+
+
+def changeable_project(session: Session, caller: Caller, project: str, *, lock: bool = True) -> ProjectRow:
+    """Return a visible project in which something may be changed, held until the commit unless told otherwise.
+
+    Raises:
+        NotFoundError: see `visible_project`.
+        StateError: it was deleted.
+    """
+    row = visible_project(session, caller, project, lock=lock)
+    require_living(row)
+    return row
+
+
+def require_living(project: ProjectRow) -> None:
+    """Require that a project was not deleted; raises StateError. Nothing in one that was changes any more."""
+    if project.deleted_at is not None:
+        msg = (
+            f"{project.id} was deleted on {project.deleted_at:%Y-%m-%d %H:%M} UTC: it can be read, not changed, and "
+            "its name stays taken; create another project"
+        )
+        raise StateError(msg, state="deleted")
 
 
 def require_accepted_policy(session: Session, caller: Caller, project: ProjectRow) -> None:

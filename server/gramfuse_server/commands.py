@@ -20,6 +20,7 @@ from gramfuse_server.doctor.command import doctor
 from gramfuse_server.doctor.worker_health import worker_health
 from gramfuse_server.job_commands import job_commands
 from gramfuse_server.key_commands import key_commands
+from gramfuse_server.project_commands import project_commands
 from gramfuse_server.settings import Settings, load_settings
 from gramfuse_server.tables import TokenRow
 from gramfuse_server.verifying.command import verify
@@ -43,6 +44,7 @@ cli.add_typer(organization_commands, name="org")
 cli.add_typer(audit_commands, name="audit")
 cli.add_typer(key_commands, name="key")
 cli.add_typer(job_commands, name="job")
+cli.add_typer(project_commands, name="project")
 
 
 def command() -> Any:  # noqa: ANN401 - click moved between Typer's versions

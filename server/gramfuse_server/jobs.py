@@ -96,6 +96,13 @@ class JobQueue:
         write_log(session, row, now, reason)
         return True
 
+    def cancel_jobs_of(self, session: Session, *, project: str, now: datetime, reason: str) -> list[str]:
+        """Cancel every unfinished job of a project; return their ids."""
+        rows = session.scalars(
+            select(JobRow.id).where(JobRow.project == project, JobRow.state.in_(UNFINISHED)).order_by(JobRow.id)
+        ).all()
+        return [job for job in rows if self.cancel(session, project=project, job=job, now=now, reason=reason)]
+
     def cancel_jobs_using(self, session: Session, *, contribution: str, now: datetime) -> list[str]:
         """Cancel every unfinished job whose cohort holds the contribution; return their ids."""
         rows = session.execute(

@@ -192,7 +192,7 @@ class BlobRow(Row):
 
 
 class ProjectRow(Row):
-    """A collaboration. Its state is its base upload's; without a quota of its own it has the settings'."""
+    """A collaboration. Its state is its base upload's until it is deleted; it has the settings' quota, or its own."""
 
     __tablename__ = "projects"
 
@@ -204,6 +204,7 @@ class ProjectRow(Row):
     policy_version: Mapped[int]
     quota_bytes: Mapped[int | None]
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
 
 
 class ParticipantRow(Row):

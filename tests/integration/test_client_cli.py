@@ -74,7 +74,7 @@ def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, po
     code, out, _ = acme("project", "uninvite", "tweets", "globx")
     assert (code, out) == (0, f"globx: not invited to {PROJECT} any more\n")
     code, _, err = acme("project", "uninvite", "tweets", "acme")
-    assert (code, "error[wrong-state]: acme has joined" in err) == (1, True)
+    assert (code, "error[wrong-state]: acme coordinates" in err) == (1, True)
     code, out, _ = globex("project", "show", "tweets")
     assert "globex: has not accepted the policy" in out
     assert "globx" not in out
@@ -141,6 +141,59 @@ def joined(acme, globex, base, policy_file) -> str:
     acme("project", "invite", PROJECT, "globex")
     globex("project", "join", PROJECT, "--accept-policy", globex.json("project", "policy", PROJECT)["digest"])
     return PROJECT
+
+
+def test_who_leaves_or_is_removed_is_asked_about_and_sees_the_project_no_more(acme, globex, joined, base):
+    assert globex("contribution", "push", joined, "--model", str(base), "--yes")[0] == 0
+    code, _, err = globex("project", "leave", joined)
+    assert (code, "Leave acme.tweets with globex, and withdraw what it contributed" in err) == (3, True)
+    assert "frozen" not in err  # nothing was merged
+    assert "has joined" in acme("project", "uninvite", joined, "globex")[2]
+    assert globex("project", "leave", joined, "--yes")[:2] == (0, f"globex has left {joined}\n")
+    assert globex("project", "list")[1] == "nothing to list\n"
+    assert globex("project", "leave", joined, "--yes")[0] == 1
+    assert acme.json("contribution", "list", joined)[0]["state"] == "withdrawn"
+    code, _, err = acme("project", "leave", joined, "--yes")
+    assert (code, f"`gramfuse project delete {joined}` ends it" in err) == (1, True)
+    acme("project", "invite", joined, "globex")
+    digest = globex.json("project", "policy", joined)["digest"]
+    assert globex("project", "join", joined, "--accept-policy", digest)[0] == 0
+    code, _, err = acme("project", "remove", joined, "globex")
+    assert (code, "Remove globex from acme.tweets" in err) == (3, True)
+    removed = Project.model_validate(acme.json("project", "remove", joined, "globex", "--yes"))
+    assert [one.organization for one in removed.participants] == ["acme"]
+    code, _, err = acme("project", "remove", joined, "globex")
+    assert (code, "globex does not take part in acme.tweets" in err) == (0, True)
+
+
+def test_a_project_is_deleted_after_a_question_and_its_receipts_stay_readable(acme, globex, merged, tmp_path):
+    code, _, err = acme("project", "delete", "tweets")
+    assert (code, "Delete acme.tweets for its 3 organizations" in err) == (3, True)
+    assert globex("project", "delete", PROJECT, "--yes")[0] == 1
+    deleted = Project.model_validate(acme.json("project", "delete", PROJECT, "--yes"))
+    assert deleted.deleted_at is not None
+    assert acme("project", "delete", PROJECT, "--yes")[:2] == (
+        0,
+        f"deleted: {PROJECT}; its receipts stay readable\n",
+    )
+    assert " deleted " in globex("project", "list")[1]
+    assert f"deleted on {deleted.deleted_at:%Y-%m-%d}" in globex("project", "show", PROJECT)[1]
+    assert globex.json("model", "show", PROJECT, merged)["receipt"]["receipt"]["model"] == merged
+    for refused in (
+        ("project", "base", "pull", PROJECT, str(tmp_path / "base")),
+        ("contribution", "push", PROJECT, "--model", str(tmp_path), "--yes"),
+    ):
+        code, _, err = globex(*refused)
+        assert (code, "error[wrong-state]" in err, "was deleted on" in err) == (1, True, True)
+    code, _, err = globex("project", "leave", PROJECT, "--yes")
+    assert (code, "was deleted on" in err) == (1, True)
+
+
+def test_where_cohorts_are_frozen_the_question_says_who_cannot_be_merged_any_more(world, settings, acme, globex):
+    merge_everybody(world, settings, policy=Policy(minimum_cohort=2, minimum_rows_per_dimension=1.0))
+    for asked in (globex("project", "leave", PROJECT), acme("project", "remove", PROJECT, "globex")):
+        assert asked[0] == 3
+        assert "Cohorts are frozen, and a model of globex with acme, initech was published" in asked[2]
 
 
 def test_a_new_policy_tells_what_differs_and_that_all_have_to_push_again_everywhere(

@@ -177,6 +177,65 @@ def test_a_coordinator_takes_an_invitation_back_after_a_question(merged):
     assert "globex" in browser.get(PAGE).text
 
 
+def test_a_coordinator_removes_a_member_after_a_question(merged):
+    at = f"{PAGE}/participants/globex/remove"
+    assert at not in links_of(enter(merged, "initech").get(PAGE))
+    assert enter(merged, "initech").get(at).status_code == 403
+    browser = enter(merged, "acme", "coordinator")
+    offered = {link for link in links_of(browser.get(PAGE)) if link.endswith("/remove")}
+    assert offered == {at, at.replace("globex", "initech")}
+    question = browser.get(at)
+    require_well_made(question)
+    assert "Remove globex from" in question.text
+    assert browser.post(at, data={"csrf": "0" * 64}).status_code == 403
+    done = browser.post(at, data={"csrf": csrf_of(question)})
+    assert (done.status_code, done.headers["location"]) == (303, f"../../../../projects/{PROJECT}")
+    assert enter(merged, "globex").get(PAGE).status_code == 404
+    assert browser.get(at).status_code == 404
+    itself = f"{PAGE}/participants/acme/remove"
+    assert browser.post(itself, data={"csrf": csrf_of(browser.get(itself))}).status_code == 409
+
+
+def test_a_member_leaves_after_a_question_and_is_led_to_the_projects_that_it_has(merged):
+    at = f"{PAGE}/participants/globex/remove"
+    browser = enter(merged, "globex")
+    page = browser.get(PAGE)
+    assert [link for link in links_of(page) if "/participants/" in link] == [at]
+    question = browser.get(at)
+    require_well_made(question)
+    assert f"Leave {PROJECT}?" in question.text
+    done = browser.post(at, data={"csrf": csrf_of(question)})
+    assert (done.status_code, done.headers["location"]) == (303, "../../../../projects")
+    assert browser.get(PAGE).status_code == 404
+    assert PROJECT not in browser.get("/dashboard/projects").text
+
+
+@pytest.mark.parametrize("whose", ["coordinator", "operator"])
+def test_a_project_is_deleted_after_a_question_and_its_page_offers_nothing_more(merged, whose):
+    at = f"{PAGE}/delete"
+    assert at not in links_of(enter(merged, "globex").get(PAGE))
+    assert enter(merged, "globex").get(at).status_code == 403
+    browser = enter(merged, "acme", "coordinator") if whose == "coordinator" else enter(merged, None, "operator")
+    assert at in links_of(browser.get(PAGE))
+    question = browser.get(at)
+    require_well_made(question)
+    assert browser.post(at, data={"csrf": "0" * 64}).status_code == 403
+    done = browser.post(at, data={"csrf": csrf_of(question)})
+    assert (done.status_code, done.headers["location"]) == (303, f"../../projects/{PROJECT}")
+    page = browser.get(PAGE)
+    require_well_made(page)
+    assert "It was deleted" in page.text
+    offered = ("/delete", "/remove", "/uninvite", "/merge", "/quota")
+    assert not [link for link in links_of(page) if link.endswith(offered)]
+    assert '<span class="state deleted">deleted</span>' in browser.get("/dashboard/projects").text
+    member = enter(merged, "globex")
+    assert "It was deleted" in member.get(PAGE).text
+    assert PROJECT not in member.get("/dashboard/").text
+    assert merged.coordinator("acme").get(API).json()["deleted_at"] is not None
+    job = f"/dashboard/jobs/{PROJECT}/regmean-1"
+    assert not [link for link in links_of(browser.get(job)) if link.endswith(("/retry", "/cancel"))]
+
+
 def test_a_members_project_page_is_what_the_api_tells_it(merged):
     page = enter(merged, "globex").get(PAGE).text
     member = merged.participant("globex")

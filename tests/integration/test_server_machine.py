@@ -1,7 +1,8 @@
 """A server's whole life over HTTP, driven by Hypothesis: whoever is killed wherever, what must be is there, once.
 
 Members announce contributions, send parts of them right, twice, wrong, half or out of order, seal and withdraw them;
-the coordinator submits, cancels and retries jobs, publishes policies, deletes models. The API is killed at any border
+the coordinator submits, cancels and retries jobs, publishes policies, deletes models. Members leave, are removed and
+come back; the project is deleted, and whoever goes on is refused. The API is killed at any border
 between two writes, and asked again. Workers inspect, merge and sweep from border to border: they are killed, sleep for
 seconds or days while others take their work over, and go on where they were. After every step:
   1. states have moved along the documented arrows only, and only if somebody was at work,
@@ -34,7 +35,7 @@ KILLED = st.one_of(st.none(), st.none(), st.integers(0, 5))
 """At which border the API is killed, if it is."""
 COHORTS = st.sampled_from(((), (), (MEMBERS[0], MEMBERS[1]), MEMBERS))
 HOWS = ("right", "right", "right", "wrong digest", "other bytes", "too far", "too long", "broken")
-TROUBLES = ("stranger", "token", "policy", "accept", "accept", "stray", "given up")
+TROUBLES = ("stranger", "token", "policy", "accept", "accept", "stray", "given up", "leave", "leave", "remove", "end")
 
 
 class ServerMachine(ServerPlay, RuleBasedStateMachine):
@@ -171,14 +172,20 @@ class ServerMachine(ServerPlay, RuleBasedStateMachine):
     def wait(self, hours: float) -> None:
         self.pass_time(hours)
 
-    @rule(what=st.sampled_from(TROUBLES), who=st.sampled_from(MEMBERS), seed=st.integers(0, 1))
-    def trouble(self, what: str, who: str, seed: int) -> None:
+    @rule(what=st.sampled_from(TROUBLES), who=st.sampled_from(MEMBERS), seed=st.integers(0, 1), killed=KILLED)
+    def trouble(self, what: str, who: str, seed: int, killed: int | None) -> None:
         match what:
             case "stranger":
                 self.look_as_a_stranger()
             case "token":
                 self.speak_with_a_token_that_ends()
-            case "policy" if self.model.version < 4:
+            case "leave" if who != MEMBERS[0]:
+                self.leave_and_return(who, by_coordinator=False)
+            case "remove" if who != MEMBERS[0]:
+                self.leave_and_return(who, by_coordinator=True, killed=killed)
+            case "end" if seed:  # seldom: nothing but the end happens behind it
+                self.end_project(killed=killed)
+            case "policy" if self.model.version < 4 and not self.model.ended:
                 self.publish_policy()
             case "accept":
                 self.accept_policy(who)

@@ -101,7 +101,7 @@ def test_an_invitation_is_taken_back_until_it_is_accepted(world):
     coordinator = world.coordinator("acme")
     assert coordinator.put(f"{PATH}/participants/globx").status_code == 201
     assert world.participant("globx").get(PATH).status_code == 200
-    problem(world.participant("globx").delete(f"{PATH}/participants/globx"), 403, "role-required")
+    problem(world.coordinator("globex").delete(f"{PATH}/participants/globx"), 403, "role-required")
     world.organization("umbrella")
     problem(world.coordinator("umbrella").delete(f"{PATH}/participants/globx"), 404, "not-found")
     for _ in range(2):

@@ -8,37 +8,25 @@ from safetensors.torch import load, save
 
 from gramfuse_server.database import reading
 from gramfuse_server.tables import UploadRow
-from gramfuse_shared.contract.manifest import CollectorSettings
 from gramfuse_shared.contract.policy import Policy
-from gramfuse_shared.contract.requests import Answer
 from gramfuse_shared.contract.statistics_file import METADATA_KEY, StatisticsMetadata, gram_tensor_name
 from gramfuse_shared.fusion.packing import pack
 from support.answers import REQUESTS, give, send
-from support.server_world import OPEN_POLICY, entry, make_tap, problem
+from support.questions import (
+    ALLOWING,
+    COLLECTOR,
+    ask,
+    begin_merged,
+    evaluation,
+    publish_policy,
+    scores,
+    statistics,
+)
+from support.server_world import make_tap, problem
 from support.worker_world import MEMBERS, InProcessWorker, be_ready, contribute, make_gram, make_weights
 
 PROJECT = "acme.tweets"
 PATH = f"/v1/projects/{PROJECT}"
-ALLOWING = OPEN_POLICY.model_copy(update={"requests": ("evaluate", "gram"), "minimum_evaluation_examples": 50})
-COLLECTOR = CollectorSettings(collector_version="0.1.0")
-
-
-def publish_policy(world, policy):
-    """Make a policy the project's current one, accepted by all."""
-    version = world.coordinator("acme").get(PATH).json()["policy"]["version"] + 1
-    answer = world.coordinator("acme").put(f"{PATH}/policies/{version}", json=policy.model_dump(mode="json"))
-    assert answer.status_code == 201, answer.text
-    for member in MEMBERS:
-        assert world.accept_policy(PROJECT, member).status_code == 201
-    return version
-
-
-def begin_merged(world, settings):
-    be_ready(world, settings)
-    submitted = world.coordinator("acme").put(f"{PATH}/jobs/first", json={"recipe": {"merge_method": "linear"}})
-    assert submitted.status_code == 201
-    InProcessWorker(world, settings).run(PROJECT, "first")
-    publish_policy(world, ALLOWING)
 
 
 @pytest.fixture
@@ -48,50 +36,12 @@ def merged(begun):
     return world, InProcessWorker(world, settings)
 
 
-def ask(world, identifier="eval-1", *, status=201, by="acme", **body):
-    body = {"kind": "evaluate", "models": ["first"]} | body
-    answer = world.coordinator(by).put(f"{REQUESTS}/{identifier}", json=body)
-    assert answer.status_code == status, answer.text
-    return answer
-
-
 def look(world, identifier="eval-1", *, by="globex"):
     return world.participant(by).get(f"{REQUESTS}/{identifier}").json()
 
 
 def states(world, identifier="eval-1"):
     return {place["organization"]: place["state"] for place in look(world, identifier)["asked"]}
-
-
-def policy_of(world):
-    return world.coordinator("acme").get(PATH).json()["policy"]
-
-
-def scores(*models, examples=100, **metrics):
-    return [{"model": model, "examples": examples, "metrics": metrics or {"f1": 0.5}} for model in models]
-
-
-def evaluation(world, organization, request="eval-1", **changes):
-    document = {
-        "project": PROJECT,
-        "request": request,
-        "organization": organization,
-        "policy": policy_of(world),
-        "scores": scores("first"),
-    }
-    return Answer.model_validate(document | changes)
-
-
-def statistics(world, organization, request="gram-1", *, seed=7, tap=None, content=None):
-    """An answer with a statistics file, and the file."""
-    tap = tap or make_tap()
-    base = world.coordinator("acme").get(PATH).json()["base"]
-    metadata = StatisticsMetadata(base=base, collector=COLLECTOR, taps=(tap,))
-    file = content or save(
-        {gram_tensor_name(tap.name): pack(make_gram(seed))}, metadata={METADATA_KEY: metadata.model_dump_json()}
-    )
-    section = {"file": entry("statistics.safetensors", file), "taps": [tap], "collector": COLLECTOR}
-    return evaluation(world, organization, request, scores=[], statistics=section), file
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What waits is read from the engine's own table, into which the API enqueues. Who
 journaled, is kept here: the engine runs one worker a process, and here several take turns within one.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -200,17 +201,19 @@ class Crew:
     # --- take-over ------------------------------------------------------------------------------------------------
 
     def take_over(self, observer: PlayedWorker, seconds: float) -> list[str]:
-        """An observer looks, time goes by, in which those who are awake beat, and it looks again; it frees what the
-        dead have claimed. Return the dead."""
+        """An observer looks, time goes by, in which those who are awake beat and it looks on, as one does that did not
+        stand still itself; it frees what the dead have claimed. Return the dead."""
         holders = {each.claimed_by for each in self.workflows.values() if each.claimed_by and not each.ended}
         others = holders - {observer.name}
-        self._dead(observer, others)
-        self.monotonic += seconds
-        awake = {name for name, worker in self.workers.items() if not worker.sleeps}
-        with transaction(observer.parts.database) as session:
-            for name in awake:
-                heartbeats.beat(session, name, self.world.clock())
         dead = self._dead(observer, others)
+        awake = {name for name, worker in self.workers.items() if not worker.sleeps}
+        looks = math.ceil(seconds / heartbeats.PAUSE.total_seconds())
+        for _ in range(looks):
+            self.monotonic += seconds / looks
+            with transaction(observer.parts.database) as session:
+                for name in awake:
+                    heartbeats.beat(session, name, self.world.clock())
+            dead = self._dead(observer, others)
         assert not awake.intersection(dead)
         assert seconds < LEASE.total_seconds() or set(dead) == others - awake
         for each in self.workflows.values():

@@ -82,6 +82,10 @@ class ServerModel:
     jobs: dict[str, Job] = field(default_factory=dict)
     audit: Counter[str] = field(default_factory=Counter)
     seals: int = 0
+    ended: bool = False
+    """Whether the project was deleted."""
+    base_delete_after: datetime | None = None
+    base_given_up: bool = False
 
     # --- what follows from it -------------------------------------------------------------------------------------
 
@@ -111,14 +115,15 @@ class ServerModel:
         uploads = sum(each.bytes for each in self.contributions.values() if not each.given_up)
         models = sum(job.bytes for job in self.jobs.values() if job.published and not job.deleted)
         merging = sum(job.state in UNFINISHED for job in self.jobs.values())
-        return sum(self.base.values()) + uploads + models + merging * self.model_bytes
+        base = 0 if self.base_given_up else sum(self.base.values())
+        return base + uploads + models + merging * self.model_bytes
 
     def named(self) -> set[str]:
         """Digests of complete files that have to be in the store: of accepted uploads, and of models."""
         held = [each for each in self.contributions.values() if each.was_accepted and not each.given_up]
         models = [job for job in self.jobs.values() if job.published and not job.deleted]
         return {
-            *self.base,
+            *(() if self.base_given_up else self.base),
             *(digest for each in held for digest in each.digests.values()),
             *(digest for job in models for digest in job.files.values()),
         }
@@ -126,6 +131,8 @@ class ServerModel:
     # --- what callers ask -----------------------------------------------------------------------------------------
 
     def why_not_created(self, contribution: Contribution) -> str | None:
+        if self.ended:
+            return "wrong-state"
         if self.accepted_version[contribution.organization] != self.version or contribution.version != self.version:
             return "policy-not-accepted"
         return "quota-exceeded" if self.used() + contribution.bytes > self.quota else None
@@ -135,10 +142,12 @@ class ServerModel:
         self.audit["contribution.create"] += 1
 
     def why_no_part(self, contribution: Contribution, now: datetime) -> str | None:
-        return None if self.shown(contribution, now) == "open" else "wrong-state"
+        return None if self.shown(contribution, now) == "open" and not self.ended else "wrong-state"
 
     def why_not_sealed(self, contribution: Contribution, now: datetime) -> str | None:
         state = self.shown(contribution, now)
+        if self.ended:
+            return "wrong-state"
         if state in {"sealed", "accepted", "rejected"}:
             return None
         if state != "open":
@@ -158,7 +167,7 @@ class ServerModel:
             self.audit["contribution.seal"] += 1
 
     def why_not_withdrawn(self, contribution: Contribution, now: datetime) -> str | None:
-        return "wrong-state" if self.shown(contribution, now) in {"rejected", "expired"} else None
+        return "wrong-state" if self.ended or self.shown(contribution, now) in {"rejected", "expired"} else None
 
     def withdraw(self, contribution: Contribution, now: datetime) -> None:
         if contribution.state == "withdrawn":
@@ -170,6 +179,8 @@ class ServerModel:
                 job.state = "cancelled"
 
     def why_not_submitted(self, job: str, recipe: object, names: tuple[str, ...]) -> str | None:
+        if self.ended:
+            return "wrong-state"
         if self.accepted_version[self.coordinator] != self.version:
             return "policy-not-accepted"
         known = self.jobs.get(job)
@@ -190,6 +201,8 @@ class ServerModel:
             self.audit["job.submit"] += 1
 
     def why_not_retried(self, job: Job) -> str | None:
+        if self.ended:
+            return "wrong-state"
         if self.accepted_version[self.coordinator] != self.version:
             return "policy-not-accepted"
         if job.state in UNFINISHED:
@@ -205,7 +218,7 @@ class ServerModel:
             self.audit["job.retry"] += 1
 
     def why_not_cancelled(self, job: Job) -> str | None:
-        return None if job.state in {*UNFINISHED, "cancelled"} else "wrong-state"
+        return None if job.state in {*UNFINISHED, "cancelled"} and not self.ended else "wrong-state"
 
     def cancel(self, job: Job) -> None:
         if job.state in UNFINISHED:
@@ -225,6 +238,29 @@ class ServerModel:
         if not job.deleted:
             job.deleted = True
             self.audit["model.delete"] += 1
+
+    def leave(self, organization: str, now: datetime, *, by_coordinator: bool) -> None:
+        """An organization's part ends: what it gave is withdrawn, what it accepted holds no more."""
+        self._withdraw_all([each for each in self.contributions.values() if each.organization == organization], now)
+        self.accepted_version[organization] = 0
+        self.audit["project.remove" if by_coordinator else "project.leave"] += 1
+
+    def end(self, now: datetime) -> None:
+        """The project is deleted."""
+        if self.ended:
+            return
+        for job in self.jobs.values():
+            job.state = "cancelled" if job.state in UNFINISHED else job.state
+            if job.published:
+                self.delete(job)
+        self._withdraw_all(list(self.contributions.values()), now)
+        self.ended, self.base_delete_after = True, now + self.deletion_delay
+        self.audit["project.delete"] += 1
+
+    def _withdraw_all(self, contributions: Sequence[Contribution], now: datetime) -> None:
+        for each in contributions:
+            if self.shown(each, now) in {"open", "sealed", "accepted"}:
+                self.withdraw(each, now)
 
     # --- what workers did -----------------------------------------------------------------------------------------
 
@@ -246,8 +282,21 @@ class ServerModel:
         if state in {"succeeded", "failed"}:
             self.audit["model.publish" if state == "succeeded" else "job.fail"] += 1
 
-    def swept(self, now: datetime, *, finished: Sequence[datetime], given_up: set[str], expired: set[str]) -> None:
+    def swept(
+        self,
+        now: datetime,
+        *,
+        finished: Sequence[datetime],
+        given_up: set[str],
+        expired: set[str],
+        base_given_up: bool,
+    ) -> None:
         """Sweeps may have run; those that finished, each begun at its time, left nothing that was due then."""
+        due = self.base_delete_after
+        assert not base_given_up or (due is not None and due <= now)
+        assert base_given_up or due is None or not any(begun >= due for begun in finished)
+        assert base_given_up or not self.base_given_up
+        self.base_given_up = base_given_up
         for each in self.contributions.values():
             if each.state == "open" and each.expires_at <= now:
                 assert each.id in expired or not any(begun >= each.expires_at for begun in finished), each.id

@@ -15,7 +15,7 @@ from gramfuse_server.blobs import blob_key
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake.uploads import used_bytes
 from gramfuse_server.settings import Settings
-from gramfuse_server.tables import AuditRow, BlobRow, ContributionRow, JobRow, ModelRow, TaskRow, UploadRow
+from gramfuse_server.tables import AuditRow, BlobRow, ContributionRow, JobRow, ModelRow, ProjectRow, TaskRow, UploadRow
 from gramfuse_shared.contract.receipt import SignedReceipt
 from gramfuse_shared.digest import format_content_digest, sha256_hex
 from gramfuse_shared.signatures import is_signed
@@ -222,7 +222,8 @@ class ServerPlay:
     def withdraw(self, contribution: Contribution, *, killed: int | None = None) -> None:
         path = f"{PATH}/contributions/{contribution.id}/withdraw"
         other = next(name for name in MEMBERS if name != contribution.organization)
-        problem(self.members[other].post(path), 403, "role-required")
+        if not self.model.ended:
+            problem(self.members[other].post(path), 403, "role-required")
         refused = self.model.why_not_withdrawn(contribution, self.clock.now)
         answer = self.send(lambda: self.members[contribution.organization].post(path), killed)
         if not self.refused(answer, refused):
@@ -255,10 +256,10 @@ class ServerPlay:
             self.model.cancel(job)
 
     def delete(self, job: Job, *, killed: int | None = None) -> None:
-        if job.published:
+        if job.published and not self.model.ended:
             problem(self.members[MEMBERS[1]].delete(f"{PATH}/models/{job.id}"), 403, "role-required")
         answer = self.send(lambda: self.coordinator.delete(f"{PATH}/models/{job.id}"), killed)
-        if not self.refused(answer, None if job.published else "not-found"):
+        if not self.refused(answer, "wrong-state" if self.model.ended else None if job.published else "not-found"):
             self.model.delete(job)
 
     def publish_policy(self) -> None:
@@ -272,9 +273,32 @@ class ServerPlay:
         self.policies[version] = self.coordinator.get(PATH).json()["policy"]
 
     def accept_policy(self, organization: str) -> None:
+        if self.model.ended:
+            problem(self.world.accept_policy(PROJECT, organization), 409, "wrong-state")
+            return
         new = self.model.accepted_version[organization] != self.model.version
         assert self.world.accept_policy(PROJECT, organization).status_code == (201 if new else 200)
         self.model.accept_policy(organization)
+
+    def leave_and_return(self, organization: str, *, by_coordinator: bool, killed: int | None = None) -> None:
+        """An organization leaves, or is removed; it sees nothing, until it is invited and accepts anew."""
+        path = f"{PATH}/participants/{organization}?joined=true"
+        client = self.coordinator if by_coordinator else self.members[organization]
+        # who leaves, and is not told so, asks for what does not exist for it any more
+        answer = self.send(lambda: client.delete(path), killed if by_coordinator else None)
+        if self.refused(answer, "wrong-state" if self.model.ended else None):
+            return
+        self.model.leave(organization, self.clock.now, by_coordinator=by_coordinator)
+        problem(self.members[organization].get(PATH), 404, "not-found")
+        assert self.coordinator.put(f"{PATH}/participants/{organization}").status_code == 201
+        self.model.audit["project.invite"] += 1
+        self.accept_policy(organization)
+
+    def end_project(self, *, killed: int | None = None) -> None:
+        problem(self.members[MEMBERS[1]].delete(PATH), 403, "role-required")
+        answer = self.send(lambda: self.coordinator.delete(PATH), killed)
+        assert not self.refused(answer, None)
+        self.model.end(self.clock.now)
 
     def pull(self, job: Job) -> None:
         """Download a model's files; every digest is the receipt's, and the receipt the server's."""
@@ -418,6 +442,8 @@ class ServerPlay:
             query = select(ContributionRow.id, UploadRow).join(UploadRow, UploadRow.id == ContributionRow.upload)
             uploads: dict[str, UploadRow] = {row[0]: row[1] for row in session.execute(query)}
             jobs = {row.id: row for row in session.scalars(select(JobRow))}
+            base = select(UploadRow.deleted_at).join(ProjectRow, ProjectRow.base_upload == UploadRow.id)
+            base_given_up = session.scalars(base).one() is not None
         assert uploads.keys() == self.model.contributions.keys()
         assert jobs.keys() == self.model.jobs.keys()
         self.model.swept(
@@ -425,6 +451,7 @@ class ServerPlay:
             finished=self.finished_sweeps,
             given_up={name for name, row in uploads.items() if row.deleted_at is not None},
             expired={name for name, row in uploads.items() if row.state == "expired"},
+            base_given_up=base_given_up,
         )
         self.finished_sweeps = []
         given_up = self.crew.given_up()

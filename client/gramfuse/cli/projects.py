@@ -1,8 +1,8 @@
-"""Commands about projects: create, list, show, invite, uninvite, join, policy, base pull, scales pull."""
+"""Commands about projects, from `create` over `join` to `leave` and `delete`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from gramfuse_shared.errors import NotConfirmedError
 from gramfuse_shared.reporting.contributions import progress_told, spoken_of, why_passed_over
 from gramfuse_shared.reporting.policies import policy_differences, policy_text
 from gramfuse_shared.units import format_bytes
+
+if TYPE_CHECKING:
+    from gramfuse.participation import Client
 
 ProjectArgument = Annotated[
     str, typer.Argument(metavar="PROJECT", help="acme.tweets, or tweets where only one project is called so.")
@@ -60,7 +63,8 @@ def list_() -> None:
     with session.open_client() as client:
         projects = client.projects()
     rows = [
-        (p.id, p.state, str(len(p.participants)), f"{p.policy.version}", f"{p.created_at:%Y-%m-%d}") for p in projects
+        (p.id, p.shown_state, str(len(p.participants)), f"{p.policy.version}", f"{p.created_at:%Y-%m-%d}")
+        for p in projects
     ]
     output.show(projects, output.table(("project", "state", "participants", "policy", "created"), rows, right=(2, 3)))
 
@@ -105,7 +109,7 @@ def uninvite(
         list[str], typer.Argument(metavar="ORGANIZATION...", help="Whose invitation is taken back.")
     ],
 ) -> None:
-    """Take invitations back that were not accepted (coordinator). Who has joined stays.
+    """Take invitations back that were not accepted (coordinator). Who has joined stays; see `project remove`.
 
     Example: gramfuse project uninvite acme.tweets initrode
     """
@@ -114,6 +118,88 @@ def uninvite(
             left = client.uninvite(project, organization)
     names = ", ".join(organizations)
     output.show(left, lambda console: console.print(f"{names}: not invited to {left.id} any more", markup=False))
+
+
+@app.command()
+def remove(
+    project: ProjectArgument,
+    organization: Annotated[str, typer.Argument(metavar="ORGANIZATION", help="Who takes part no more.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without being asked.")] = False,
+) -> None:
+    """End an organization's part in the project (coordinator): what it gave is withdrawn, and it sees it no more.
+
+    Its contributions and answers are withdrawn as by `contribution withdraw`: unfinished jobs that use them are
+    cancelled, their bytes are deleted after 24 hours. Published models stay. Where cohorts are frozen, the others
+    cannot be merged without it any more, once a model with it was published. It can be invited again.
+
+    Example: gramfuse project remove acme.tweets initech
+    """
+    with session.open_client() as client:
+        found = client.project(project)
+        if organization not in {one.organization for one in found.participants}:
+            output.note(f"{organization} does not take part in {found.id}")
+        else:
+            require_confirmed(
+                f"Remove {organization} from {found.id}, and withdraw what it contributed and answered?"
+                f"{_frozen(client, found, organization)}",
+                yes=yes,
+            )
+        left = client.remove(found.id, organization)
+    output.show(left, lambda console: console.print(f"{organization}: takes part in {left.id} no more", markup=False))
+
+
+@app.command()
+def leave(
+    project: ProjectArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Leave without being asked.")] = False,
+) -> None:
+    """Leave the project with your organization: what it gave is withdrawn, and you see the project no more.
+
+    Contributions and answers are withdrawn as by `contribution withdraw`: unfinished jobs that use them are cancelled,
+    their bytes are deleted after 24 hours. What you signed stays recorded; published models stay, with whoever pulled
+    them too. Where cohorts are frozen, the others cannot be merged without you any more, once a model with you was
+    published. Fetch before what you want to keep: models, receipts. The coordinator can invite you again. The
+    coordinator's own organization cannot leave; it deletes the project.
+
+    Example: gramfuse project leave acme.tweets
+    """
+    with session.open_client() as client:
+        found = client.project(project)
+        require_confirmed(
+            f"Leave {found.id} with {client.organization}, and withdraw what it contributed and answered? You will not "
+            f"see the project any more.{_frozen(client, found, client.organization)}",
+            yes=yes,
+        )
+        left = client.leave(found.id)
+        gone = client.organization
+    output.show(left, lambda console: console.print(f"{gone} has left {left.id}", markup=False))
+
+
+@app.command()
+def delete(
+    project: ProjectArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without being asked.")] = False,
+) -> None:
+    """Delete the project for everybody (coordinator); what was signed stays, and its name stays taken.
+
+    Jobs and requests are cancelled, everybody's contributions and answers withdrawn, models' files and the base model
+    deleted: within 24 hours the server holds none of them. Receipts, policies, acceptances and the audit log stay and
+    can be read. Models that others pulled stay with them.
+
+    Example: gramfuse project delete acme.tweets
+    """
+    with session.open_client() as client:
+        found = client.project(project)
+        organizations = len(found.participants)
+        require_confirmed(
+            f"Delete {found.id} for its {organizations} organization{'' if organizations == 1 else 's'}: base model, "
+            "contributions, answers, models? It cannot be taken back.",
+            yes=yes,
+        )
+        deleted = client.delete_project(found.id)
+    output.show(
+        deleted, lambda console: console.print(f"deleted: {deleted.id}; its receipts stay readable", markup=False)
+    )
 
 
 @app.command()
@@ -256,6 +342,20 @@ def pull_scales(
     output.show({"file": str(file)}, lambda console: console.print(f"the project's scales in {file}", markup=False))
 
 
+def _frozen(client: "Client", project: Project, organization: str) -> str:
+    """Say what a departure means for the others, where cohorts are frozen and something was merged with who leaves."""
+    if client.policy(project.id).policy.cohorts != "frozen":
+        return ""
+    merged = [{one.organization for one in job.cohort} for job in client.jobs(project.id) if job.state == "succeeded"]
+    others = sorted({name for cohort in merged if organization in cohort for name in cohort} - {organization})
+    if not others:
+        return ""
+    return (
+        f" Cohorts are frozen, and a model of {organization} with {', '.join(others)} was published: without it they "
+        "are not merged here any more, because that would reveal what it contributed."
+    )
+
+
 def _differences(before: PolicyVersion, now: PolicyVersion) -> str:
     told = policy_differences(before.policy, now.policy) or ["nothing: the rules are the same"]
     return "\n".join([f"What differs from version {before.version}:", *(f"  {line}" for line in told)])
@@ -265,7 +365,7 @@ def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
     size = format_bytes(sum(file.bytes for file in project.files))
     rows = [
         ("project", project.id),
-        ("state", project.state + (f": {project.reason}" if project.reason else "")),
+        ("state", _state_of(project)),
         ("coordinator", project.coordinator),
         ("base", f"{project.base} ({len(project.files)} files, {size})"),
         ("policy", f"version {project.policy.version}, digest {project.policy.digest}"),
@@ -274,6 +374,12 @@ def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
     for number, participant in enumerate(project.participants):
         rows.append(("participants" if number == 0 else "", _progress_of(participant, project, contributions)))
     output.show(project, output.table(("", ""), rows))
+
+
+def _state_of(project: Project) -> str:
+    if project.deleted_at is not None:
+        return f"{project.shown_state} on {project.deleted_at:%Y-%m-%d %H:%M} UTC"
+    return project.state + (f": {project.reason}" if project.reason else "")
 
 
 def _progress_of(participant: Participant, project: Project, contributions: Sequence[Contribution]) -> str:

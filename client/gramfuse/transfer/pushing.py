@@ -173,6 +173,9 @@ def require_ready(project: Project) -> None:
     """
     if project.state == "ready":
         return
+    if project.deleted_at is not None:
+        msg = f"{project.id} was deleted on {project.deleted_at:%Y-%m-%d %H:%M} UTC"
+        raise StateError(msg, state="deleted")
     reason = f": {project.reason}" if project.reason else ""
     next_step = {
         "open": "the coordinator's `gramfuse project create` has not sent the whole base model yet",

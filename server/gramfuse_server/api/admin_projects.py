@@ -1,4 +1,5 @@
-"""The operators' view of a project, its jobs and its models, as JSON; what they change are priorities and quotas.
+"""The operators' view of a project, its jobs and its models, as JSON; what they change are priorities and quotas,
+and they may delete one.
 
 No files: those are its participants' own.
 """
@@ -18,6 +19,7 @@ from gramfuse_server.api.context import (
 )
 from gramfuse_server.api.paging import PageOf
 from gramfuse_server.database import reading, transaction
+from gramfuse_server.ending import delete_project as delete
 from gramfuse_server.intake.contributions import find_contribution
 from gramfuse_server.intake.policies import find_policy, policy_document
 from gramfuse_server.listing import paginate
@@ -49,7 +51,16 @@ def get_project(project: ProjectPath, services: ServicesOf, _: OperatorOf) -> Ad
         return _document(session, services, find_project(session, project))
 
 
-@router.put("/quota", responses=declares(ConflictError))
+@router.delete("", responses=declares())
+def delete_project(project: ProjectPath, services: ServicesOf, caller: OperatorOf) -> AdminProject:
+    """Delete a project, as its coordinator may. Twice is the same as once."""
+    with transaction(services.database) as session:
+        row = find_project(session, project, lock=True)
+        delete(session, caller, row, queue=services.jobs, settings=services.settings, now=services.clock())
+        return _document(session, services, row)
+
+
+@router.put("/quota", responses=declares(ConflictError, StateError))
 def put_quota(project: ProjectPath, body: QuotaChange, services: ServicesOf, caller: OperatorOf) -> AdminProject:
     """Give a project a quota of its own, or the server's default again."""
     with transaction(services.database) as session:

@@ -15,7 +15,7 @@ from gramfuse_server.api.files import StoredFile, audit_download, declares_file,
 from gramfuse_server.api.part_routes import add_part_routes
 from gramfuse_server.api.projects import project_document
 from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
-from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.auth import Caller, changeable_project, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import parts, projects, sealing
 from gramfuse_server.tables import ProjectRow, UploadRow
@@ -94,7 +94,7 @@ def seal_base(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> P
 
 
 def _own_upload(session: Session, caller: Caller, project: str) -> tuple[ProjectRow, UploadRow]:
-    row = visible_project(session, caller, project)
+    row = changeable_project(session, caller, project, lock=False)
     caller.require_coordinator(row.coordinator)
     return row, session.get_one(UploadRow, row.base_upload)
 

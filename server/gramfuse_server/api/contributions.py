@@ -19,7 +19,7 @@ from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
 from gramfuse_server.api.part_routes import add_part_routes
 from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
-from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.auth import Caller, changeable_project, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import contributions, sealing
 from gramfuse_server.intake.audit_summaries import hold_summary, policy_of, require_summary
@@ -200,7 +200,8 @@ def withdraw_contribution(
     """Withdraw a contribution: unfinished jobs are cancelled, no new one uses it, its bytes go after a day."""
     now = services.clock()
     with transaction(services.database) as session:
-        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        found = changeable_project(session, caller, project)
+        row = contributions.own_contribution(session, caller, found, contribution)
         contributions.withdraw(session, caller, row, jobs=services.jobs, settings=services.settings, now=now)
         return contributions.contribution_documents(session, [row], caller.organization, now)[0]
 
@@ -215,7 +216,7 @@ def _create(
 ) -> tuple[ContributionDetail, bool]:
     now = services.clock()
     with transaction(services.database) as session:
-        found = visible_project(session, caller, project, lock=True)
+        found = changeable_project(session, caller, project)
         row, new = contributions.create_contribution(
             session, caller, found, contribution, manifest, signature=signature, settings=services.settings, now=now
         )
@@ -224,5 +225,6 @@ def _create(
 
 
 def _own_upload(session: Session, caller: Caller, project: str, contribution: str) -> tuple[ContributionRow, UploadRow]:
-    row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+    found = changeable_project(session, caller, project, lock=False)
+    row = contributions.own_contribution(session, caller, found, contribution)
     return row, session.get_one(UploadRow, row.upload)

@@ -10,20 +10,19 @@ from gramfuse_server.api.context import (
     ProjectPath,
     Services,
     ServicesOf,
-    audit,
     declares,
 )
 from gramfuse_server.api.files import MEDIA_TYPE, StoredFile, audit_download, declares_file, file_response
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.auth import Caller, changeable_project, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import find_model, model_documents
-from gramfuse_server.merging.model_files import find_model_file, find_readable_model, receipt_text
+from gramfuse_server.merging.model_files import delete_files, find_model_file, find_readable_model, receipt_text
 from gramfuse_server.tables import ModelRow
 from gramfuse_shared.contract.http_api import Model, Page
 from gramfuse_shared.contract.receipt import RECEIPT_FILE_NAME
-from gramfuse_shared.errors import ModelNotReleasedError
+from gramfuse_shared.errors import ModelNotReleasedError, StateError
 
 router = APIRouter(prefix="/v1/projects/{project}/models", tags=["models"])
 
@@ -62,17 +61,14 @@ def describe_model_file(
     return send_model_file(services, caller, request, project=project, model=model, file=file)
 
 
-@router.delete("/{model}", responses=declares())
+@router.delete("/{model}", responses=declares(StateError))
 def delete_model(project: ProjectPath, model: JobPath, services: ServicesOf, caller: CallerOf) -> Model:
     """Delete a model's files (coordinator). Its receipt, its job and the audit log stay. Twice is the same as once."""
     with transaction(services.database) as session:
-        owner = visible_project(session, caller, project, lock=True)
+        owner = changeable_project(session, caller, project)
         caller.require_coordinator(owner.coordinator)
         row = find_model(session, project, model, lock=True)
-        if row.deleted_at is None:
-            row.deleted_at = row.delete_after = services.clock()
-            session.flush()
-            audit(session, services, caller, "model.delete", f"{project}/{model}")
+        delete_files(session, caller, row, services.clock())
         return model_documents(session, [row], services.clock())[0]
 
 

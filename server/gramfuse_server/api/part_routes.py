@@ -12,6 +12,7 @@ from gramfuse_server.database import reading
 from gramfuse_server.intake import parts
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import AnnouncedPart, Part, PartAnnouncement, PartList
+from gramfuse_shared.errors import StateError
 
 
 def add_part_routes(
@@ -32,7 +33,7 @@ def add_part_routes(
         place,
         name=f"list_{of}_parts",
         description=f"The parts of a file that have arrived{by}, so that a rerun sends only the others.",
-        responses=declares(),
+        responses=declares(StateError),
     )
     def list_parts(
         file: FilePath, services: ServicesOf, caller: CallerOf, find_upload: Annotated[FindUpload, Depends(finds)]

@@ -1,8 +1,8 @@
-"""Projects, their participants and their policies."""
+"""Projects, their participants and their policies, from the first to the end."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
@@ -16,8 +16,10 @@ from gramfuse_server.api.context import (
 )
 from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
-from gramfuse_server.auth import Caller, visible_project, visible_projects
+from gramfuse_server.auth import Caller, changeable_project, visible_project, visible_projects
 from gramfuse_server.database import reading, transaction
+from gramfuse_server.ending import delete_project as delete
+from gramfuse_server.ending import end_membership
 from gramfuse_server.intake import policies, projects
 from gramfuse_server.listing import paginate
 from gramfuse_server.tables import ProjectRow
@@ -49,7 +51,12 @@ PolicyDigestPath = Annotated[Digest, Path(description="the current policy's dige
     max_body_size=limits.MAX_DOCUMENT_BYTES,
     openapi_extra=document_body(ProjectCreate),
     responses=declares(
-        ConflictError, DocumentMalformedError, PolicyViolationError, HeaderMalformedError, QuotaExceededError
+        ConflictError,
+        DocumentMalformedError,
+        PolicyViolationError,
+        HeaderMalformedError,
+        QuotaExceededError,
+        StateError,
     )
     | {200: {"model": Project, "description": "It exists already, with the same base and policy"}},
 )
@@ -77,40 +84,71 @@ def get_project(project: ProjectPath, services: ServicesOf, caller: CallerOf) ->
         return project_document(session, services, visible_project(session, caller, project))
 
 
+@router.delete("/{project}", responses=declares())
+def delete_project(project: ProjectPath, services: ServicesOf, caller: CallerOf) -> Project:
+    """Delete a project (coordinator): jobs and requests end, what was given is withdrawn, its bytes go after a day.
+
+    What was signed and noted stays, and the name stays taken. Twice is the same as once.
+    """
+    with transaction(services.database) as session:
+        row = visible_project(session, caller, project, lock=True)
+        caller.require_coordinator(row.coordinator)
+        delete(session, caller, row, queue=services.jobs, settings=services.settings, now=services.clock())
+        return project_document(session, services, row)
+
+
 @router.put(
     "/{project}/participants/{organization}",
     status_code=201,
-    responses=declares() | {200: {"model": Project, "description": "It is a participant already"}},
+    responses=declares(StateError) | {200: {"model": Project, "description": "It is a participant already"}},
 )
 def invite_participant(
     project: ProjectPath, organization: OrganizationPath, response: Response, services: ServicesOf, caller: CallerOf
 ) -> Project:
     """Invite an organization (the project's coordinator)."""
     with transaction(services.database) as session:
-        row = visible_project(session, caller, project)
+        row = changeable_project(session, caller, project)
         new = projects.invite(session, caller, row, organization, services.clock())
         response.status_code = 201 if new else 200
         return project_document(session, services, row)
 
 
 @router.delete("/{project}/participants/{organization}", responses=declares(StateError))
-def uninvite_participant(
-    project: ProjectPath, organization: OrganizationPath, services: ServicesOf, caller: CallerOf
+def end_participation(
+    project: ProjectPath,
+    organization: OrganizationPath,
+    services: ServicesOf,
+    caller: CallerOf,
+    joined: Annotated[
+        bool, Query(description="also where the organization has joined: what it gave is withdrawn")
+    ] = False,
 ) -> Project:
-    """Take an invitation back that nobody accepted (the project's coordinator)."""
+    """End an organization's part in a project: any other's (the project's coordinator), or the caller's own.
+
+    Without `joined` only an invitation that nobody accepted is taken back. The answer is the last that who leaves sees.
+    """
     with transaction(services.database) as session:
-        row = visible_project(session, caller, project, lock=True)
-        projects.uninvite(session, caller, row, organization, services.clock())
+        row = changeable_project(session, caller, project)
+        end_membership(
+            session,
+            caller,
+            row,
+            organization,
+            joined=joined,
+            queue=services.jobs,
+            settings=services.settings,
+            now=services.clock(),
+        )
         return project_document(session, services, row)
 
 
-@router.delete("/{project}/participants/{organization}/identity", responses=declares())
+@router.delete("/{project}/participants/{organization}/identity", responses=declares(StateError))
 def reset_identity(
     project: ProjectPath, organization: OrganizationPath, services: ServicesOf, caller: CallerOf
 ) -> Project:
     """Forget a participant's identity key (coordinator): it accepts the policy anew, with another key."""
     with transaction(services.database) as session:
-        row = visible_project(session, caller, project, lock=True)
+        row = changeable_project(session, caller, project)
         policies.reset_identity(session, caller, row, organization, services.clock())
         return project_document(session, services, row)
 
@@ -126,7 +164,7 @@ def get_policy(project: ProjectPath, version: VersionPath, services: ServicesOf,
 @router.put(
     "/{project}/policies/{version}",
     status_code=201,
-    responses=declares(ConflictError, PolicyViolationError)
+    responses=declares(ConflictError, PolicyViolationError, StateError)
     | {200: {"model": PolicyVersion, "description": "The version exists with this content"}},
 )
 def publish_policy(
@@ -139,7 +177,7 @@ def publish_policy(
 ) -> PolicyVersion:
     """Publish the next version of the policy (coordinator); until accepted it blocks push and jobs."""
     with transaction(services.database) as session:
-        row = visible_project(session, caller, project, lock=True)
+        row = changeable_project(session, caller, project)
         policy, new = policies.publish_policy(session, caller, row, version, body, services.clock())
         response.status_code = 201 if new else 200
         return policies.policy_document(policy)
@@ -148,7 +186,7 @@ def publish_policy(
 @router.put(
     "/{project}/acceptances/{policy_digest}",
     status_code=201,
-    responses=declares(ConflictError, SignatureInvalidError, IdentityChangedError)
+    responses=declares(ConflictError, SignatureInvalidError, IdentityChangedError, StateError)
     | {200: {"model": Acceptance, "description": "The organization accepted this version already"}},
 )
 def accept_policy(
@@ -161,7 +199,7 @@ def accept_policy(
 ) -> Acceptance:
     """Accept the current policy for the caller's organization, signed by its identity key, which this registers."""
     with transaction(services.database) as session:
-        row = visible_project(session, caller, project, lock=True)
+        row = changeable_project(session, caller, project)
         acceptance, new = policies.accept_policy(session, caller, row, policy_digest, body, services.clock())
         response.status_code = 201 if new else 200
         return policies.acceptance_document(acceptance)

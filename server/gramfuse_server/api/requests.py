@@ -20,7 +20,7 @@ from gramfuse_server.api.documents import document_body, read_document
 from gramfuse_server.api.paging import PageOf
 from gramfuse_server.api.part_routes import add_part_routes
 from gramfuse_server.api.uploads import FindUpload, SealNotes, seal_upload
-from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
+from gramfuse_server.auth import Caller, changeable_project, require_accepted_policy, visible_project
 from gramfuse_server.database import reading, transaction
 from gramfuse_server.intake import sealing
 from gramfuse_server.intake.parts import PartedFile
@@ -31,7 +31,7 @@ from gramfuse_server.merging.submission import decide_cohort
 from gramfuse_server.requests import answering, asking
 from gramfuse_server.requests.documents import answer_document, find_request, request_documents
 from gramfuse_server.requests.sessions import session_of, shown_in, stage_of_request
-from gramfuse_server.tables import AskedRow, RequestRow, UploadRow
+from gramfuse_server.tables import AskedRow, ProjectRow, RequestRow, UploadRow
 from gramfuse_shared import limits
 from gramfuse_shared.contract.http_api import (
     AnswerInfo,
@@ -89,7 +89,7 @@ def create_request(
         scales = current_policy(session, visible_project(session, caller, project)).scales
     scaled = taps_of_scales(services.blobs, scales) if body.recipe is not None else ()
     with transaction(services.database) as session:
-        owner = visible_project(session, caller, project, lock=True)
+        owner = changeable_project(session, caller, project)
         caller.require_coordinator(owner.coordinator)
         require_accepted_policy(session, caller, owner)
 
@@ -149,7 +149,7 @@ def cancel_request(project: ProjectPath, request: RequestPath, services: Service
     """Take a request back (coordinator)."""
     now = services.clock()
     with transaction(services.database) as session:
-        owner = visible_project(session, caller, project, lock=True)
+        owner = changeable_project(session, caller, project)
         caller.require_coordinator(owner.coordinator)
         row = find_request(session, owner.id, request)
         asking.cancel(session, caller, row, now=now)
@@ -200,12 +200,17 @@ def get_answer(
 ) -> AnswerInfo:
     """An organization's own answer."""
     with reading(services.database) as session:
-        place = _own_place(session, caller, project, request, organization)
+        owner = visible_project(session, caller, project)
+        place = _own_place(session, caller, owner, request, organization)
         return answer_document(session, place, services.clock())
 
 
 async def _find_upload(project: ProjectPath, request: RequestPath, organization: OrganizationPath) -> FindUpload:
-    return lambda session, caller: _upload(session, _own_place(session, caller, project, request, organization))
+    def find(session: Session, caller: Caller) -> UploadRow:
+        owner = changeable_project(session, caller, project, lock=False)
+        return _upload(session, _own_place(session, caller, owner, request, organization))
+
+    return find
 
 
 add_part_routes(router, _ANSWER, of="answer", finds=_find_upload)
@@ -232,13 +237,14 @@ def seal_answer(
 ) -> AnswerInfo:
     """Close the upload of an answer's files; a worker then checks it: sealed → accepted or rejected."""
     with reading(services.database) as session:
-        place = _own_place(session, caller, project, request, organization)
+        owner = changeable_project(session, caller, project, lock=False)
+        place = _own_place(session, caller, owner, request, organization)
         upload = _upload(session, place)
         if upload.state == "open":
             answering.require_in_time(find_request(session, project, request), services.clock())
         row = find_request(session, project, request)
         secured = None if row.opened_by is None else session_of(session, row)
-        base = visible_project(session, caller, project).base_digest
+        base = owner.base_digest
     statistics = answering.answer_of(place).statistics
 
     def check(files: Mapping[str, PartedFile]) -> None:
@@ -257,15 +263,15 @@ def _answer(
 ) -> tuple[AnswerInfo, bool]:
     now = services.clock()
     with transaction(services.database) as session:
-        owner = visible_project(session, caller, project, lock=True)
+        owner = changeable_project(session, caller, project)
         row = find_request(session, owner.id, request)
         answering.own_answer(session, caller, row, organization)
         place, new = answering.answer_request(session, caller, owner, row, answer, settings=services.settings, now=now)
         return answer_document(session, place, now), new
 
 
-def _own_place(session: Session, caller: Caller, project: str, request: str, organization: str) -> AskedRow:
-    row = find_request(session, visible_project(session, caller, project).id, request)
+def _own_place(session: Session, caller: Caller, owner: ProjectRow, request: str, organization: str) -> AskedRow:
+    row = find_request(session, owner.id, request)
     return answering.own_answer(session, caller, row, organization)
 
 

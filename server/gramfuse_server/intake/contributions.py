@@ -207,7 +207,7 @@ def own_contribution(session: Session, caller: Caller, project: ProjectRow, cont
 
 def withdraw(
     session: Session,
-    caller: Caller,
+    actor: audit_log.Actor,
     row: ContributionRow,
     *,
     jobs: JobQueue,
@@ -215,6 +215,8 @@ def withdraw(
     now: datetime,
 ) -> None:
     """Withdraw a contribution: no new job uses it, unfinished ones are cancelled, its bytes go after a while.
+
+    That the actor may is the caller's to see to, who also holds the project, so that no two wait for one another.
 
     Raises:
         StateError: it was rejected or has expired, so there is nothing to withdraw.
@@ -230,10 +232,10 @@ def withdraw(
     upload.delete_after = now + settings.deletion_delay
     session.flush()
     cancelled = jobs.cancel_jobs_using(session, contribution=row.id, now=now)
-    _withdraw_answers(session, row, delete_after=upload.delete_after, now=now)
+    withdraw_answers(session, row.project, row.organization, delete_after=upload.delete_after, now=now)
     audit_log.append_for(
         session,
-        caller,
+        actor,
         at=now,
         action="contribution.withdraw",
         subject=row.project,
@@ -241,12 +243,29 @@ def withdraw(
     )
 
 
-def _withdraw_answers(session: Session, row: ContributionRow, *, delete_after: datetime, now: datetime) -> None:
-    """Withdraw what the organization answered to the server alone: it is about merges of what it withdraws.
+def withdrawable(session: Session, project: str, organization: str | None, now: datetime) -> list[ContributionRow]:
+    """Return what an organization, or everybody, can still withdraw from a project, the oldest first."""
+    query = (
+        select(ContributionRow)
+        .join(UploadRow, UploadRow.id == ContributionRow.upload)
+        .where(
+            ContributionRow.project == project, or_(*(state_is(state, now) for state in ("open", "sealed", "accepted")))
+        )
+        .order_by(ContributionRow.created_at, ContributionRow.id)
+    )
+    if organization is not None:
+        query = query.where(ContributionRow.organization == organization)
+    return list(session.scalars(query))
+
+
+def withdraw_answers(
+    session: Session, project: str, organization: str, *, delete_after: datetime, now: datetime
+) -> None:
+    """Withdraw what an organization answered to the server alone: it is about merges of what it withdraws.
 
     Files go after a while; histograms and what was announced, which have no file, are forgotten at once.
     """
-    places = select(AskedRow).where(AskedRow.project == row.project, AskedRow.organization == row.organization)
+    places = select(AskedRow).where(AskedRow.project == project, AskedRow.organization == organization)
     for place in session.scalars(places.where(AskedRow.upload.is_(None), AskedRow.answer.is_not(None))):
         answer = Answer.parse(place.answer or "")
         if answer.histograms is not None or answer.announced:
@@ -255,14 +274,15 @@ def _withdraw_answers(session: Session, row: ContributionRow, *, delete_after: d
         select(UploadRow)
         .join(AskedRow, AskedRow.upload == UploadRow.id)
         .where(
-            AskedRow.project == row.project,
-            AskedRow.organization == row.organization,
+            AskedRow.project == project,
+            AskedRow.organization == organization,
             UploadRow.state.in_(("open", "sealed", "accepted")),
         )
         .with_for_update(of=UploadRow)
     )
     for upload in uploads:
-        upload.state, upload.withdrawn_at, upload.delete_after = "withdrawn", now, delete_after
+        upload.state, upload.withdrawn_at = "withdrawn", now
+        upload.delete_after = upload.delete_after or delete_after  # of words that go already, not later than they would
 
 
 def state_is(state: str, now: datetime) -> ColumnElement[bool]:

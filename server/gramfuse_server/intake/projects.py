@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
-from gramfuse_server.auth import Caller
+from gramfuse_server.auth import Caller, require_living
 from gramfuse_server.database import insert_if_absent
 from gramfuse_server.intake.policies import add_policy, find_policy, require_scales
 from gramfuse_server.intake.uploads import (
@@ -45,6 +45,7 @@ def create_project(
     Raises:
         RoleRequiredError: the caller is not a coordinator of the organization in the project's name.
         ConflictError: the project exists with another base model or policy.
+        StateError: it existed, and was deleted.
         PolicyViolationError, HeaderMalformedError, QuotaExceededError, TooLargeError: the base cannot be uploaded.
     """
     coordinator = project.partition(".")[0]
@@ -118,37 +119,9 @@ def invite(session: Session, caller: Caller, project: ProjectRow, organization: 
     return new
 
 
-def uninvite(session: Session, caller: Caller, project: ProjectRow, organization: str, now: datetime) -> None:
-    """Take an invitation back while it is not accepted; `project` is locked. Twice is the same as once.
-
-    Raises:
-        RoleRequiredError: the caller does not coordinate the project.
-        StateError: the organization has joined, or is the coordinator's: what it signed and sent stays.
-    """
-    caller.require_coordinator(project.coordinator)
-    participant = session.get(ParticipantRow, (project.id, organization))
-    if participant is None:
-        return
-    accepted = select(AcceptanceRow.version).where(
-        AcceptanceRow.project == project.id, AcceptanceRow.organization == organization
-    )
-    if organization == project.coordinator or session.scalars(accepted).first() is not None:
-        msg = f"{organization} has joined {project.id}; only an invitation that nobody accepted can be taken back"
-        raise StateError(msg, state="joined")
-    session.delete(participant)
-    session.flush()
-    audit_log.append_for(
-        session,
-        caller,
-        at=now,
-        action="project.uninvite",
-        subject=project.id,
-        details={"organization": organization},
-    )
-
-
 def require_ready(session: Session, project: ProjectRow, now: datetime) -> None:
-    """Raises StateError unless the base model is uploaded and checked."""
+    """Raises StateError unless the base model is uploaded and checked, and the project not deleted."""
+    require_living(project)
     state = shown_state(session.get_one(UploadRow, project.base_upload), now)
     if state != "accepted":
         msg = f"the base model of {project.id} is {state}, not ready"
@@ -209,13 +182,14 @@ def project_documents(
                     "id": project.id,
                     "coordinator": project.coordinator,
                     "state": _STATE_OF_UPLOAD.get(state, "rejected"),
-                    "reason": upload.reason or ("its parts did not all arrive in time" if state == "expired" else None),
+                    "reason": _reason(project, upload, state),
                     "base": project.base_digest,
                     "policy": {
                         "version": project.policy_version,
                         "digest": digests[project.id, project.policy_version],
                     },
                     "created_at": project.created_at,
+                    "deleted_at": project.deleted_at,
                     "participants": tuple(participants[project.id]),
                     "files": files[upload.id],
                     "bytes": used[project.id],
@@ -224,6 +198,12 @@ def project_documents(
             )
         )
     return documents
+
+
+def _reason(project: ProjectRow, upload: UploadRow, state: str) -> str | None:
+    if project.deleted_at is not None:
+        return "the project was deleted"
+    return upload.reason or ("its parts did not all arrive in time" if state == "expired" else None)
 
 
 def _may_start_again(session: Session, project: ProjectRow, request: ProjectCreate, now: datetime) -> bool:

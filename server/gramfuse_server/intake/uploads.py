@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
+from gramfuse_server.auth import require_living
 from gramfuse_server.jobs import UNFINISHED
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import JobRow, ModelRow, ProjectRow, UploadFileRow, UploadPartRow, UploadRow
@@ -200,5 +201,8 @@ def expire_uploads(session: Session, now: datetime) -> int:
 
 
 def lock_project(session: Session, project: str) -> ProjectRow | None:
-    """Return a project's row, held until the commit."""
-    return session.scalars(select(ProjectRow).where(ProjectRow.id == project).with_for_update()).one_or_none()
+    """Return a project's row, held until the commit, if there is one; raises StateError if it was deleted."""
+    row = session.scalars(select(ProjectRow).where(ProjectRow.id == project).with_for_update()).one_or_none()
+    if row is not None:
+        require_living(row)
+    return row

@@ -1,9 +1,10 @@
-"""Who may download a model's files, and its receipt as a file."""
+"""Who may download a model's files, its receipt as a file, and the end of the files."""
 
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from gramfuse_server import audit_log
 from gramfuse_server.auth import Caller, visible_project
 from gramfuse_server.intake.policies import current_policy
 from gramfuse_server.merging.documents import find_model
@@ -40,6 +41,14 @@ def find_model_file(session: Session, model: ModelRow, file: str) -> ModelFileRo
         msg = f"model {model.id} has no file {file}"
         raise NotFoundError(msg)
     return row
+
+
+def delete_files(session: Session, actor: audit_log.Actor, row: ModelRow, now: datetime) -> None:
+    """Delete a model's files, whoever may; its row is locked. Receipt and job stay. Twice is the same as once."""
+    if row.deleted_at is None:
+        row.deleted_at = row.delete_after = now
+        session.flush()
+        audit_log.append_for(session, actor, at=now, action="model.delete", subject=f"{row.project}/{row.id}")
 
 
 def receipt_text(model: ModelRow) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
-from gramfuse_server.auth import Caller, require_accepted_policy, visible_project
+from gramfuse_server.auth import Caller, changeable_project, require_accepted_policy
 from gramfuse_server.intake.uploads import ROOM, quota_of, used_bytes
 from gramfuse_server.jobs import UNFINISHED, JobQueue
 from gramfuse_server.merging import submission
@@ -87,7 +87,7 @@ def retry(
 
 
 def _coordinated_project(session: Session, caller: Caller, project: str) -> ProjectRow:
-    row = visible_project(session, caller, project, lock=True)
+    row = changeable_project(session, caller, project)
     caller.require_coordinator(row.coordinator)
     return row
 

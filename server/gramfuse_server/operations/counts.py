@@ -40,7 +40,8 @@ def overview(session: Session, now: datetime, lease: timedelta) -> Overview:
         version=__version__,
         workers_alive=sum(is_alive(row, now, lease) for row in workers),
         organizations=session.scalar(select(func.count()).select_from(OrganizationRow)) or 0,
-        projects=session.scalar(select(func.count()).select_from(ProjectRow)) or 0,
+        projects=session.scalar(select(func.count()).select_from(ProjectRow).where(ProjectRow.deleted_at.is_(None)))
+        or 0,
         contributions=count_contributions(session, now),
         jobs={row.state: row.total for row in jobs},
         models=session.scalar(select(func.count()).select_from(ModelRow).where(ModelRow.deleted_at.is_(None))) or 0,

@@ -13,9 +13,9 @@ from gramfuse_shared.contract.operators import AdminAsked, AdminContribution, Ad
 from gramfuse_shared.errors import NotFoundError
 
 
-def find_project(session: Session, project: str) -> ProjectRow:
-    """Return a project, whoever takes part in it; raises NotFoundError."""
-    row = session.get(ProjectRow, project)
+def find_project(session: Session, project: str, *, lock: bool = False) -> ProjectRow:
+    """Return a project, whoever takes part in it; `lock` holds it until the commit. Raises NotFoundError."""
+    row = session.get(ProjectRow, project, with_for_update=lock or None)
     if row is None:
         msg = f"there is no project {project}"
         raise NotFoundError(msg)

@@ -5,8 +5,8 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from gramfuse_server import audit_log
-from gramfuse_server.auth import Caller
-from gramfuse_server.intake.uploads import lock_project, quota_of, used_bytes
+from gramfuse_server.auth import Caller, require_living
+from gramfuse_server.intake.uploads import quota_of, used_bytes
 from gramfuse_server.operations.projects import find_project
 from gramfuse_server.settings import Settings
 from gramfuse_server.tables import ProjectRow
@@ -22,10 +22,12 @@ def change_quota(
     Raises:
         RoleRequiredError: the caller is no operator.
         NotFoundError: there is no such project.
+        StateError: it was deleted.
         ConflictError: it holds more than that, and the change does not say that it may.
     """
     caller.require_operator()
-    row = lock_project(session, project) or find_project(session, project)
+    row = find_project(session, project, lock=True)
+    require_living(row)
     if row.quota_bytes == change.bytes:
         return row
     before, row.quota_bytes = quota_of(row, settings), change.bytes

@@ -92,7 +92,7 @@ def ask(
     return row, True
 
 
-def cancel(session: Session, caller: Caller, row: RequestRow, *, now: datetime) -> None:
+def cancel(session: Session, actor: audit_log.Actor, row: RequestRow, *, now: datetime) -> None:
     """Take a request back; twice is the same as once.
 
     Raises:
@@ -106,7 +106,7 @@ def cancel(session: Session, caller: Caller, row: RequestRow, *, now: datetime) 
         raise StateError(msg, state=state)
     row.cancelled_at = now
     session.flush()
-    audit_log.append_for(session, caller, at=now, action="request.cancel", subject=f"{row.project}/{row.id}")
+    audit_log.append_for(session, actor, at=now, action="request.cancel", subject=f"{row.project}/{row.id}")
 
 
 def _require_models(session: Session, project: str, models: Sequence[str]) -> None:

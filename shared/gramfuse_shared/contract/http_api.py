@@ -245,6 +245,8 @@ class Participant(Reply):
 class Project(Reply):
     """A project as its members see it. `ready` once the base model is uploaded and checked.
 
+    One that was deleted says so by `deleted_at`; its `state` is then `rejected`, with that as its reason, because
+    clients of before know no other word for a project that takes nothing any more.
     `bytes` is what it holds, of at most `quota`: base model, contributions, answers, models and those being merged.
     """
 
@@ -255,10 +257,16 @@ class Project(Reply):
     base: Digest
     policy: PolicyReference
     created_at: datetime
+    deleted_at: datetime | None = None
     participants: tuple[Participant, ...]
     files: tuple[FileUpload, ...]
     bytes: int
     quota: int
+
+    @property
+    def shown_state(self) -> str:
+        """The state as people are told it."""
+        return self.state if self.deleted_at is None else "deleted"
 
 
 class PolicyVersion(Reply):

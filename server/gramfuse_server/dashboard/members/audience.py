@@ -5,8 +5,8 @@ from typing import Final
 from gramfuse_server.dashboard.audience import Audience, View
 from gramfuse_server.dashboard.members import orders
 from gramfuse_server.dashboard.members.contributions import ask_withdrawal, read_contribution, withdraw
+from gramfuse_server.dashboard.members.departures import ask_deleting, ask_ending, delete, remove, uninvite
 from gramfuse_server.dashboard.members.home import read_home
-from gramfuse_server.dashboard.members.invitations import ask_uninviting, uninvite
 from gramfuse_server.dashboard.members.merges import read_job, read_model, send_file, send_receipt
 from gramfuse_server.dashboard.members.projects import read_project, read_projects
 from gramfuse_server.dashboard.members.requests import read_request
@@ -18,7 +18,9 @@ MEMBERS: Final = Audience(
         "/projects": View("members/projects.html", read_projects),
         "/projects/{project}": View("members/project.html", read_project),
         "/projects/{project}/merge": View("members/order.html", orders.read_order),
-        "/projects/{project}/participants/{organization}/uninvite": View("members/uninvite.html", ask_uninviting),
+        "/projects/{project}/participants/{organization}/uninvite": View("members/uninvite.html", ask_ending),
+        "/projects/{project}/participants/{organization}/remove": View("members/remove.html", ask_ending),
+        "/projects/{project}/delete": View("project_delete.html", ask_deleting),
         "/contributions/{project}/{contribution}": View("members/contribution.html", read_contribution),
         "/contributions/{project}/{contribution}/withdraw": View("members/withdraw.html", ask_withdrawal),
         "/requests/{project}/{request}": View("members/request.html", read_request),
@@ -36,6 +38,8 @@ MEMBERS: Final = Audience(
     acts={
         "/projects/{project}/merge": orders.order,
         "/projects/{project}/participants/{organization}/uninvite": uninvite,
+        "/projects/{project}/participants/{organization}/remove": remove,
+        "/projects/{project}/delete": delete,
         "/contributions/{project}/{contribution}/withdraw": withdraw,
         "/jobs/{project}/{job}/cancel": orders.cancel,
         "/jobs/{project}/{job}/retry": orders.retry,

@@ -6,7 +6,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 
-from gramfuse_server.auth import Caller, visible_project
+from gramfuse_server.auth import Caller, changeable_project, visible_project
 from gramfuse_server.dashboard.checks import checks_of
 from gramfuse_server.dashboard.forms import Form, Led
 from gramfuse_server.dashboard.sources import Sources, contribution_in, project_in
@@ -53,7 +53,8 @@ def withdraw(sources: Sources, form: Form) -> Led:
     """Withdraw a contribution."""
     now, settings = sources.clock(), sources.settings
     with transaction(sources.database) as session:
-        row = _own(session, form.request, form.caller)
+        project = changeable_project(session, form.caller, project_in(form.request))
+        row = contributions.own_contribution(session, form.caller, project, contribution_in(form.request))
         contributions.withdraw(session, form.caller, row, jobs=sources.queue, settings=settings, now=now)
     return Led(f"contributions/{row.project}/{row.id}")
 

@@ -25,7 +25,8 @@ AWAITED: Final = 20
 def read_home(sources: Sources, _: Request, caller: Caller) -> Mapping[str, Any]:
     """Read the page's content."""
     now, organization = sources.clock(), caller.require_organization()
-    newest = visible_projects(caller).order_by(ProjectRow.created_at.desc(), ProjectRow.id).limit(PROJECTS)
+    living = visible_projects(caller).where(ProjectRow.deleted_at.is_(None))
+    newest = living.order_by(ProjectRow.created_at.desc(), ProjectRow.id).limit(PROJECTS)
     mine = visible_projects(caller).with_only_columns(ProjectRow.id)
     with reading(sources.database) as session:
         return {

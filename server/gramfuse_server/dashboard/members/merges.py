@@ -27,7 +27,7 @@ def read_job(sources: Sources, request: Request, caller: Caller) -> Mapping[str,
         row = find_job(session, owner.id, job_in(request))
         (job,) = job_documents(session, [row])
         acts: tuple[str, ...] = ()
-        if caller.coordinates(owner.coordinator):
+        if caller.coordinates(owner.coordinator) and owner.deleted_at is None:
             acts = ("cancel",) if job.state in UNFINISHED else ("retry",) if job.state != "succeeded" else ()
         told = describe_merge(session, row, viewer=caller.organization, lines=part_asked(request))
         return {**told, "job": job, "attempts": None, "acts": acts, "api": "/v1"}

@@ -43,7 +43,7 @@ def read_project(sources: Sources, request: Request, caller: Caller) -> Mapping[
             "project": membership.project,
             **policy,
             "standing": standing,
-            "coordinates": caller.coordinates(row.coordinator),
+            "coordinates": caller.coordinates(row.coordinator) and row.deleted_at is None,
             "may_merge": enough and not summed and caller.coordinates(row.coordinator),
             "contributions": contribution_documents(session, found.contributions, organization, now),
             "jobs": job_documents(session, found.jobs),

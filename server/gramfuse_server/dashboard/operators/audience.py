@@ -9,7 +9,7 @@ from gramfuse_server.dashboard.operators.contributions import read_contribution
 from gramfuse_server.dashboard.operators.merges import read_job, read_model, send_receipt
 from gramfuse_server.dashboard.operators.organizations import read_organizations
 from gramfuse_server.dashboard.operators.overview import read_overview, send_throughput
-from gramfuse_server.dashboard.operators.projects import read_project, read_projects
+from gramfuse_server.dashboard.operators.projects import ask_deleting, delete, read_project, read_projects
 from gramfuse_server.dashboard.tokens import create_token, read_token, read_tokens, revoke_token
 
 OPERATORS: Final = Audience(
@@ -17,6 +17,7 @@ OPERATORS: Final = Audience(
         "/": View("operators/overview.html", read_overview),
         "/projects": View("operators/projects.html", read_projects),
         "/projects/{project}": View("operators/project.html", read_project),
+        "/projects/{project}/delete": View("project_delete.html", ask_deleting),
         "/projects/{project}/quota": View("operators/quota.html", quotas.read_quota),
         "/contributions/{project}/{contribution}": View("operators/contribution.html", read_contribution),
         "/jobs/{project}/{job}": View("job.html", read_job),
@@ -29,6 +30,7 @@ OPERATORS: Final = Audience(
     },
     answers={"/models/{project}/{job}/receipt.json": send_receipt, "/throughput.json": send_throughput},
     acts={
+        "/projects/{project}/delete": delete,
         "/projects/{project}/quota": quotas.change,
         "/jobs/{project}/{job}/priority": priorities.change,
         "/tokens": create_token,

@@ -1,4 +1,4 @@
-"""What operators are shown of projects."""
+"""What operators are shown of projects, and the end of one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,11 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from gramfuse_server.auth import Caller
-from gramfuse_server.dashboard.projects import current_policy, newest_of
+from gramfuse_server.dashboard.forms import Form, Led
+from gramfuse_server.dashboard.projects import ask_deletion, current_policy, newest_of
 from gramfuse_server.dashboard.sources import Sources, part_asked, project_in
-from gramfuse_server.database import reading
+from gramfuse_server.database import reading, transaction
+from gramfuse_server.ending import delete_project
 from gramfuse_server.listing import paginate
 from gramfuse_server.merging.documents import job_documents
 from gramfuse_server.operations.merges import admin_models
@@ -45,6 +47,21 @@ def read_project(sources: Sources, request: Request, _: Caller) -> Mapping[str, 
             "requests": admin_requests(session, found.requests, now),
             "more": found.more,
         }
+
+
+def ask_deleting(sources: Sources, request: Request, _: Caller) -> Mapping[str, Any]:
+    """Read the project that is about to be deleted."""
+    with reading(sources.database) as session:
+        return ask_deletion(session, sources, find_project(session, project_in(request)))
+
+
+def delete(sources: Sources, form: Form) -> Led:
+    """Delete a project."""
+    form.caller.require_operator()
+    with transaction(sources.database) as session:
+        row = find_project(session, project_in(form.request), lock=True)
+        delete_project(session, form.caller, row, queue=sources.queue, settings=sources.settings, now=sources.clock())
+        return Led(f"projects/{row.id}")
 
 
 def _documents(session: Session, sources: Sources, rows: list[ProjectRow]) -> list[Any]:
