@@ -145,7 +145,8 @@ def put_audit(
     """Say how the contribution's audit came out, where its policy shares that; before the seal, and anew until then."""
     now = services.clock()
     with transaction(services.database) as session:
-        row = contributions.own_contribution(session, caller, visible_project(session, caller, project), contribution)
+        found = changeable_project(session, caller, project)
+        row = contributions.own_contribution(session, caller, found, contribution)
         hold_summary(session, caller, row, body, now)
         return contributions.contribution_documents(session, [row], caller.organization, now)[0]
 
