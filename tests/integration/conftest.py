@@ -121,9 +121,15 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def settings(new_database_url, tmp_path) -> Settings:
-    """Settings of a server with small parts, so that small files have several."""
-    made = Settings(server_home=tmp_path / "server", database_url=new_database_url(), part_bytes=1024)
+def part_bytes() -> int:
+    """So small that small files have several parts; where files are large, a module has a larger one of its own."""
+    return 1024
+
+
+@pytest.fixture
+def settings(new_database_url, tmp_path, part_bytes) -> Settings:
+    """Settings of a server with small parts."""
+    made = Settings(server_home=tmp_path / "server", database_url=new_database_url(), part_bytes=part_bytes)
     receipt_key.create_key(made.receipt_key)
     return made
 

@@ -20,6 +20,7 @@ from gramfuse_shared.errors import (
     SecureSessionRefusedError,
     StateError,
 )
+from gramfuse_shared.limits import KIB
 from gramfuse_shared.secure.signing import sign
 from support import tiny
 from support.secret_cohort import NAMES, POLICY, PROJECT, begin, push, verify
@@ -31,6 +32,11 @@ REGMEAN = gramfuse.Recipe(merge_method="regmean", dtype="float64")
 LINEAR = gramfuse.Recipe(merge_method="linear", dtype="float64")
 PATH = f"/v1/projects/{PROJECT}"
 SOLVED = "bert.encoder.layer.1.intermediate.dense.weight"
+
+
+@pytest.fixture
+def part_bytes():
+    return 64 * KIB  # masked words are many times as long as what others send: hundreds of small parts
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.privacy import PrivacyBudget
 from gramfuse_shared.digest import sha256_hex
 from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.limits import KIB
 from support.secret_cohort import POLICY, PROJECT, begin, push, texts_of
 from support.worker_world import InProcessWorker
 
@@ -22,6 +23,11 @@ LINEAR = gramfuse.Recipe(merge_method="linear", dtype="float64")
 SOLVED = "bert.encoder.layer.1.intermediate.dense.weight"
 
 pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # sums, no queries
+
+
+@pytest.fixture
+def part_bytes():
+    return 64 * KIB  # masked words are many times as long as what others send: hundreds of small parts
 
 
 @pytest.fixture

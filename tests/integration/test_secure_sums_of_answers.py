@@ -18,6 +18,7 @@ from gramfuse_shared.errors import PolicyViolationError, SecureSessionRefusedErr
 from gramfuse_shared.fusion.calibration import add_histograms, choose_shifts
 from gramfuse_shared.fusion.head import solve_head
 from gramfuse_shared.fusion.products import ProductTerm
+from gramfuse_shared.limits import KIB
 from support.secret_cohort import POLICY, PROJECT, begin, texts_of
 from support.server_world import problem
 from support.worker_world import InProcessWorker
@@ -28,6 +29,11 @@ CALIBRATION = gramfuse.Recipe(merge_method="calibration", base_model="summed", r
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 
 pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")  # sums, no queries
+
+
+@pytest.fixture
+def part_bytes():
+    return 64 * KIB  # masked words are many times as long as what others send: hundreds of small parts
 
 
 @pytest.fixture
