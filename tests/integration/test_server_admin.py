@@ -5,6 +5,7 @@ import pytest
 from gramfuse_server import heartbeats
 from gramfuse_server.database import transaction
 from gramfuse_server.merging import attempts
+from gramfuse_server.tables import ProjectRow
 from gramfuse_shared.errors import FileUnreadableError
 from support.server_world import problem
 from support.worker_world import contribute
@@ -63,6 +64,12 @@ def test_of_every_organization_its_tokens_its_projects_and_its_last_act_are_told
     assert told_of_organizations(world)["globex"]["valid_tokens"] == before["globex"]["valid_tokens"]
     submit(world, "seen")
     assert told_of_organizations(world)["acme"]["last_seen_at"] > before["acme"]["last_seen_at"]
+
+
+def test_a_deleted_project_counts_for_no_organization(world):
+    with transaction(world.services.database) as session:
+        session.get_one(ProjectRow, PROJECT).deleted_at = world.clock()
+    assert {item["projects"] for item in told_of_organizations(world).values()} == {0}
 
 
 def test_when_the_last_valid_token_ends_is_told(world):

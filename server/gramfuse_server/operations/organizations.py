@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from gramfuse_server.auth import is_valid
-from gramfuse_server.tables import AuditRow, OrganizationRow, ParticipantRow, TokenRow
+from gramfuse_server.tables import AuditRow, OrganizationRow, ParticipantRow, ProjectRow, TokenRow
 from gramfuse_shared.contract.operators import AdminOrganization
 
 
@@ -18,8 +18,10 @@ def organization_documents(session: Session, rows: Sequence[OrganizationRow], no
     for token in session.scalars(select(TokenRow).where(TokenRow.organization.in_(names))):
         if token.organization is not None and is_valid(token, now):
             tokens[token.organization].append(token.expires_at)
-    places = select(ParticipantRow.organization, func.count().label("total")).where(
-        ParticipantRow.organization.in_(names)
+    places = (
+        select(ParticipantRow.organization, func.count().label("total"))
+        .join(ProjectRow, ProjectRow.id == ParticipantRow.project)
+        .where(ParticipantRow.organization.in_(names), ProjectRow.deleted_at.is_(None))
     )
     projects = {row.organization: row.total for row in session.execute(places.group_by(ParticipantRow.organization))}
     newest = select(AuditRow.organization, func.max(AuditRow.at).label("last")).where(AuditRow.organization.in_(names))
