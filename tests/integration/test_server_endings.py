@@ -29,6 +29,7 @@ from gramfuse_server.verifying.inventory import take_inventory
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.signatures import public_key
 from support.answers import give, send
+from support.audit_summaries import WARNED
 from support.identities import signed_acceptance
 from support.questions import ask, begin_merged, evaluation, statistics
 from support.secure_sessions import identity_of
@@ -122,6 +123,7 @@ def test_of_a_deleted_project_everything_that_was_signed_can_be_read_and_nothing
         coordinator.put(f"{PATH}/policies/3", json=OPEN_POLICY.model_dump(mode="json")),
         world.accept_policy(PROJECT, "globex"),
         member.put_part(f"{PATH}/contributions/{mine}/files/weights.safetensors", 0, b"x"),
+        member.put_document(f"{PATH}/contributions/{mine}/audit", WARNED),
         member.post(f"{PATH}/contributions/{mine}/seal"),
         member.post(f"{PATH}/contributions/{mine}/withdraw"),
         coordinator.put(f"{PATH}/jobs/second", json=LINEAR),
