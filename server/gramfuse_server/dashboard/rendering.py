@@ -1,5 +1,6 @@
 """Templates into answers. Every value is escaped; a page asked for by htmx comes without its frame."""
 
+from functools import cache
 from typing import Final
 from urllib.parse import quote
 
@@ -21,34 +22,41 @@ WHOLE: Final = "page.html"
 PART: Final = "part.html"
 
 
+@cache
+def _templates() -> Environment:
+    """Return the templates, which are compiled once in a process."""
+    made = Environment(
+        loader=PackageLoader("gramfuse_server", "dashboard/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        size=formats.size,
+        share=formats.share,
+        duration=formats.duration,
+        since=formats.since,
+        until=formats.until,
+        moment=formats.moment,
+        coded=formats.coded,
+        fingerprint=fingerprint_of,
+        why_passed_over=why_passed_over,
+        audit_told=audit_told,
+        summary_told=summary_told,
+        rendered=rendered,
+        score=lambda value, metric: score(metric, value),
+    )
+    made.globals["version"] = __version__
+    return made
+
+
 class Renderer:
     """Renders the dashboard's templates."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._templates = Environment(
-            loader=PackageLoader("gramfuse_server", "dashboard/templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(
-            size=formats.size,
-            share=formats.share,
-            duration=formats.duration,
-            since=formats.since,
-            until=formats.until,
-            moment=formats.moment,
-            coded=formats.coded,
-            fingerprint=fingerprint_of,
-            why_passed_over=why_passed_over,
-            audit_told=audit_told,
-            summary_told=summary_told,
-            rendered=rendered,
-            score=lambda value, metric: score(metric, value),
-        )
-        self._templates.globals["version"] = __version__
+        self._templates = _templates()
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
         """Answer with a page. Templates know the way to the dashboard's address, `root`, and the time, `now`."""

@@ -1,6 +1,7 @@
 """Requests and answers as the API shows them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
@@ -42,7 +43,8 @@ def request_of(row: RequestRow) -> RequestCreate:
 def progress(session: Session, row: RequestRow, now: datetime) -> Progress:
     """Return how far a request is."""
     places = _places(session, [row])[row.project, row.id]
-    return _progress(session, row, {place.organization: _state(upload, place, now) for place, upload in places}, now)
+    states = {place.organization: _state(upload, place, now) for place, upload in places}
+    return _progress(row, _Rules(session).of(row), states, now)
 
 
 def accepted_answers(session: Session, row: RequestRow) -> dict[str, Answer]:
@@ -58,12 +60,12 @@ def request_documents(
     session: Session, rows: Sequence[RequestRow], viewer: str | None, now: datetime
 ) -> list[RequestInfo]:
     """Describe requests; why an answer was refused is its own organization's to know."""
-    places = _places(session, rows)
+    places, rules = _places(session, rows), _Rules(session)
     documents = []
     for row in rows:
-        mine = places[row.project, row.id]
+        mine, rule = places[row.project, row.id], rules.of(row)
         states = {place.organization: _state(upload, place, now) for place, upload in mine}
-        seen = _progress(session, row, states, now)
+        seen = _progress(row, rule, states, now)
         asked = request_of(row)
         answers = {place.organization: _shown(place, asked) for place, _ in mine}
         documents.append(
@@ -76,10 +78,10 @@ def request_documents(
                 block=asked.block,
                 weighting=asked.weighting,
                 after=asked.after,
-                session=_session_digest(session, row),
+                session=None if rule.summed is None else rule.summed.digest,
                 state=seen.state,
                 reason=seen.reason,
-                policy=PolicyReference(version=row.policy_version, digest=_policy(session, row).content_digest()),
+                policy=PolicyReference(version=row.policy_version, digest=rule.policy.content_digest()),
                 created_at=row.created_at,
                 deadline=row.deadline,
                 asked=tuple(
@@ -140,28 +142,49 @@ def _state(upload: UploadRow | None, place: AskedRow, now: datetime) -> AnswerSt
     return "accepted" if upload is None else cast("AnswerState", shown_state(upload, now))
 
 
-def _progress(session: Session, row: RequestRow, states: dict[str, AnswerState], now: datetime) -> Progress:
-    policy = _policy(session, row)
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a request follows: the policy that it was asked under, and the secure sum that it is a stage of."""
+
+    policy: Policy
+    summed: SessionManifest | None
+
+
+class _Rules:
+    """The rules of requests; those that many share are read once, for manifests of secure sums are large."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._policies: dict[tuple[str, int], Policy] = {}
+        self._summed: dict[tuple[str, str], SessionManifest | None] = {}
+
+    def of(self, row: RequestRow) -> _Rule:
+        """Return a request's."""
+        return _Rule(
+            self._policy(row.project, row.policy_version), self._manifest(row.project, row.opened_by or row.id)
+        )
+
+    def _policy(self, project: str, version: int) -> Policy:
+        key = project, version
+        if key not in self._policies:
+            self._policies[key] = Policy.parse(self._session.get_one(PolicyRow, key).document)
+        return self._policies[key]
+
+    def _manifest(self, project: str, opened_by: str) -> SessionManifest | None:
+        key = project, opened_by
+        if key not in self._summed:
+            opened = self._session.get_one(RequestRow, key)
+            self._summed[key] = None if opened.session is None else SessionManifest.parse(opened.session)
+        return self._summed[key]
+
+
+def _progress(row: RequestRow, rule: _Rule, states: dict[str, AnswerState], now: datetime) -> Progress:
+    threshold = 0 if rule.summed is None else rule.summed.threshold
     return progress_of(
         states,
         deadline=row.deadline,
         cancelled=row.cancelled_at is not None,
         now=now,
-        policy=policy,
-        fewest=max(policy.minimum_cohort, _threshold(session, row)),
+        policy=rule.policy,
+        fewest=max(rule.policy.minimum_cohort, threshold),
     )
-
-
-def _threshold(session: Session, row: RequestRow) -> int:
-    """How many members a secure sum needs; 0 of what is none."""
-    opened = row if row.opened_by is None else session.get_one(RequestRow, (row.project, row.opened_by))
-    return 0 if opened.session is None else SessionManifest.parse(opened.session).threshold
-
-
-def _session_digest(session: Session, row: RequestRow) -> str | None:
-    opened = row if row.opened_by is None else session.get_one(RequestRow, (row.project, row.opened_by))
-    return None if opened.session is None else SessionManifest.parse(opened.session).digest
-
-
-def _policy(session: Session, row: RequestRow) -> Policy:
-    return Policy.parse(session.get_one(PolicyRow, (row.project, row.policy_version)).document)
