@@ -68,6 +68,13 @@ def test_help_shows_every_word_that_was_written(words, command, capsys):
     assert squeezed(" ".join(words)) in shown[shown.index("Example") :]
 
 
+@pytest.mark.parametrize("program", ["gramfuse", "gramfuse-server"])
+def test_a_program_without_a_command_shows_its_help(program, capsys):
+    assert run([program]) == 2
+    captured = capsys.readouterr()
+    assert "Usage" in captured.out + captured.err
+
+
 def test_lines_of_a_paragraph_flow_and_indented_ones_stay():
     text = """First
     and on.

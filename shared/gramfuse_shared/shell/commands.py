@@ -8,6 +8,7 @@ examples, which the source has in a sentence (`Examples: one · another`), each 
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import typer
@@ -103,8 +104,7 @@ def _flowing(paragraph: str) -> str:
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(one == "--format=json" or (one, other) == ("--format", "json") for one, other in pairs)
+    return "--format=json" in arguments or ("--format", "json") in pairwise(arguments)
 
 
 def _exit_code(request: SystemExit) -> int:
