@@ -71,7 +71,8 @@ class Contributions(Projects):
         """Send a fine-tuned model and its statistics; return the contribution once the server accepted it.
 
         Only what the project's policy allows is sent. A rerun sends only the parts that are missing. The home remembers
-        which project the weights went to, and the plan warns of the next one.
+        which project the weights went to, and the plan warns of the next one. What the server checks already, or has
+        accepted and merges take, is returned as it is: nothing leaves, so it is not audited and `confirm` is not asked.
 
         Args:
             project: the project.
@@ -97,6 +98,11 @@ class Contributions(Projects):
         from gramfuse.identity import load_identity  # noqa: PLC0415 - cryptography takes its time to load
 
         prepared = self._prepare(project, model, statistics, fisher, base, labels)
+        standing = [one for one in self._standing(prepared.project.id) if pushing.may_be(prepared, one)]
+        package = prepared.package(on_progress) if standing else None
+        for one in standing:
+            if package is not None and pushing.is_same(package, one):
+                return self._checked(prepared.project.id, one, on_progress, timeout)
         if auditing is not None:
             report = self._audited(prepared, auditing)
             auditing.on_report(report)
@@ -111,7 +117,7 @@ class Contributions(Projects):
         if confirm(prepared.plan) is not True:
             msg = "nothing was sent: the contribution was not confirmed"
             raise NotConfirmedError(msg)
-        package = prepared.package(on_progress)
+        package = package or prepared.package(on_progress)
         self._count_release(prepared)
         SentBefore(self.home).remember(prepared.sent)
         sent = pushing.send(
@@ -122,18 +128,7 @@ class Contributions(Projects):
             parallel=self._parallel,
             on_progress=on_progress,
         )
-        path = f"v1/projects/{prepared.project.id}/contributions/{sent.id}"
-        if sent.state == "sealed":
-            begin_check(on_progress)
-        checked = poll(
-            lambda: ContributionDetail.parse(self._transport.call("GET", path)),
-            lambda seen: seen.state not in {"open", "sealed"},
-            what="the server's check of the contribution",
-            deadline=Deadline(timeout),
-            sleep=self._sleep,
-            workers=self._workers(),
-        )
-        return pushing.require_accepted_by_server(checked)
+        return self._checked(prepared.project.id, sent, on_progress, timeout)
 
     def package(
         self,
@@ -214,6 +209,27 @@ class Contributions(Projects):
 
     def _audited(self, prepared: pushing.Prepared, auditing: Auditing) -> AuditReport:
         return current_report(self.home, prepared.draft, prepared.base, prepared.policy, prepared.base_folder, auditing)
+
+    def _standing(self, project: str) -> list[ContributionDetail]:
+        """Return the organization's own contributions that the server checks, or that merges take."""
+        mine = self.contributions(project, organization=self.organization)
+        return [self.contribution(project, one.id) for one in mine if one.counts or one.state == "sealed"]
+
+    def _checked(
+        self, project: str, sent: ContributionDetail, on_progress: OnProgress | None, timeout: float | None
+    ) -> ContributionDetail:
+        """Wait for the server's check of what was sent, and require that it accepted it."""
+        if sent.state == "sealed":
+            begin_check(on_progress)
+        checked = poll(
+            lambda: self.contribution(project, sent.id),
+            lambda seen: seen.state not in {"open", "sealed"},
+            what="the server's check of the contribution",
+            deadline=Deadline(timeout),
+            sleep=self._sleep,
+            workers=self._workers(),
+        )
+        return pushing.require_accepted_by_server(checked)
 
     def _count_release(self, prepared: pushing.Prepared) -> None:
         """Have noised statistics in the ledger before a byte of them is sent; the same file twice counts once."""

@@ -246,8 +246,16 @@ def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(glob
     assert "globex: policy accepted, no contribution yet" in globex("project", "show", joined)[1]
     pushed = globex.json(*push, "--yes")
     assert pushed["audit"]["verdict"] == "pass"
-    sent = Contribution.model_validate({k: v for k, v in pushed.items() if k not in {"manifest", "audit"}})
-    assert sent.state == "accepted"
+    sent = Contribution.model_validate({k: v for k, v in pushed.items() if k not in {"manifest", "audit", "new"}})
+    assert (sent.state, pushed["new"]) == ("accepted", True)
+    code, out, err = globex(*push)  # nobody is asked about what is there
+    assert (code, f"accepted: contribution {sent.id} of globex; it was there already, so nothing was sent" in out) == (
+        0,
+        True,
+    )
+    assert "Leaves this machine" not in err
+    again = globex.json(*push)
+    assert (again["id"], again["new"], again["audit"]) == (sent.id, False, None)
     code, out, _ = globex("contribution", "list", joined, "--state", "accepted")
     assert sent.id[:16] in out
     assert "globex: policy accepted, contribution accepted" in globex("project", "show", joined)[1]

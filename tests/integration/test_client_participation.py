@@ -207,12 +207,26 @@ def test_a_lost_answer_to_the_seal_does_not_lose_the_push(globex, project, tuned
         assert client.push(project, model=tuned, confirm=yes).state == "accepted"
 
 
-def test_pushing_the_same_content_again_sends_nothing(globex, project, tuned):
+def test_pushing_the_same_content_again_asks_and_sends_nothing(globex, project, tuned, statistics):
+    def never(_: object) -> bool:
+        pytest.fail("nothing leaves, so there is nothing to ask")
+
+    with globex.client() as client:
+        first = client.push(project, model=tuned, statistics=statistics, confirm=yes)
+        globex.wire.requests.clear()
+        assert client.push(project, model=tuned, statistics=statistics, confirm=never).id == first.id
+        assert {method for method, *_ in globex.wire.requests} == {"GET"}
+        with pytest.raises(NotConfirmedError):  # without the statistics it is another contribution
+            client.push(project, model=tuned, confirm=lambda _: False)
+
+
+def test_another_model_of_the_same_shapes_is_asked_about_and_sent(globex, project, tuned, tmp_path):
+    asked = []
     with globex.client() as client:
         first = client.push(project, model=tuned, confirm=yes)
-        globex.wire.requests.clear()
-        assert client.push(project, model=tuned, confirm=yes).id == first.id
-    assert globex.wire.parts_sent() == []
+        retrained = write_model(tmp_path / "retrained", seed=77)
+        second = client.push(project, model=retrained, confirm=lambda plan: not asked.append(plan))
+    assert (len(asked), second.id != first.id) == (1, True)
 
 
 def test_content_that_was_withdrawn_can_be_pushed_again(globex, project, tuned):
@@ -245,7 +259,7 @@ def test_weights_that_were_pushed_to_one_project_are_warned_of_before_another_on
         push(client, project)
         told = client.plan(project, model=tuned).to_json()["warnings"]
     warned = ["you pushed these weights to" in text for text in shown]
-    assert warned == [False, False, True, True]
+    assert warned == [False, False, True]
     assert "pushed these weights to acme.tweets before" in shown[2]
     assert any("pushed these weights to acme.news before" in warning for warning in told)
 

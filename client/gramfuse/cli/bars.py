@@ -163,7 +163,8 @@ def _bars(*columns: rich_progress.ProgressColumn) -> Iterator[rich_progress.Prog
     try:
         yield bars
     finally:
-        bars.stop()
+        if bars.live.is_started:  # else Rich writes an empty line where there is no terminal
+            bars.stop()
 
 
 def _bytes_bars() -> contextlib.AbstractContextManager[rich_progress.Progress]:

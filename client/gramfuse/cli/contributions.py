@@ -73,7 +73,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, and send nothing.")] = False,
 ) -> None:
     """Show what of your model leaves and what stays, audit it, ask, and send it. Running it again sends only what is
-    missing.
+    missing; what is there already is told, and nothing is asked.
 
     The policy is enforced here first: what it forbids stays at home. Texts never leave. The audit is that of `gramfuse
     audit`, or its kept report where nothing has changed; warnings are shown before you are asked, and a threshold that
@@ -116,10 +116,10 @@ def push(
 
             sent = client.push(project, **sources, auditing=auditing, confirm=confirm, on_progress=on_progress)
     told = output.to_json(sent.model_copy(update={"manifest": None}))
-    output.show(
-        told | {"audit": reports[-1].to_json(), "audit_summary": told["audit"]},
-        lambda console: console.print(f"{sent.state}: contribution {sent.id} of {sent.organization}", markup=False),
-    )
+    told |= {"audit": reports[-1].to_json() if reports else None, "audit_summary": told["audit"], "new": bool(reports)}
+    known = "" if reports else "; it was there already, so nothing was sent"
+    words = f"{sent.state}: contribution {sent.id} of {sent.organization}{known}"
+    output.show(told, lambda console: console.print(words, markup=False))
 
 
 def _label_ids(text: str) -> list[int]:

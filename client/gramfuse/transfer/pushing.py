@@ -1,6 +1,6 @@
 """Push a contribution: look, decide, ask, and only then read and send."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -16,7 +16,7 @@ from gramfuse.transfer.uploads import send_missing_parts
 from gramfuse_shared.contract.audit_summary import AuditSummary
 from gramfuse_shared.contract.http_api import ContributionDetail, Project
 from gramfuse_shared.contract.identity import SIGNATURE_HEADER, statement_of
-from gramfuse_shared.contract.manifest import BaseManifest
+from gramfuse_shared.contract.manifest import BaseManifest, TapInfo, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.errors import (
     ArchitectureMismatchError,
@@ -117,6 +117,25 @@ def prepare(
     return Prepared(project, organization, base, policy, draft, base_folder, sent)
 
 
+def may_be(prepared: Prepared, known: ContributionDetail) -> bool:
+    """Tell whether a contribution may hold what a push would send, as far as can be said without reading its bytes."""
+    if known.manifest is None or known.policy != prepared.project.policy:
+        return False
+    weights, statistics = known.manifest.weights, known.manifest.statistics
+    taps = () if statistics is None else statistics.taps
+    return _by_name(weights.tensors) == _by_name(decision.info for decision in prepared.plan.leaving_weights) and (
+        _by_name(taps) == _by_name(decision.info for decision in prepared.plan.leaving_taps)
+    )
+
+
+def is_same(package: Package, known: ContributionDetail) -> bool:
+    """Tell whether a contribution is what a package would be, of whichever generation."""
+    manifest = known.manifest
+    return manifest is not None and package.manifest == manifest.model_copy(
+        update={"generation": package.manifest.generation}
+    )
+
+
 def send(
     transport: Transport,
     package: Package,
@@ -209,6 +228,10 @@ def require_accepted(project: Project, organization: str) -> None:
         current = project.policy.version
         msg = f"{organization} has accepted {had} of the policies of {project.id}; version {current} is current"
         raise PolicyNotAcceptedError(msg, version=project.policy.version, digest=project.policy.digest)
+
+
+def _by_name(described: Iterable[TensorInfo | TapInfo]) -> dict[str, TensorInfo | TapInfo]:
+    return {one.name: one for one in described}
 
 
 def _require_base_folder(folder: Path, base: BaseManifest) -> None:
