@@ -39,6 +39,7 @@ class Loops(Contributions, Merges):
         keep: bool = False,
         on_request: Callable[[RequestInfo], None] = lambda _: None,
         on_progress: Callable[[RefinementProgress], None] = lambda _: None,
+        on_known: Callable[[str], None] = lambda _: None,
     ) -> Job:
         """Merge a model anew block by block, each with Gram matrices of the model merged so far (RegMean++).
 
@@ -64,6 +65,7 @@ class Loops(Contributions, Merges):
             on_request: told each open request before it is waited for. Where one program holds everybody's clients, let
                 them answer in it.
             on_progress: told how far it is.
+            on_known: told each merge that was there already and is not made anew.
 
         Raises:
             PolicyViolationError: the policy does not let participants be asked.
@@ -90,6 +92,7 @@ class Loops(Contributions, Merges):
             keep=keep,
             on_request=on_request,
             on_progress=on_progress,
+            on_known=on_known,
         ).run()
 
     def sum(
@@ -101,6 +104,7 @@ class Loops(Contributions, Merges):
         seconds: int = DEFAULT_SECONDS,
         on_request: Callable[[RequestInfo], None] = lambda _: None,
         on_progress: Callable[[SumProgress], None] = lambda _: None,
+        on_known: Callable[[str], None] = lambda _: None,
     ) -> Job:
         """Merge contributions of which the server sees their sum alone, where the policy says `aggregation: secure`.
 
@@ -118,6 +122,7 @@ class Loops(Contributions, Merges):
             seconds: until the deadline of each stage.
             on_request: told each open request before it is waited for, as `refine` does.
             on_progress: told how far it is.
+            on_known: told each merge that was there already, as `refine` does.
 
         Raises:
             PolicyViolationError, CohortFrozenError: the policy does not sum in secret, or not this.
@@ -133,6 +138,7 @@ class Loops(Contributions, Merges):
             seconds=seconds,
             on_request=on_request,
             on_progress=on_progress,
+            on_known=on_known,
         ).run()
 
     def search(
@@ -148,6 +154,7 @@ class Loops(Contributions, Merges):
         keep: bool = False,
         on_request: Callable[[RequestInfo], None] = lambda _: None,
         on_progress: Callable[[SearchProgress], None] = lambda _: None,
+        on_known: Callable[[str], None] = lambda _: None,
     ) -> SearchResult:
         """Look for the merge that everybody's evaluations find best, in an open project.
 
@@ -165,6 +172,7 @@ class Loops(Contributions, Merges):
             keep: leave the models that were beaten; by default they are deleted.
             on_request: told each open request before it is waited for, as `refine` does.
             on_progress: told how far it is.
+            on_known: told each merge that was there already, as `refine` does.
 
         Raises:
             PolicyViolationError: the project is not open, or the policy allows no evaluations or not the method.
@@ -187,4 +195,5 @@ class Loops(Contributions, Merges):
             keep=keep,
             on_request=on_request,
             on_progress=on_progress,
+            on_known=on_known,
         ).run()

@@ -80,18 +80,31 @@ def wait_for_answers(
 
 
 def run_job(
-    client: "Loops", project: str, job: str, recipe: Recipe, *, on_progress: Callable[[Job], None] = lambda _: None
+    client: "Loops",
+    project: str,
+    job: str,
+    recipe: Recipe,
+    *,
+    on_known: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[Job], None] = lambda _: None,
 ) -> Job:
     """Submit a job, or find it, or retry it where it ended badly; return it once it has succeeded.
+
+    `on_known` is told the id of one that was there already.
 
     Raises:
         GramfuseError: see `Client.submit`, `Client.retry` and `Client.wait`.
     """
-    start_job(client, project, job, recipe)
+    start_job(client, project, job, recipe, on_known=on_known)
     return client.wait(project, job, on_progress=on_progress)
 
 
-def start_job(client: "Loops", project: str, job: str, recipe: Recipe) -> None:
+def start_job(
+    client: "Loops", project: str, job: str, recipe: Recipe, *, on_known: Callable[[str], None] = lambda _: None
+) -> None:
     """As `run_job`, without waiting."""
-    if client.submit(project, recipe, job=job).state in _ENDED_BADLY:
+    submitted = client.submit(project, recipe, job=job)
+    if not submitted.new:
+        on_known(job)
+    if submitted.state in _ENDED_BADLY:
         client.retry(project, job)

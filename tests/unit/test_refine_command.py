@@ -44,10 +44,12 @@ class Client:
 
     def refine(self, project: str, model: str, **settings: Any) -> Job:
         on_request, on_progress = settings.pop("on_request"), settings.pop("on_progress")
+        on_known = settings.pop("on_known")
         self.called = settings | {"project": project, "model": model}
         on_request(REQUEST)
         if self.interrupted:
             raise KeyboardInterrupt
+        on_known("pp-1")
         on_progress(RefinementProgress(STEP, REQUEST))
         on_progress(RefinementProgress(STEP, left={"globex": ("few_rows",)}))
         on_progress(RefinementProgress(STEP, job=JOB))
@@ -77,8 +79,10 @@ def test_by_default_the_published_algorithm_is_asked_for(client, capsys):
         "seconds": 7 * 24 * 3600,
         "keep": False,
     }
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "pp" in out
+    known = "1 merge was there already (pp-1), and it is not made anew: another --id makes all of them anew"
+    assert known in " ".join(err.split())
     assert "a.0.q.weight (globex: too few texts were measured)" in " ".join(out.split())
 
 

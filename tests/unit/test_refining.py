@@ -10,7 +10,7 @@ from gramfuse.refining.blocks import block_of, parameters_of_blocks, plan_blocks
 from gramfuse.refining.groups import plan_groups
 from gramfuse.refining.planning import plan_steps, recipe_of_step
 from gramfuse.refining.running import Refinement, RefinementProgress, measured_block, require_options_of_method
-from gramfuse_shared.contract.http_api import Job, PolicyVersion
+from gramfuse_shared.contract.http_api import Job, PolicyVersion, SubmittedJob
 from gramfuse_shared.contract.manifest import BaseFile, BaseManifest, PolicyReference, TensorInfo
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
@@ -293,10 +293,11 @@ class Coordinator:
             raise RequestFailedError(request)
         return self.asked[request]
 
-    def submit(self, _project: str, recipe: Recipe, *, job: str) -> Job:
+    def submit(self, _project: str, recipe: Recipe, *, job: str) -> SubmittedJob:
+        is_new = job not in self.submitted
         assert self.submitted.setdefault(job, recipe) == recipe, "another recipe under the same id"
         self.calls.append(f"submit {job}")
-        return self._job(job, recipe)
+        return SubmittedJob.model_validate(self._job(job, recipe).model_dump() | {"new": is_new})
 
     def retry(self, _project: str, job: str) -> None:
         self.calls.append(f"retry {job}")
@@ -332,6 +333,7 @@ def refine(client: Any, **changes: Any) -> Job:
         "ridge": None,
         "on_request": lambda _: None,
         "on_progress": lambda _: None,
+        "on_known": lambda _: None,
     }
     return Refinement(client=client, **settings | changes).run()
 
@@ -404,7 +406,9 @@ def test_the_same_call_again_asks_nothing_and_merges_nothing_anew():
     first = refine(client, keep=True)
     client.calls.clear()
     client.states.clear()
-    assert refine(client, keep=True, seconds=60) == first
+    known: list[str] = []
+    assert refine(client, keep=True, seconds=60, on_known=known.append) == first
+    assert known == ["pp-1", "pp-2", "pp"]
     assert client.calls == ["submit pp-1", "submit pp-2", "submit pp"]  # the same ids with the same recipes
 
 

@@ -31,6 +31,7 @@ class Client:
         self.interrupted = False
         self.strategy: Any = None
         self.settings: dict[str, Any] = {}
+        self.known: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +41,10 @@ class Client:
 
     def search(self, project: str, strategy: Any, **settings: Any) -> SearchResult:
         on_request, on_progress = settings.pop("on_request"), settings.pop("on_progress")
+        on_known = settings.pop("on_known")
         self.strategy, self.settings = strategy, settings | {"project": project}
+        for job in self.known:
+            on_known(job)
         on_progress(SearchProgress(1, 0, 2))
         on_request(REQUEST)
         on_progress(SearchProgress(1, 1, 2, request=REQUEST))
@@ -99,6 +103,16 @@ def test_the_table_is_sorted_names_the_best_and_says_what_it_was_chosen_on(clien
     assert "the best loss has s-2 (words of s-2); it was chosen on these texts, so judge it on others" in lines[-1]
     main(["search", "greedy", "acme.tweets", "--id", "s", "--method", "linear"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["s-2", "s-1"]
+
+
+def test_merges_that_were_there_already_are_told(client, capsys):
+    client.known = [f"s-{number}" for number in range(7)]
+    command = ["search", "greedy", "acme.tweets", "--id", "s", "--method", "linear"]
+    assert main(command) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "7 merges were there already (s-0, s-1, s-2, s-3, s-4, …), and they are not made anew" in told
+    assert main([*command, "--format", "json"]) == 0
+    assert "there already" not in capsys.readouterr().err
 
 
 def test_json_holds_every_trial(client, capsys):

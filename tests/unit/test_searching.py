@@ -9,7 +9,7 @@ import pytest
 from gramfuse.searching.judging import goodness, is_answered_by, judge
 from gramfuse.searching.running import Search
 from gramfuse.searching.strategies import GreedySearch, GridSearch
-from gramfuse_shared.contract.http_api import Contribution, Job, PolicyVersion
+from gramfuse_shared.contract.http_api import Contribution, Job, PolicyVersion, SubmittedJob
 from gramfuse_shared.contract.policy import Policy
 from gramfuse_shared.contract.recipe import Recipe
 from gramfuse_shared.contract.requests import RequestCreate, RequestInfo
@@ -120,11 +120,12 @@ class Coordinator:
             Contribution.model_validate(one | {"policy": REFERENCE, "bytes": 1, "created_at": NOW}) for one in listed
         ]
 
-    def submit(self, _project: str, recipe: Recipe, *, job: str) -> Job:
-        if job not in self.submitted:
+    def submit(self, _project: str, recipe: Recipe, *, job: str) -> SubmittedJob:
+        is_new = job not in self.submitted
+        if is_new:
             self.calls.append(f"merge {'+'.join(self._members(recipe))}")
         assert self.submitted.setdefault(job, recipe) == recipe
-        return self._job(job)
+        return SubmittedJob.model_validate(self._job(job).model_dump() | {"new": is_new})
 
     def wait(self, _project: str, job: str, *, on_progress: Any) -> Job:
         on_progress(self._job(job))
@@ -194,6 +195,7 @@ def search(client: Any, strategy: Any = None, **changes: Any) -> Any:
         "keep": False,
         "on_request": lambda _: None,
         "on_progress": lambda _: None,
+        "on_known": lambda _: None,
     }
     return Search(client=client, strategy=strategy or GreedySearch(REGMEAN), **settings | changes).run()
 
@@ -233,10 +235,14 @@ def test_where_the_tried_cohorts_leave_somebody_out_everybodys_merge_is_tried_be
 
 def test_the_same_search_again_merges_and_asks_nothing_more():
     client = Coordinator()
-    first = search(client)
+    known: list[str] = []
+    first = search(client, on_known=known.append)
+    search(Coordinator(), models_per_request=2, on_known=known.append)  # everybody's merge is in several portions
+    assert known == []
     client.calls.clear()
-    assert search(client, models_per_request=3) == first  # and in other portions
+    assert search(client, models_per_request=3, on_known=known.append) == first  # and in other portions
     assert client.calls == []
+    assert known == [trial.job for trial in first.trials]
 
 
 def test_an_interrupted_search_goes_on_where_it_was():

@@ -1,9 +1,9 @@
 """What commands of requests have in common: their options, how answers are counted, the bar of a loop, and Ctrl-C."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, cast, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Final, cast, get_args
 
 import typer
 
@@ -17,6 +17,8 @@ WeightingOption = Annotated[
 ]
 DaysOption = Annotated[float, typer.Option("--days", min=0.001, max=365, help="Until the deadline of a request.")]
 
+_MOST_NAMED: Final = 5
+
 
 @dataclass(slots=True)
 class ShownLoop:
@@ -24,6 +26,7 @@ class ShownLoop:
 
     _show_bar: Callable[[float, str], None]
     waited: RequestInfo | None = None
+    known: list[str] = field(default_factory=list)
 
     def wait_for(self, request: RequestInfo) -> None:
         """Note a request that is open."""
@@ -37,7 +40,7 @@ class ShownLoop:
 
 @contextmanager
 def shown_loop(project: str, title: str) -> Iterator[ShownLoop]:
-    """Show a loop; on Ctrl-C tell which request goes on without it, and exit."""
+    """Show a loop, and tell which merges were there; on Ctrl-C tell which request goes on without it, and exit."""
     with bars.steps(title) as show_bar:
         shown = ShownLoop(show_bar)
         try:
@@ -47,6 +50,15 @@ def shown_loop(project: str, title: str) -> Iterator[ShownLoop]:
                 way_back = f"`gramfuse request cancel {project} {shown.waited.id}` takes it back"
                 output.note(f"request {shown.waited.id} stays open for answers; {way_back}")
             raise typer.Exit(output.EXIT_INTERRUPTED) from None
+    if shown.known:
+        output.note(describe_known(shown.known))
+
+
+def describe_known(jobs: Sequence[str]) -> str:
+    """Say that merges were there already, from an earlier run under the same id."""
+    named = ", ".join([*jobs[:_MOST_NAMED], *(["…"] if len(jobs) > _MOST_NAMED else [])])
+    were, they = ("merge was", "it is") if len(jobs) == 1 else ("merges were", "they are")
+    return f"{len(jobs)} {were} there already ({named}), and {they} not made anew: another --id makes all of them anew"
 
 
 def seconds_of(days: float) -> int:

@@ -80,6 +80,7 @@ def refine(
             seconds=seconds_of(days),
             keep=keep,
             on_request=shown.wait_for,
+            on_known=shown.known.append,
             on_progress=show,
         )
     rows = [
@@ -125,6 +126,7 @@ def sum_command(
             result=identifier,
             seconds=seconds_of(days),
             on_request=shown.wait_for,
+            on_known=shown.known.append,
             on_progress=lambda seen: shown.show(seen.share, _describe_sum(seen), seen.request),
         )
     rows = [

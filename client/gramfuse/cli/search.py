@@ -157,6 +157,7 @@ def _search(
             seconds=seconds_of(days),
             keep=keep,
             on_request=shown.wait_for,
+            on_known=shown.known.append,
             on_progress=lambda seen: shown.show(seen.judged / seen.proposed, _describe(seen), seen.request),
         )
     output.show(result.to_json(), lambda console: _render(result, console))

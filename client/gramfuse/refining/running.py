@@ -67,6 +67,7 @@ class Refinement:
     ridge: float | None
     on_request: Callable[[RequestInfo], None]
     on_progress: Callable[[RefinementProgress], None]
+    on_known: Callable[[str], None]
 
     def run(self) -> Job:
         """Carry out what is not done yet, and return the last job.
@@ -102,6 +103,7 @@ class Refinement:
             self.project,
             step.job,
             recipe,
+            on_known=self.on_known,
             on_progress=lambda seen: self.on_progress(RefinementProgress(step, job=seen, left=left)),
         )
         if step.origin != self.model and not self.keep:

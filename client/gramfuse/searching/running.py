@@ -47,10 +47,13 @@ class Search:
     keep: bool
     on_request: Callable[[RequestInfo], None]
     on_progress: Callable[[SearchProgress], None]
+    on_known: Callable[[str], None]
     _members: tuple[Member, ...] = field(init=False, default=())
     _judged: dict[str, Judgement] = field(init=False, default_factory=dict)
     _trials: dict[str, Trial] = field(init=False, default_factory=dict)
     _deleted: set[str] = field(init=False, default_factory=set)
+    _known: set[str] = field(init=False, default_factory=set)
+    _started: set[str] = field(init=False, default_factory=set)
 
     def run(self) -> SearchResult:
         """Try all that the strategy proposes, as far as it is not done yet.
@@ -63,6 +66,7 @@ class Search:
         require_search_allowed(self.strategy.recipe, policy)
         self._members = self._find_members()
         self._remember()
+        self._known = set(self._judged)
         proposing = self.strategy.propose(self._members, smallest=policy.minimum_cohort)
         curve: list[Trial] = []
         batch = _sent(proposing, None)
@@ -71,6 +75,9 @@ class Search:
             scores = [self._goodness(self._job(proposal)) for proposal in batch]
             curve.append(self._trials[self._job(batch[scores.index(max(scores))])])
             batch = _sent(proposing, scores)
+        for job in self._trials:
+            if job in self._known:
+                self.on_known(job)
         best = self._best()
         self._delete_all_but({best.job})
         return SearchResult(self.metric, self.averaging, best, tuple(self._trials.values()), tuple(curve))
@@ -108,7 +115,8 @@ class Search:
             self.on_progress(SearchProgress(number, judged, len(batch), request, job))
 
         for job, recipe in jobs.items():  # all of them first, so that they can be merged side by side
-            start_job(self.client, self.project, job, recipe)
+            start_job(self.client, self.project, job, recipe, on_known=self._note_known)
+            self._started.add(job)
         for job in jobs:
             self.client.wait(self.project, job, on_progress=lambda seen: tell(job=seen))
         request = wait_for_answers(
@@ -163,6 +171,10 @@ class Search:
             is_ours = request.kind == "evaluate" and request.id.startswith(f"{self.name}-")
             if is_ours and request.state == "complete" and is_answered_by(request, judges):
                 self._judged |= judge(request, judges, self.metric, self.averaging)
+
+    def _note_known(self, job: str) -> None:
+        if job not in self._started:  # everybody's merge may be in several portions
+            self._known.add(job)
 
     def _note(self, proposals: Iterable[Proposal], *, number: int) -> None:
         for one in proposals:

@@ -51,6 +51,7 @@ class Summation:
     seconds: int
     on_request: Callable[[RequestInfo], None]
     on_progress: Callable[[SumProgress], None]
+    on_known: Callable[[str], None]
 
     def run(self) -> Job:
         """Carry out what is not done yet, and return the job.
@@ -69,6 +70,7 @@ class Summation:
             self.project,
             self.result,
             recipe,
+            on_known=self.on_known,
             on_progress=lambda seen: self.on_progress(SumProgress(job=seen)),
         )
 
