@@ -255,6 +255,25 @@ def test_a_policy_is_read_from_yaml_and_a_typo_is_named(tmp_path):
         read_policy(path)
 
 
+@pytest.mark.parametrize(
+    ("written", "in_vain"),
+    [
+        ("requests: [evaluate, gram]", []),
+        ("heads: shared\nmethods: [regmean, head]\nrequests: [head]", []),
+        ("heads: shared\nrequests: [evaluate, head, refit]", ["head", "refit"]),
+        ("methods: [regmean, calibration]\nrequests: [calibration]", ["calibration"]),
+    ],
+)
+def test_requests_that_a_policy_names_in_vain_are_warned_of_before_anybody_accepts_it(
+    tmp_path, capsys, written, in_vain
+):
+    path = tmp_path / "policy.yaml"
+    path.write_text(written + "\n")
+    read_policy(path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.findall(r"nobody can be asked for (\w+)", told) == in_vain
+
+
 def test_an_unsafe_rule_is_called_unsafe_before_it_is_accepted():
     assert not any("UNSAFE" in sentence for sentence in describe_policy(Policy()))
     unsafe = Policy(embeddings="average", embedding_taps="send", cohorts="open")

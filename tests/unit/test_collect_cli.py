@@ -220,6 +220,16 @@ def test_malformed_texts_are_refused_with_their_line(tmp_path, content, error):
         read_texts(path)
 
 
+def test_a_field_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"note": "a", "tags": ["O"]}\n')
+    for fields, named in ((Fields(tokens="token"), "'token'"), (Fields(text="note", pair="other"), "'other'")):
+        with pytest.raises(DocumentMalformedError, match=f"has no field {named}, but note, tags"):
+            read_texts(path, fields)
+    with pytest.raises(ConfigurationError, match="tokens, words, but note, tags: name it"):
+        read_texts(path)
+
+
 @pytest.mark.parametrize("name", ["texts.csv", "texts.yaml", "texts.csv.gz", "texts.parquet"])
 def test_a_table_is_no_text_a_line_and_what_is_read_is_said(tmp_path, name):
     (tmp_path / name).write_text("text,label\na b,1\n", encoding="utf-8")

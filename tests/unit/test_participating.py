@@ -282,6 +282,13 @@ def test_watching_ends_with_ctrl_c_and_shows_each_outcome_once(watch, capsys):
     assert json.loads(shown) == [{"request": "first", "kind": "evaluate", "outcome": "answered"}]
 
 
+def test_what_the_configuration_lacks_for_an_answer_is_told(watch, capsys):
+    asked = request("second").model_copy(update={"kind": "head"})
+    code, _ = watch(lambda _: [Handled(asked, "no local data")])
+    told = " ".join(capsys.readouterr().err.split())
+    assert (code, "second waits for an answer: add measured and model to the configuration" in told) == (0, True)
+
+
 def test_a_request_that_fails_or_was_declined_is_left_alone_and_watching_goes_on(watch, capsys):
     def fail(options: Any) -> list[Handled]:
         options["on_failure"](request("second"), PolicyViolationError("too few rows"))

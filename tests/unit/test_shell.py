@@ -103,6 +103,14 @@ def test_each_example_has_a_line_of_its_own_to_be_copied(capsys):
     ]
 
 
+def test_examples_behind_the_options_have_a_line_each(capsys):
+    assert run(["gramfuse", "stats", "collect", "--help"]) == 0
+    shown = capsys.readouterr().out
+    examples = [line.strip() for line in shown[shown.index("Examples:") :].splitlines() if "gramfuse" in line]
+    assert len(examples) > 1
+    assert all(line.startswith("gramfuse ") and line.count("gramfuse ") == 1 for line in examples)
+
+
 def small(seen):
     app = typer.Typer(add_completion=False)
 

@@ -1,6 +1,8 @@
 """The configuration of `gramfuse participate`: which project, which local data, and what is answered without asking."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Final, Literal, get_args
 
 import yaml
@@ -17,6 +19,12 @@ DEFAULT_FOLDER: Final = Path("answers")
 
 _KINDS_OF_MODELS: Final[frozenset[AskedKind]] = frozenset({"head", "refit"})
 """Those that cannot be answered without the organization's own model."""
+
+_TEXTS_OF_KINDS: Final[Mapping[str, str]] = MappingProxyType(
+    {"evaluate": "held_out", "gram": "measured", "head": "measured", "refit": "measured"}
+    | {"calibration": "calibrated (or held_out)"}
+)
+"""The key of the configuration that names the texts of a kind, as people are told it."""
 
 
 class LocalTexts(Document):
@@ -99,6 +107,15 @@ class Participation(Document):
         if stage_named(request.kind) is not None:
             return self.model is not None
         return request.kind in self.kinds and (request.block == "merged" or self.model is not None)
+
+    def lacking(self, request: RequestInfo) -> str:
+        """Name the keys without which a request cannot be answered; empty if there is all."""
+        if self.can_answer(request):
+            return ""
+        texts = _TEXTS_OF_KINDS.get(request.kind, "") if self.texts_for(request.kind) is None else ""
+        uses_model = stage_named(request.kind) is not None or request.kind in _KINDS_OF_MODELS or request.block == "own"
+        model = "model" if uses_model and self.model is None else ""
+        return " and ".join(filter(None, (texts, model)))
 
     def allows(self, request: RequestInfo) -> bool:
         """Tell whether a request is answered without asking; of a secure sum whoever joined goes on."""

@@ -51,7 +51,7 @@ def participate_command(
     participation = read_participation(configuration)
     if not watch:
         handled = _answer(participation, yes=yes, on_failure=lambda *_: None)
-        _show(handled)
+        _show(handled, participation)
         _raise_first(handled)
         return
     with first_interrupt("stopping; Ctrl-C again stops at once") as stopped:
@@ -80,7 +80,7 @@ def participate_command(
             news = [one for one in handled if (one.request.id, one.outcome) not in told]
             told.update((one.request.id, one.outcome) for one in news)
             if news:
-                _show(news)
+                _show(news, participation)
             stopped.wait(every)
 
 
@@ -120,13 +120,17 @@ def _raise_first(handled: Sequence[Handled]) -> None:
         raise type(error)(msg, **error.facts) from error
 
 
-def _show(handled: Sequence[Handled]) -> None:
+def _show(handled: Sequence[Handled], participation: Participation) -> None:
     rows = [(one.request.id, one.request.kind, ", ".join(one.request.models), one.outcome) for one in handled]
     result = [_told(one) for one in handled]
     if not handled and not output.is_json():
         output.note("no request waits for your organization", always=True)
         return
     output.show(result, output.table(("request", "kind", "models", "outcome"), rows))
+    for one in handled:
+        if one.outcome == "no local data":
+            lacking = participation.lacking(one.request)
+            output.note(f"{one.request.id} waits for an answer: add {lacking} to the configuration, and run this again")
 
 
 def _told(one: Handled) -> dict[str, Any]:

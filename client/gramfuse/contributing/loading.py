@@ -1,7 +1,8 @@
 """What a model folder and a statistics file hold, read from their headers alone: no tensor is loaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,13 @@ from gramfuse_shared.contract.safetensors_header import (
     parse_header_length,
 )
 from gramfuse_shared.contract.statistics_file import StatisticsMetadata, parse_statistics_metadata
-from gramfuse_shared.errors import FileUnreadableError, GramfuseError, HeaderMalformedError, TooLargeError
+from gramfuse_shared.errors import (
+    FileUnreadableError,
+    GramfuseError,
+    HeaderMalformedError,
+    StatisticsMalformedError,
+    TooLargeError,
+)
 from gramfuse_shared.identifiers import is_file_name
 
 SINGLE_FILE: Final = "model.safetensors"
@@ -124,6 +131,16 @@ def _open_differences(folder: Path) -> ModelFolder:
     )
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have what is wrong with a file's metadata told with the file's name."""
+    try:
+        yield
+    except StatisticsMalformedError as error:
+        msg = f"{path}: {error.message}"
+        raise StatisticsMalformedError(msg, **error.facts) from error
+
+
 def open_statistics_file(path: Path) -> StatisticsFile:
     """Read the header and the metadata of a statistics file.
 
@@ -132,7 +149,8 @@ def open_statistics_file(path: Path) -> StatisticsFile:
         HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: it is not a statistics file.
     """
     header = read_header(path)
-    return StatisticsFile(path, parse_statistics_metadata(header), header.tensors)
+    with _naming(path):
+        return StatisticsFile(path, parse_statistics_metadata(header), header.tensors)
 
 
 def open_fisher_file(path: Path) -> FisherFile:
@@ -143,7 +161,8 @@ def open_fisher_file(path: Path) -> FisherFile:
         HeaderMalformedError, HeaderTooLargeError, StatisticsMalformedError: it is not such a file.
     """
     header = read_header(path)
-    return FisherFile(path, parse_fisher_metadata(header), header.tensors)
+    with _naming(path):
+        return FisherFile(path, parse_fisher_metadata(header), header.tensors)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -137,7 +137,10 @@ def _decide_weight(
         )
         raise ArchitectureMismatchError(msg, tensor=tensor.name)
     if tensor.shape != expected.shape:
-        msg = f"{tensor.name} is {list(tensor.shape)}, the project's base has {list(expected.shape)}"
+        msg = (
+            f"{tensor.name} is {list(tensor.shape)}, the project's base has {list(expected.shape)}: fine-tune the "
+            "project's own base (`gramfuse project base pull`), with as many labels and tokens as it has"
+        )
         raise ArchitectureMismatchError(msg, tensor=tensor.name)
     return TensorDecision(tensor, role, None)
 

@@ -15,6 +15,8 @@ Text = str | tuple[str, str] | list[str]
 
 _TEXT_FIELDS: Final = ("text", "sentence", "content", "document")
 _WORD_FIELDS: Final = ("tokens", "words")
+_MOST_NAMED: Final = 12
+"""Fields of a record that a message names."""
 
 _JSON_LINES: Final = frozenset({".jsonl", ".json", ".ndjson"})
 _PLAIN_TEXT: Final = frozenset({".txt", ".text", ""})  # without an ending: a pipe, or a file that says nothing else
@@ -140,17 +142,31 @@ def text_of(record: Any, fields: Fields, where: str) -> Text:  # noqa: ANN401 - 
         raise DocumentMalformedError(msg)
     words = fields.tokens or (None if fields.text else next((name for name in _WORD_FIELDS if name in record), None))
     text = fields.text or (None if words else next((name for name in _TEXT_FIELDS if name in record), None))
+    for named in filter(None, (words, text, fields.pair if words is None else None)):
+        _require_field(record, named, where)
     if words is not None:
-        found = record.get(words)
+        found = record[words]
         if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
             msg = f"{where}: {words!r} is not a list of words"
             raise DocumentMalformedError(msg)
         return found
     if text is None:
-        msg = f"{where} has none of the fields {', '.join((*_TEXT_FIELDS, *_WORD_FIELDS))}: name it with --text-field"
+        known = ", ".join((*_TEXT_FIELDS, *_WORD_FIELDS))
+        msg = f"{where} has none of the fields {known}, but {_names(record)}: name it with --text-field"
         raise ConfigurationError(msg)
     first, second = record.get(text), record.get(fields.pair) if fields.pair else ""
     if not isinstance(first, str) or not isinstance(second, str):
         msg = f"{where}: {text if not isinstance(first, str) else fields.pair!r} is not a text"
         raise DocumentMalformedError(msg)
     return (first, second) if fields.pair else first.strip()
+
+
+def _require_field(record: Mapping[Any, Any], name: str, where: str) -> None:
+    if name not in record:
+        msg = f"{where} has no field {name!r}, but {_names(record)}"
+        raise DocumentMalformedError(msg)
+
+
+def _names(record: Mapping[Any, Any]) -> str:
+    named = [str(name) for name in record]
+    return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])]) or "none at all"

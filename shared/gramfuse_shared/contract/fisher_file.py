@@ -39,7 +39,8 @@ def parse_fisher_metadata(header: Header) -> FisherMetadata:
     """
     raw = header.metadata.get(METADATA_KEY)
     if raw is None:
-        msg = f"no {METADATA_KEY!r} in the metadata: this is not a file of Fisher information"
+        what = "this is not a file of Fisher information; `gramfuse stats fisher` makes one"
+        msg = f"no {METADATA_KEY!r} in the metadata: {what}"
         raise StatisticsMalformedError(msg)
     try:
         metadata = FisherMetadata.parse(raw)

@@ -207,6 +207,17 @@ class RequestInfo(Reply):
     asked: tuple[Asked, ...]
 
 
+def requests_in_vain(policy: Policy) -> dict[RequestKind, str]:
+    """Return the requests that a policy names and that are refused under it all the same, each with the reason."""
+    found = {}
+    for kind in policy.requests:
+        try:
+            require_request_allowed(kind, policy)
+        except PolicyViolationError as error:
+            found[kind] = error.message
+    return found
+
+
 def require_request_allowed(kind: AskedKind, policy: Policy) -> None:
     """Require that the policy lets participants be asked this, and what is made of the answers.
 

@@ -97,7 +97,10 @@ def parse_header_length(prefix: bytes) -> int:
         raise HeaderMalformedError(msg)
     (length,) = struct.unpack_from("<Q", prefix)
     if length > limits.MAX_HEADER_BYTES:
-        msg = f"the header announces {length} bytes of JSON; at most {limits.MAX_HEADER_BYTES} are read"
+        msg = (
+            f"this is not a safetensors file, or a damaged one: its header would be {length} bytes of JSON, at most "
+            f"{limits.MAX_HEADER_BYTES} are read"
+        )
         raise HeaderTooLargeError(msg)
     return int(length)
 

@@ -135,7 +135,7 @@ def parse_statistics_metadata(header: Header, *, kind: StatisticsKind = "gram") 
     """
     raw = header.metadata.get(METADATA_KEY)
     if raw is None:
-        msg = f"no {METADATA_KEY!r} in the metadata: this is not a statistics file"
+        msg = f"no {METADATA_KEY!r} in the metadata: this is not a statistics file; `gramfuse stats collect` makes one"
         raise StatisticsMalformedError(msg)
     try:
         metadata = StatisticsMetadata.parse(raw)

@@ -33,7 +33,7 @@ def finish(command: Any, *declarations: Callable[..., None]) -> Any:  # noqa: AN
         command: as `typer.main.get_command` makes it.
         declarations: functions whose parameters are the options, declared as those of any command.
     """
-    command.help, command.epilog = as_written(command.help), as_written(command.epilog)
+    command.help, command.epilog = as_written(command.help), as_written(command.epilog, docstring=False)
     command.short_help = as_written(command.short_help)
     for child in getattr(command, "commands", {}).values():
         finish(child, *declarations)
@@ -47,11 +47,16 @@ def finish(command: Any, *declarations: Callable[..., None]) -> Any:  # noqa: AN
     return command
 
 
-def as_written(text: str | None) -> str | None:
-    """Return help as Typer shows it literally, paragraphs flowing."""
+def as_written(text: str | None, *, docstring: bool = True) -> str | None:
+    """Return help as Typer shows it literally, paragraphs flowing.
+
+    What is no docstring has no indentation of its code's: cleaned as one, a text whose last paragraphs are all indented
+    would lose what makes their lines stay.
+    """
     if not text:
         return text
-    flowing = "\n\n".join(_flowing(paragraph) for paragraph in inspect.cleandoc(text).split("\n\n"))
+    clean = inspect.cleandoc(text) if docstring else text.strip()
+    flowing = "\n\n".join(_flowing(paragraph) for paragraph in clean.split("\n\n"))
     if "[" not in flowing:
         return flowing
     from rich.markup import escape  # noqa: PLC0415 - a start that shows no help needs no Rich
