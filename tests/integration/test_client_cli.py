@@ -223,6 +223,10 @@ def test_a_new_policy_tells_what_differs_and_that_all_have_to_push_again_everywh
     assert globex("contribution", "push", joined, "--model", str(base), "--yes")[0] == 0
     assert "globex: policy accepted, contribution accepted" in acme("project", "show", joined)[1]
     assert "a newer one took its place" in globex("contribution", "list", joined)[1]
+    (newer,) = [one["id"] for one in globex.json("contribution", "list", joined) if one["counts"]]
+    code, _, err = globex("contribution", "withdraw", joined, newer, "--yes")
+    assert (code, f"keeps other contributions of yours still: {sent['id'][:16]}; withdraw each" in err) == (0, True)
+    assert globex("contribution", "withdraw", joined, sent["id"], "--yes")[1:] == (f"withdrawn: {sent['id']}\n", "")
 
 
 def test_a_push_shows_what_leaves_and_stays_asks_sends_and_can_be_withdrawn(globex, joined, tmp_path):

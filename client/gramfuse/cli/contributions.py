@@ -220,7 +220,8 @@ def withdraw(
     """Withdraw a contribution: no new merge takes it, its bytes are deleted after 24 hours; published models stay.
 
     The files and histograms of your answers to requests go with it; scores that others have seen stay. An older
-    contribution of yours does not come back in its place: push again to take part.
+    contribution of yours does not come back in its place: push again to take part. It is kept, though, until it is
+    withdrawn itself: the end names those that there are.
 
     Example: gramfuse contribution withdraw acme.tweets 5f2c01
     """
@@ -232,4 +233,8 @@ def withdraw(
             yes=yes,
         )
         withdrawn = client.withdraw(project, found.id)
+        mine = client.contributions(project, organization=found.organization, state="accepted")
     output.show(withdrawn, lambda console: console.print(f"{withdrawn.state}: {withdrawn.id}", markup=False))
+    if mine:
+        kept = ", ".join(one.id[:16] for one in mine)
+        output.note(f"the server keeps other contributions of yours still: {kept}; withdraw each of them, too")
