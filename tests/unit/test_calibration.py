@@ -38,6 +38,12 @@ def examples(seed: int, rows: int, labels: int) -> tuple[torch.Tensor, torch.Ten
     return true * 1.5 + 1.5 * torch.randn(rows, labels, generator=generator) - 2.5, true
 
 
+def f1_of(true: torch.Tensor, predicted: torch.Tensor) -> float:
+    """F1 by its definition, which is a hundred times as fast as scikit-learn's for a few texts."""
+    right = int((true & predicted).sum())
+    return 2 * right / max(int(true.sum()) + int(predicted.sum()), 1)
+
+
 def test_bins_are_symmetric_finer_around_zero_and_zero_is_an_edge():
     assert (EDGES[0], EDGES[BINS // 2], EDGES[BINS]) == (pytest.approx(-16), 0.0, pytest.approx(16))
     widths = [above - below for below, above in itertools.pairwise(EDGES)]
@@ -105,9 +111,7 @@ def test_shifts_of_logits_are_the_best_of_all_edges_and_of_equals_the_smallest(s
     logits, true = examples(seed, 60, 3)
     shifts = choose_shifts(counted(logits, true))
     for label, shift in enumerate(shifts.tolist()):
-        scores = {
-            -edge: f1_score(true[:, label], logits[:, label].double() > edge, zero_division=0) for edge in EDGES[1:-1]
-        }
+        scores = {-edge: f1_of(true[:, label], logits[:, label].double() > edge) for edge in EDGES[1:-1]}
         best = max(scores.values())
         assert scores[shift] == pytest.approx(best, abs=1e-12)
         assert abs(shift) == min(abs(other) for other, score in scores.items() if score > best - 1e-12)
