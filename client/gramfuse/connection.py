@@ -207,6 +207,7 @@ def named(what: str, name: str, pattern: str) -> str:
         RequestMalformedError: it is not of the form that such names have.
     """
     if re.fullmatch(pattern, name) is None:
-        msg = f"{name!r} cannot be the name of a {what}; such a name is {IN_WORDS[pattern]}"
+        article = "an" if what[0] in "aeiou" else "a"
+        msg = f"{name!r} cannot be the name of {article} {what}; such a name is {IN_WORDS[pattern]}"
         raise RequestMalformedError(msg)
     return name

@@ -59,18 +59,27 @@ def test_whoami_tells_organization_role_and_token_id(acme):
 
 
 def test_a_project_is_created_invited_to_listed_and_shown(acme, globex, base, policy_file):
-    created = Project.model_validate(
-        acme.json("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
-    )
-    assert (created.id, created.state) == (PROJECT, "ready")
+    create = ("project", "create", "tweets", "--base", str(base), "--policy", str(policy_file))
+    told = acme.json(*create)
+    created = Project.model_validate({name: value for name, value in told.items() if name != "new"})
+    assert (created.id, created.state, told["new"]) == (PROJECT, "ready", True)
+    assert acme.json(*create)["new"] is False
+    assert f"{PROJECT} is there already, created " in acme(*create)[2]
     code, out, _ = acme("project", "invite", "tweets", "acme", "globex")
-    assert (code, out) == (0, f"invited acme, globex; next, each of them: gramfuse project join {PROJECT}\n")
+    invited = f"invited globex; next, each of them: gramfuse project join {PROJECT}\n"
+    assert (code, out) == (0, f"there already: acme\n{invited}")
+    assert acme("project", "invite", "tweets", "globex")[:2] == (0, "there already: globex\n")
+    again = acme.json("project", "invite", "tweets", "globex")
+    assert (again["new"], again["invited"]) == (False, [])
     assert globex("request", "list", "tweets")[1] == "nothing to list\n"
     code, out, _ = globex("project", "list")
     assert code == 0
     assert PROJECT in out
     acme.site.world.organization("globx")
-    assert acme("project", "invite", "tweets", "globx")[0] == 0
+    code, out, err = acme("project", "invite", "tweets", "nobody", "Initech!", "globx")
+    assert (code, out) == (1, invited.replace("globex", "globx"))
+    assert "error[not-found]: nobody was not invited: there is no organization nobody" in err
+    assert "Initech! was not invited: 'Initech!' cannot be the name of an organization" in err
     code, out, _ = acme("project", "uninvite", "tweets", "globx")
     assert (code, out) == (0, f"globx: not invited to {PROJECT} any more\n")
     code, _, err = acme("project", "uninvite", "tweets", "acme")
@@ -126,7 +135,7 @@ def test_a_new_policy_is_published_and_stops_a_push_with_exit_code_three(acme, g
     acme("project", "create", "tweets", "--base", str(base))
     acme("project", "invite", PROJECT, "globex")
     globex("project", "join", PROJECT, "--accept-policy", globex.json("project", "policy", PROJECT)["digest"])
-    published = acme.json("project", "publish", PROJECT, "--policy", str(policy_file))
+    published = acme.json("project", "publish", PROJECT, "--policy", str(policy_file), "--yes")
     assert published["version"] == 2
     assert Policy.model_validate(published["policy"]).minimum_cohort == 2
     code, _, err = globex("contribution", "push", PROJECT, "--model", str(base), "--yes")
@@ -151,7 +160,8 @@ def test_who_leaves_or_is_removed_is_asked_about_and_sees_the_project_no_more(ac
     assert "has joined" in acme("project", "uninvite", joined, "globex")[2]
     assert globex("project", "leave", joined, "--yes")[:2] == (0, f"globex has left {joined}\n")
     assert globex("project", "list")[1] == "nothing to list\n"
-    assert globex("project", "leave", joined, "--yes")[0] == 1
+    code, _, err = globex("project", "leave", joined, "--yes")
+    assert (code, f"your organization is no member of {joined}, or not any more if it left before" in err) == (1, True)
     assert acme.json("contribution", "list", joined)[0]["state"] == "withdrawn"
     code, _, err = acme("project", "leave", joined, "--yes")
     assert (code, f"`gramfuse project delete {joined}` ends it" in err) == (1, True)
@@ -202,8 +212,18 @@ def test_a_new_policy_tells_what_differs_and_that_all_have_to_push_again_everywh
     assert globex("contribution", "push", joined, "--model", str(base), "--yes")[0] == 0
     second = tmp_path / "second.yaml"
     second.write_text("minimum_cohort: 2\nhead_parameters: [classifier.*]\n")
-    code, _, err = acme("project", "publish", joined, "--policy", str(second))
+    publish = ("project", "publish", joined, "--policy", str(second))
+    code, _, err = acme(*publish)
+    assert (code, globex.json("project", "policy", joined)["version"]) == (3, 1)
+    asked = (
+        f"Publish version 2 of the policy of {joined}? Each of the 2 organizations has to accept it, and 1 "
+        "contribution stops counting until pushed again: globex. Give --yes"
+    )
+    assert err.index("- Task heads leave and are merged") < err.index(asked)
+    code, _, err = acme(*publish, "--yes")
     assert code == 0
+    code, _, again = acme(*publish)  # nobody is asked about rules that hold
+    assert (code, "version 2 has these rules already; nothing was published" in again) == (0, True)
     assert "contributions of globex were made under an earlier version and no longer count" in err
     assert f"has to be accepted by acme, globex: gramfuse project join {joined}" in err
     again = "made under version 1 of the policy: push again"

@@ -1,6 +1,7 @@
 """Commands about projects, from `create` over `join` to `leave` and `delete`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from gramfuse.cli.asking import require_confirmed, tell_before_asking
 from gramfuse.whole_files import written_whole
 from gramfuse_shared.contract.http_api import Contribution, Participant, PolicyVersion, Project
 from gramfuse_shared.contract.identity import fingerprint_of
-from gramfuse_shared.errors import NotConfirmedError
+from gramfuse_shared.contract.policy import Policy
+from gramfuse_shared.errors import NotConfirmedError, NotFoundError, RequestMalformedError
 from gramfuse_shared.reporting.contributions import progress_told, spoken_of, why_passed_over
 from gramfuse_shared.reporting.policies import policy_differences, policy_text
 from gramfuse_shared.units import format_bytes
@@ -42,7 +44,8 @@ def create(
         typer.Option("--scales", help="The file of `gramfuse scales collect`; the policy is given its digest."),
     ] = None,
 ) -> None:
-    """Create a project: send its base model and its policy. Running it again sends only what is missing.
+    """Create a project: send its base model and its policy. Running it again sends only what is missing; of a project
+    that is there already it says so.
 
     Example: gramfuse project create tweets --base base --policy policy.yaml
     """
@@ -50,8 +53,11 @@ def create(
 
     chosen = None if policy is None else policies.read_policy(policy)
     with session.open_client() as client, bars.transfer() as on_progress:
+        new = not _is_there(client, name)
         project = client.create_project(name, base=base, policy=chosen, scales=scales, on_progress=on_progress)
-    _show(project)
+    if not new:
+        output.note(f"{project.id} is there already, created {project.created_at:%Y-%m-%d %H:%M} UTC; nothing was sent")
+    _show(project, told={"new": new})
 
 
 @app.command(name="list")
@@ -88,18 +94,37 @@ def invite(
 ) -> None:
     """Make organizations participants (coordinator). Twice is the same as once.
 
+    Where some cannot be invited, because the server knows no such organization, the others are invited all the same;
+    both are named, and it ends with an error.
+
     Example: gramfuse project invite acme.tweets globex initech
     """
+    invited: list[str] = []
+    known: list[str] = []
+    refused: dict[str, str] = {}
     with session.open_client() as client:
-        for organization in organizations:
-            invited = client.invite(project, organization)
-    names = ", ".join(organizations)
-    output.show(
-        invited,
-        lambda console: console.print(
-            f"invited {names}; next, each of them: gramfuse project join {invited.id}", markup=False
-        ),
-    )
+        found = client.project(project)
+        members = {one.organization for one in found.participants}
+        for organization in dict.fromkeys(organizations):
+            try:
+                found = client.invite(found.id, organization)
+            except (NotFoundError, RequestMalformedError) as error:
+                refused[organization] = error.message
+            else:
+                (known if organization in members else invited).append(organization)
+    words = []
+    if known:
+        words.append(f"there already: {', '.join(known)}")
+    if invited:
+        words.append(f"invited {', '.join(invited)}; next, each of them: gramfuse project join {found.id}")
+    if words:
+        output.show(
+            output.to_json(found) | {"new": bool(invited), "invited": invited},
+            lambda console: console.print("\n".join(words), markup=False),
+        )
+    if refused:
+        msg = "; ".join(f"{organization} was not invited: {why}" for organization, why in refused.items())
+        raise NotFoundError(msg)
 
 
 @app.command()
@@ -163,7 +188,7 @@ def leave(
 
     Example: gramfuse project leave acme.tweets
     """
-    with session.open_client() as client:
+    with session.open_client() as client, _telling_who_is_no_member(project):
         found = client.project(project)
         require_confirmed(
             f"Leave {found.id} with {client.organization}, and withdraw what it contributed and answered? You will not "
@@ -231,7 +256,7 @@ def join(
         )
         if accepted is not None and accepted.version != current.version:
             before = client.policy(found.id, accepted.version)
-            tell_before_asking(_differences(before, current), yes=accept_policy is not None)
+            tell_before_asking(_differences(before, current.policy), yes=accept_policy is not None)
         if accept_policy is not None and accept_policy != current.digest:
             msg = (
                 f"the current policy is version {current.version} with digest {current.digest}, not "
@@ -279,11 +304,14 @@ def policy(
 
 @app.command()
 def publish(
-    project: ProjectArgument, policy: Annotated[Path, typer.Option("--policy", help="The new policy, YAML or JSON.")]
+    project: ProjectArgument,
+    policy: Annotated[Path, typer.Option("--policy", help="The new policy, YAML or JSON.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Publish without being asked.")] = False,
 ) -> None:
-    """Publish the next version of the policy (coordinator).
+    """Show what the next version of the policy changes, ask, and publish it (coordinator).
 
-    Every participant has to accept it anew, and to push again: merges take only what was contributed under it.
+    Every participant has to accept it anew, and to push again: merges take only what was contributed under it. Rules
+    that are those of the current version are no new version, and nothing is asked.
 
     Example: gramfuse project publish acme.tweets --policy policy.yaml
     """
@@ -291,13 +319,22 @@ def publish(
 
     with session.open_client() as client:
         before = client.policy(project)
-        published = client.set_policy(project, policies.read_policy(policy))
+        rules = policies.read_policy(policy)
         found = client.project(project)
+        new = rules.content_digest() != before.digest
         # A project without a base model has no contributions to ask for.
         sent = client.contributions(found.id) if found.state == "ready" else ()
+        if new:
+            tell_before_asking(_differences(before, rules), yes=yes)
+            require_confirmed(
+                f"Publish version {before.version + 1} of the policy of {found.id}? {_demands(found, sent)}", yes=yes
+            )
+        else:
+            output.note(f"version {before.version} has these rules already; nothing was published")
+        published = client.set_policy(found.id, rules)
+        found = client.project(found.id)
+        sent = client.contributions(found.id) if found.state == "ready" else ()
     output.show(published, lambda console: console.print(policy_text(published), markup=False))
-    if before.version != published.version:
-        output.note(_differences(before, published))
     awaited = [one.organization for one in found.participants if one.accepted_policy != found.policy]
     if awaited:
         output.note(f"has to be accepted by {', '.join(awaited)}: gramfuse project join {found.id}")
@@ -356,12 +393,46 @@ def _frozen(client: "Client", project: Project, organization: str) -> str:
     )
 
 
-def _differences(before: PolicyVersion, now: PolicyVersion) -> str:
-    told = policy_differences(before.policy, now.policy) or ["nothing: the rules are the same"]
+@contextmanager
+def _telling_who_is_no_member(project: str) -> Iterator[None]:
+    """Say of a project that is not found that it may be one left before: the server cannot tell which.
+
+    An answer to a departure that was lost is asked for again, and then nobody may know of the project any more.
+    """
+    try:
+        yield
+    except NotFoundError as error:
+        msg = f"your organization is no member of {project}, or not any more if it left before: {error.message}"
+        raise NotFoundError(msg) from error
+
+
+def _is_there(client: "Client", name: str) -> bool:
+    """Tell whether a project was created before, its base model sent."""
+    try:
+        return client.project(name if "." in name else f"{client.organization}.{name}").state == "ready"
+    except NotFoundError:
+        return False
+
+
+def _demands(project: Project, contributions: Sequence[Contribution]) -> str:
+    """Say what a new version of the policy asks of everybody."""
+    members = len(project.participants)
+    whose = sorted(one.organization for one in contributions if one.counts)
+    told = f"Each of the {members} organizations has" if members > 1 else "Your organization has"
+    if not whose:
+        return f"{told} to accept it, before anything can be pushed or merged."
+    stop = "1 contribution stops" if len(whose) == 1 else f"{len(whose)} contributions stop"
+    return f"{told} to accept it, and {stop} counting until pushed again: {', '.join(whose)}."
+
+
+def _differences(before: PolicyVersion, now: Policy) -> str:
+    told = policy_differences(before.policy, now) or ["nothing: the rules are the same"]
     return "\n".join([f"What differs from version {before.version}:", *(f"  {line}" for line in told)])
 
 
-def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
+def _show(
+    project: Project, contributions: Sequence[Contribution] = (), *, told: Mapping[str, object] | None = None
+) -> None:
     size = format_bytes(sum(file.bytes for file in project.files))
     rows = [
         ("project", project.id),
@@ -373,7 +444,7 @@ def _show(project: Project, contributions: Sequence[Contribution] = ()) -> None:
     ]
     for number, participant in enumerate(project.participants):
         rows.append(("participants" if number == 0 else "", _progress_of(participant, project, contributions)))
-    output.show(project, output.table(("", ""), rows))
+    output.show(output.to_json(project) | dict(told or {}), output.table(("", ""), rows))
 
 
 def _state_of(project: Project) -> str:
