@@ -217,6 +217,10 @@ def test_a_project_is_deleted_after_a_question_and_its_page_offers_nothing_more(
     assert enter(merged, "globex").get(at).status_code == 403
     browser = enter(merged, "acme", "coordinator") if whose == "coordinator" else enter(merged, None, "operator")
     assert at in links_of(browser.get(PAGE))
+    merged.coordinator("acme").put(f"{API}/jobs/second", json={"recipe": {"merge_method": "linear"}})
+    job = f"/dashboard/jobs/{PROJECT}/second"
+    acts = tuple(f"{job}/{act}" for act in ("cancel", "retry", "priority"))
+    assert [link for link in links_of(browser.get(job)) if link.endswith(acts)]
     question = browser.get(at)
     require_well_made(question)
     assert browser.post(at, data={"csrf": "0" * 64}).status_code == 403
@@ -227,13 +231,14 @@ def test_a_project_is_deleted_after_a_question_and_its_page_offers_nothing_more(
     assert "It was deleted" in page.text
     offered = ("/delete", "/remove", "/uninvite", "/merge", "/quota")
     assert not [link for link in links_of(page) if link.endswith(offered)]
+    assert "base pull" not in page.text
     assert '<span class="state deleted">deleted</span>' in browser.get("/dashboard/projects").text
     member = enter(merged, "globex")
     assert "It was deleted" in member.get(PAGE).text
     assert PROJECT not in member.get("/dashboard/").text
     assert merged.coordinator("acme").get(API).json()["deleted_at"] is not None
-    job = f"/dashboard/jobs/{PROJECT}/regmean-1"
-    assert not [link for link in links_of(browser.get(job)) if link.endswith(("/retry", "/cancel"))]
+    assert not [link for link in links_of(browser.get(job)) if link.endswith(acts)]
+    assert "gramfuse model pull" not in browser.get(MODEL).text
 
 
 def test_a_members_project_page_is_what_the_api_tells_it(merged):

@@ -18,10 +18,13 @@ from gramfuse_server.operations.projects import find_project
 def read_job(sources: Sources, request: Request, _: Caller) -> Mapping[str, Any]:
     """Read a job with everything that is told of it."""
     with reading(sources.database) as session:
-        row = find_job(session, find_project(session, project_in(request)).id, job_in(request))
+        project = find_project(session, project_in(request))
+        row = find_job(session, project.id, job_in(request))
         job = job_with_attempts(session, row)
         told = describe_merge(session, row, viewer=None, lines=part_asked(request))
-        return {**told, "job": job, "attempts": job.attempts, "acts": (), "api": "/v1/admin"}
+        may_prioritize = job.state != "succeeded" and project.deleted_at is None
+        acts = {"acts": (), "may_prioritize": may_prioritize, "api": "/v1/admin"}
+        return {**told, "job": job, "attempts": job.attempts, **acts}
 
 
 def read_model(sources: Sources, request: Request, _: Caller) -> Mapping[str, Any]:
