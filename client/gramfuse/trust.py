@@ -102,13 +102,13 @@ class Trust:
                 f"the server shows no acceptance of version {project.policy.version} of the policy of {project.id} "
                 f"that your identity key signed ({fingerprint_of(own)}); nothing is sent under what was not accepted"
             )
-            raise PolicyNotAcceptedError(msg, version=project.policy.version, digest=project.policy.digest)
+            raise PolicyNotAcceptedError(msg, project=project.id, **project.policy.model_dump())
         if project.policy.version < self.known.version:
             msg = (
                 f"the server shows version {project.policy.version} of the policy of {project.id}, but you accepted "
                 f"version {self.known.version} before; ask the coordinator why it went back"
             )
-            raise PolicyNotAcceptedError(msg, version=project.policy.version, digest=project.policy.digest)
+            raise PolicyNotAcceptedError(msg, project=project.id, **project.policy.model_dump())
         self.require_same_identities(project)
         self.remember_accepted(project.policy.version)
 

@@ -199,4 +199,4 @@ def require_accepted_policy(session: Session, caller: Caller, project: ProjectRo
             f"{caller.organization} has not accepted version {project.policy_version} of the policy of {project.id}; "
             f"read it and accept it with `gramfuse project join {project.id}`"
         )
-        raise PolicyNotAcceptedError(msg, version=project.policy_version)
+        raise PolicyNotAcceptedError(msg, project=project.id, version=project.policy_version)

@@ -141,7 +141,7 @@ def test_a_new_policy_is_published_and_stops_a_push_with_exit_code_three(acme, g
     code, _, err = globex("contribution", "push", PROJECT, "--model", str(base), "--yes")
     assert code == 3
     assert "error[policy-not-accepted]" in err
-    assert "gramfuse project join" in err
+    assert f"accept the policy with `gramfuse project join {PROJECT}`" in err
 
 
 @pytest.fixture
@@ -366,6 +366,7 @@ def test_a_finished_job_is_waited_for_shown_listed_and_explained(globex, merged)
     history = globex("job", "logs", PROJECT, merged)[1]
     assert "submitted" in history
     assert "linear layers are solved" in history
+    assert "B to read" in history
 
 
 def test_a_job_reports_its_layers_with_ones_own_distance(acme, globex, merged):

@@ -26,6 +26,17 @@ def test_a_malformed_request_names_the_place_and_does_not_repeat_the_value(world
     assert "hunter2" not in answer.text
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_json_that_is_not_announced_as_json_is_told_which_header_it_lacks(world, kind):
+    world.project("acme", ready=False)
+    for ask, path in (
+        (world.operator.post, "/v1/tokens"),
+        (world.operator.put, "/v1/admin/projects/acme.tweets/quota"),
+    ):
+        answer = ask(path, content=b'{"bytes": null}', headers={"content-type": kind} if kind else {})
+        assert "content-type: application/json" in problem(answer, 422, "request-malformed")["detail"]
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"", b'{"role": "\\ud800"}', b"[" * 100_000])
 def test_a_body_that_is_not_json_is_refused(world, body):
     answer = world.operator.post("/v1/tokens", content=body, headers={"content-type": "application/json"})

@@ -44,6 +44,11 @@ def test_an_untouched_model_verifies_and_names_its_signer(model):
     assert found.receipt.model == "regmean-1"
 
 
+def test_a_file_in_the_place_of_the_folder_is_called_so(model):
+    with pytest.raises(FileUnreadableError, match=r"config.json is a file, and a folder is wanted: one that holds"):
+        check(model / "config.json")
+
+
 def test_by_default_the_keys_pinned_at_first_use_are_trusted(model, tmp_path):
     home = Home(tmp_path / "home")
     with pytest.raises(ReceiptInvalidError, match="not pinned"):

@@ -188,9 +188,11 @@ def test_an_unknown_key_of_a_policy_is_refused_by_name():
         (Policy.parse, '{"zzz": 1}', r"known are advised_rows_per_dimension, aggregation, .*, scales\)"),
         (parse_recipe, "merge_method: regmean\nparameters: {alfa: 0.5}", "parameters.alfa .*did you mean alpha?"),
         (parse_recipe, "merge_method: regmean\nmodels: [{modell: acme}]", r"models.0.modell .*did you mean model\?"),
+        (parse_recipe, "merge_method: regmeen", r"merge_method must be 'linear', .* \(did you mean regmean\?\)"),
+        (Policy.parse, '{"cohorts": "zzz"}', "cohorts must be 'frozen' or 'open'$"),
     ],
 )
-def test_a_key_that_is_not_known_is_told_with_the_likely_one_or_all(read, text, told):
+def test_a_key_or_word_that_is_not_known_is_told_with_the_likely_one_or_all(read, text, told):
     with pytest.raises(GramfuseError, match=told):
         read(text)
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from gramfuse_server import receipt_key
 from gramfuse_server.doctor.clocks import check_clock
-from gramfuse_server.doctor.command import table
+from gramfuse_server.doctor.command import table, tell
 from gramfuse_server.doctor.configuration import check_key, check_settings
 from gramfuse_server.doctor.database import Work, check_schema, check_versions, check_workers
 from gramfuse_server.doctor.device import check_device
@@ -290,6 +290,12 @@ def test_the_table_wraps_at_the_terminals_width_and_never_otherwise():
     wrapped = table(findings, width=60)
     assert len(wrapped) > 6
     assert all(line.startswith(" ") for line in wrapped[2:])
+
+
+@pytest.mark.parametrize(("warnings", "told"), [(0, "0 warnings"), (1, "1 warning"), (2, "2 warnings")])
+def test_the_last_line_counts_what_was_found(warnings, told, capsys):
+    tell([ok("disk", "fine"), *[warning("clock", "late", "set it")] * warnings], "gramfuse/doctor/1")
+    assert capsys.readouterr().out.splitlines()[-1] == f"0 failed, {told}, 1 ok"
 
 
 def test_a_key_file_made_by_init_is_closed_to_others(key):

@@ -67,7 +67,7 @@ _EXIT_CODES: Final[Mapping[type[errors.GramfuseError], int]] = MappingProxyType(
 _NEXT_STEPS: Final[Mapping[type[errors.GramfuseError], str]] = MappingProxyType(
     {
         errors.UnauthenticatedError: "sign in with `gramfuse login URL`, or set GRAMFUSE_TOKEN",
-        errors.PolicyNotAcceptedError: "read and accept the policy with `gramfuse project join PROJECT`",
+        errors.PolicyNotAcceptedError: "read and accept the policy with `gramfuse project join {project}`",
         errors.TransportError: "check URL and network; the same command again resumes what was under way",
         errors.UnavailableError: "try again in a moment; the same command resumes what was under way",
         errors.WeightsInvalidError: "train the model again, or restore it, and collect its statistics anew",
@@ -89,4 +89,5 @@ def exit_code_of(error: errors.GramfuseError) -> int:
 
 
 def _next_step(error: errors.GramfuseError) -> str | None:
-    return next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
+    step = next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
+    return step and step.format(project=error.facts.get("project", "PROJECT"))

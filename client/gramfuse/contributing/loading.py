@@ -218,8 +218,7 @@ def read_header(path: Path) -> Header:
             length = parse_header_length(prefix)
             return parse_header(prefix + stream.read(length), path.stat().st_size)
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise FileUnreadableError(msg) from error
+        raise FileUnreadableError(_why_unreadable(path, error)) from error
     except GramfuseError as error:
         raise type(error)(f"{path}: {error.message}", **error.facts) from error
 
@@ -235,12 +234,17 @@ def read_document(path: Path, *, most_bytes: int = limits.MAX_DOCUMENT_BYTES) ->
         with path.open("rb") as stream:
             content = stream.read(most_bytes + 1)
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise FileUnreadableError(msg) from error
+        raise FileUnreadableError(_why_unreadable(path, error)) from error
     if len(content) > most_bytes:
         msg = f"{path} is larger than {most_bytes} bytes"
         raise TooLargeError(msg)
     return content
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, NotADirectoryError) and path.parent.is_file():
+        return f"{path.parent} is a file, and a folder is wanted: one that holds {path.name}"
+    return f"{path} cannot be read: {error.strerror}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def require_accepted(project: Project, organization: str) -> None:
         had = "none" if accepted is None else f"version {accepted.version}"
         current = project.policy.version
         msg = f"{organization} has accepted {had} of the policies of {project.id}; version {current} is current"
-        raise PolicyNotAcceptedError(msg, version=project.policy.version, digest=project.policy.digest)
+        raise PolicyNotAcceptedError(msg, project=project.id, **project.policy.model_dump())
 
 
 def _by_name(described: Iterable[TensorInfo | TapInfo]) -> dict[str, TensorInfo | TapInfo]:

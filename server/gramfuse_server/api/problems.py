@@ -49,6 +49,7 @@ _MESSAGE_OF_STATUS: Final[Mapping[int, str]] = {
 _DATABASE_AWAY: Final = "the server's database does not answer at present; try again in a moment"
 _DATABASE_FULL: Final = "the disk of the server's database is full; its operator has to make room"
 _STORE_AWAY: Final = "the server's blob store does not answer at present; try again in a moment"
+_NO_JSON: Final = "the body is not announced as JSON; send it with the header content-type: application/json"
 _FAILED: Final = "the server failed to answer; its log has the cause under this request's id"
 
 
@@ -127,7 +128,10 @@ def translate(error: Exception) -> GramfuseError:
     if isinstance(error, GramfuseError):
         return error
     if isinstance(error, RequestValidationError):
-        return RequestMalformedError(describe_validation("request", error.errors()))
+        found = error.errors()
+        if any(_is_unannounced(one) for one in found):
+            return RequestMalformedError(_NO_JSON)
+        return RequestMalformedError(describe_validation("request", found))
     if is_full(error):
         return StorageFullError(_DATABASE_FULL)
     if is_outage(error):
@@ -139,6 +143,11 @@ def translate(error: Exception) -> GramfuseError:
         message = _MESSAGE_OF_STATUS.get(error.status_code, str(error.detail))
         return _OF_STATUS[error.status_code](message, **({"allow": allow} if allow else {}))
     return GramfuseError(_FAILED)
+
+
+def _is_unannounced(error: Mapping[str, Any]) -> bool:
+    """Tell whether a body came as another kind than JSON: then it is still the bytes that came, whatever they say."""
+    return error["loc"] == ("body",) and isinstance(error.get("input"), bytes)
 
 
 def _tell_failure(error: Exception, path: str) -> None:

@@ -86,4 +86,5 @@ def _summary(findings: "Sequence[Finding]") -> str:
     def count(verdict: "Verdict") -> int:
         return sum(finding.verdict == verdict for finding in findings)
 
-    return f"{count('failed')} failed, {count('warning')} warnings, {count('ok')} ok"
+    warnings = count("warning")
+    return f"{count('failed')} failed, {warnings} warning{'' if warnings == 1 else 's'}, {count('ok')} ok"

@@ -90,7 +90,7 @@ def create_contribution(
     policy = find_policy(session, project.id, project.policy_version)
     if (manifest.policy.version, manifest.policy.digest) != (policy.version, policy.digest):
         msg = f"the contribution was made under version {manifest.policy.version}, the current one is {policy.version}"
-        raise PolicyNotAcceptedError(msg, version=policy.version)
+        raise PolicyNotAcceptedError(msg, project=project.id, version=policy.version)
     identity = _require_signed(session, manifest, signature)
     # 5.
     base = base_of(project)

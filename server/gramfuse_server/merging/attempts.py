@@ -27,6 +27,7 @@ from gramfuse_server.tables import AttemptRow, JobRow, TaskRow
 from gramfuse_shared.contract.manifest import FileEntry
 from gramfuse_shared.contract.operators import Priority
 from gramfuse_shared.errors import GramfuseError
+from gramfuse_shared.units import format_bytes
 
 MAX_MESSAGE_CHARACTERS: Final = 2_000
 
@@ -154,7 +155,7 @@ def begin(session: Session, attempt: Attempt, size: PlanSize, *, worker: str, no
         if size.layers is not None:
             job.solved_layers, job.averaged_layers = size.layers.solved, size.layers.averaged
             write_log(session, job, now, size.layers.message)
-        write_log(session, job, now, f"planned: {_shards(len(size.tasks))}, {job.total_bytes:,} bytes to read")
+        write_log(session, job, now, f"planned: {_shards(len(size.tasks))}, {format_bytes(job.total_bytes)} to read")
     elif taken_over:
         write_log(session, job, now, "taken over by another worker")
     return True
@@ -216,7 +217,7 @@ def finish_task(
     task.bytes, task.sha256, task.seconds = file.bytes, file.sha256, seconds
     task.diagnostics = json.dumps(diagnostics)
     _add_up(session, job, now)
-    write_log(session, job, now, f"{task.file}: {file.bytes} bytes in {seconds:.1f} s")
+    write_log(session, job, now, f"{task.file}: {format_bytes(file.bytes)} in {seconds:.1f} s")
 
 
 def is_out_of_hands(session: Session, attempt: Attempt, number: int, worker: str) -> bool:

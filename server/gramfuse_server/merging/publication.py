@@ -33,6 +33,7 @@ from gramfuse_shared.merging.configuration import declare_dtype
 from gramfuse_shared.merging.sharding import INDEX_FILE_NAME
 from gramfuse_shared.reporting.layer_grid import CAPTION
 from gramfuse_shared.signatures import public_key, sign
+from gramfuse_shared.units import format_bytes
 from gramfuse_shared.version import __version__
 
 CONFIG_FILE_NAME: Final = "config.json"
@@ -140,7 +141,7 @@ def publish(session: Session, attempt: Attempt, publication: Publication, *, now
     row = row_of(session, attempt)
     job.state = row.state = job.stage = "succeeded"
     job.finished_at = row.finished_at = now
-    write_log(session, job, now, f"published {len(files)} files, {sum(file.bytes for file in files)} bytes")
+    write_log(session, job, now, f"published {len(files)} files, {format_bytes(sum(file.bytes for file in files))}")
     audit_log.append(
         session,
         at=now,

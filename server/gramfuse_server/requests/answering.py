@@ -120,7 +120,7 @@ def answer_request(
     policy = current_policy(session, project)
     if (answer.policy.version, answer.policy.digest) != (project.policy_version, policy.content_digest()):
         msg = f"the answer was made under version {answer.policy.version}, the current one is {project.policy_version}"
-        raise PolicyNotAcceptedError(msg, version=project.policy_version)
+        raise PolicyNotAcceptedError(msg, project=project.id, version=project.policy_version)
     # 5.
     asked = request_of(row)
     base = base_of(project)

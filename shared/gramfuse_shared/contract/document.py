@@ -1,6 +1,7 @@
 """The base of every document that travels: frozen, closed, and with one canonical digest."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, get_args
 
@@ -27,6 +28,7 @@ _BOUNDS: Final = {
     "too_short": ("have at least {}", "min_length", "item"),
     "too_long": ("have at most {}", "max_length", "item"),
 }
+_QUOTED: Final = re.compile("'([^']*)'")
 _KINDS: Final = {
     "string": "text",
     "int": "a whole number",
@@ -131,7 +133,8 @@ def _fault(error: Mapping[str, Any]) -> str:
         pattern = str(context["pattern"])
         return f" must be {IN_WORDS.get(pattern, f'of the form {pattern}')}"
     if kind == "literal_error":
-        return f" must be {context['expected']}"
+        likely = difflib.get_close_matches(str(error.get("input")), _QUOTED.findall(context["expected"]), n=1)
+        return f" must be {context['expected']}{f' (did you mean {likely[0]}?)' if likely else ''}"
     if kind in _BOUNDS:
         words, key, counted = _BOUNDS[kind]
         bound = context[key]
