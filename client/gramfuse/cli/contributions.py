@@ -9,10 +9,10 @@ import typer
 
 from gramfuse.auditing.telling import told_in_push
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.asking import is_confirmed, require_confirmed, tell_before_asking
 from gramfuse.cli.auditing import AttacksOption, Effort, PublicOption, ThresholdsOption, chosen_auditing
 from gramfuse.cli.measuring import DeviceOption, PairFieldOption, TextFieldOption, TokensOption
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
 from gramfuse.measuring.texts import Fields
 from gramfuse_shared.contract.statistics_file import INT16_MOST_ALPHA

@@ -7,7 +7,7 @@ from typing import Annotated, Final, get_args
 import typer
 
 from gramfuse.cli import output, session
-from gramfuse.cli.projects import ProjectArgument
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse_shared.contract.http_api import Job, SubmittedJob
 from gramfuse_shared.contract.policy import MergeMethod
 from gramfuse_shared.contract.recipe import Recipe, parse_recipe

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.asking import require_confirmed
 from gramfuse.cli.devices import Device
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.extras import EXTRAS
 from gramfuse.naming import name_patterns
 from gramfuse_shared.extras import requiring_extras

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.loops import DaysOption, WeightingOption, chosen_block, describe_answers, seconds_of, shown_loop
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.naming import name_patterns
 from gramfuse.refining.planning import RefiningMethod
 from gramfuse.refining.running import RefinementProgress

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.loops import DaysOption, WeightingOption, chosen_block, count_answers, seconds_of
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.cli.request_loops import refine, sum_command
 from gramfuse_shared.contract.policy import RequestKind
 from gramfuse_shared.contract.requests import RequestInfo

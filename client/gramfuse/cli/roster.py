@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.asking import require_confirmed
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.trust import RosterEntry
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The identity keys of a project's members.")

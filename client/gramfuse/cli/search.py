@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from gramfuse.cli import output, session
+from gramfuse.cli.arguments import ProjectArgument
 from gramfuse.cli.jobs import choose_recipe
 from gramfuse.cli.loops import DaysOption, describe_answers, seconds_of
-from gramfuse.cli.projects import ProjectArgument
 from gramfuse.searching.judging import Averaging
 from gramfuse.searching.results import SearchProgress, SearchResult, Trial
 from gramfuse.searching.running import DEFAULT_MODELS_PER_REQUEST

@@ -168,6 +168,12 @@ def policy_text(version: PolicyVersion) -> str:
     return f"Policy version {version.version}, digest {version.digest}\n{rules}"
 
 
+def differences_text(before: PolicyVersion, now: Policy) -> str:
+    """Write what differs between two versions of a policy, for a person who is asked about the later one."""
+    told = policy_differences(before.policy, now) or ["nothing: the rules are the same"]
+    return "\n".join([f"What differs from version {before.version}:", *(f"  {line}" for line in told)])
+
+
 def policy_differences(before: Policy, now: Policy) -> list[str]:
     """Tell what changed: sentences that no longer hold, begun with -, and new ones, with +; none where nothing did.
 
