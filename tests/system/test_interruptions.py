@@ -19,7 +19,7 @@ LARGE_FILES = functools.partial(tiny.write_base, hidden=512, layers=1)
 
 
 def _finished_files(log) -> list[str]:
-    return [match[1] for line in log if (match := re.match(r"(\S+): \d+ bytes in", line["message"]))]
+    return [match[1] for line in log if (match := re.match(r"(\S+): .+ in [\d.]+ s$", line["message"]))]
 
 
 def _begun_again(log) -> set[str]:
