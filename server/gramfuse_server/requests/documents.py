@@ -81,7 +81,7 @@ def request_documents(
                 session=None if rule.summed is None else rule.summed.digest,
                 state=seen.state,
                 reason=seen.reason,
-                policy=PolicyReference(version=row.policy_version, digest=rule.policy.content_digest()),
+                policy=PolicyReference(version=row.policy_version, digest=rule.policy_digest),
                 created_at=row.created_at,
                 deadline=row.deadline,
                 asked=tuple(
@@ -147,6 +147,7 @@ class _Rule:
     """What a request follows: the policy that it was asked under, and the secure sum that it is a stage of."""
 
     policy: Policy
+    policy_digest: str
     summed: SessionManifest | None
 
 
@@ -155,19 +156,19 @@ class _Rules:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._policies: dict[tuple[str, int], Policy] = {}
+        self._policies: dict[tuple[str, int], tuple[Policy, str]] = {}
         self._summed: dict[tuple[str, str], SessionManifest | None] = {}
 
     def of(self, row: RequestRow) -> _Rule:
         """Return a request's."""
-        return _Rule(
-            self._policy(row.project, row.policy_version), self._manifest(row.project, row.opened_by or row.id)
-        )
+        policy, digest = self._policy(row.project, row.policy_version)
+        return _Rule(policy, digest, self._manifest(row.project, row.opened_by or row.id))
 
-    def _policy(self, project: str, version: int) -> Policy:
+    def _policy(self, project: str, version: int) -> tuple[Policy, str]:
         key = project, version
         if key not in self._policies:
-            self._policies[key] = Policy.parse(self._session.get_one(PolicyRow, key).document)
+            found = self._session.get_one(PolicyRow, key)
+            self._policies[key] = Policy.parse(found.document), found.digest
         return self._policies[key]
 
     def _manifest(self, project: str, opened_by: str) -> SessionManifest | None:
