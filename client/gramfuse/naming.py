@@ -36,10 +36,14 @@ def number_ranges(numbers: Sequence[int]) -> list[str]:
     return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """Write the first names, and that there are more where there are (a, b, c, …)."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def few(names: Sequence[str], what: str) -> str:
-    """Write a number of things with the first names: 5 taps (a, b, c, …)."""
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to recognize
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
+    """Write a number of things with the first names, enough to recognize them: 5 taps (a, b, c, …)."""
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({first_names(names, 3)})"
 
 
 def natural_key(name: str) -> tuple[tuple[int, str | int], ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Final, cast, get_args
 import typer
 
 from gramfuse.cli import bars, output
+from gramfuse.naming import first_names
 from gramfuse_shared.contract.manifest import Weighting
 from gramfuse_shared.contract.requests import DAY_SECONDS, MeasuredBlock, RequestInfo
 from gramfuse_shared.errors import ConfigurationError
@@ -56,8 +57,8 @@ def shown_loop(project: str, title: str) -> Iterator[ShownLoop]:
 
 def describe_known(jobs: Sequence[str]) -> str:
     """Say that merges were there already, from an earlier run under the same id."""
-    named = ", ".join([*jobs[:_MOST_NAMED], *(["…"] if len(jobs) > _MOST_NAMED else [])])
     were, they = ("merge was", "it is") if len(jobs) == 1 else ("merges were", "they are")
+    named = first_names(jobs, _MOST_NAMED)
     return f"{len(jobs)} {were} there already ({named}), and {they} not made anew: another --id makes all of them anew"
 
 

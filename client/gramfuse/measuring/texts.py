@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
 
+from gramfuse.naming import first_names
 from gramfuse_shared.errors import ConfigurationError, DocumentMalformedError, FileUnreadableError
 
 Text = str | tuple[str, str] | list[str]
@@ -168,5 +169,4 @@ def _require_field(record: Mapping[Any, Any], name: str, where: str) -> None:
 
 
 def _names(record: Mapping[Any, Any]) -> str:
-    named = [str(name) for name in record]
-    return ", ".join([*named[:_MOST_NAMED], *(["…"] if len(named) > _MOST_NAMED else [])]) or "none at all"
+    return first_names([str(name) for name in record], _MOST_NAMED) or "none at all"
